@@ -1,0 +1,1 @@
+"""AnnData and text in, tensors out, and back."""

@@ -1,0 +1,44 @@
+"""Single cells and language in one Hugging Face-native model.
+
+Importing the package registers its classes with the Auto classes. Everything else loads on first use.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from .version import __version__
+
+_HOME = {
+    "annotate": "api",
+    "chat": "api",
+    "describe": "api",
+    "embed": "api",
+    "evaluate": "api",
+    "finetune": "api",
+    "generate_cells": "api",
+    "load": "api",
+    "search": "api",
+    "ScMMGPTConfig": "modeling_scmmgpt",
+    "ScMMGPTForConditionalGeneration": "modeling_scmmgpt",
+    "ScMMGPTForPreTraining": "modeling_scmmgpt",
+    "ScMMGPTModel": "modeling_scmmgpt",
+    "ScMMGPTGeneTokenizer": "processing",
+    "ScMMGPTProcessor": "processing",
+}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'scmmgpt' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+# The shell command must answer `--help` at once: its verbs load the model classes when they need them.
+if Path(sys.argv[0]).stem != "scmmgpt":
+    from . import modeling_scmmgpt, processing

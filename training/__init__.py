@@ -1,0 +1,1 @@
+"""Corpora, recipes, metrics and conversion. Run the scripts with `accelerate launch training/<name>.py`."""
