@@ -1,0 +1,123 @@
+"""Cells to go through a part at a time, whether they are in memory or in a file of any size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import UserError
+from .storage import check_input, unreadable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+CELLS_PER_PART = 2048
+
+
+def open_cells(data: AnnData | str | os.PathLike) -> CellsInMemory | CellsInFile:
+    """One way to read cells from AnnData, backed AnnData or a path."""
+    if isinstance(data, str | os.PathLike):
+        return CellsInFile(check_input(data))
+    if not all(hasattr(data, name) for name in ("obs", "var", "X", "n_obs")):
+        raise UserError(f"Expected AnnData or the path of an .h5ad or .zarr file, got {type(data).__name__}.")
+    if data.isbacked:
+        if data.is_view:
+            raise UserError("A view of backed AnnData cannot be read in parts; call `.to_memory()` on it first.")
+        return CellsInFile(Path(data.filename))
+    return CellsInMemory(data)
+
+
+def parts(num_cells: int, start: int = 0, size: int = CELLS_PER_PART) -> Iterator[slice]:
+    """Consecutive slices that cover the cells from `start` on."""
+    for first in range(start, num_cells, size):
+        yield slice(first, min(first + size, num_cells))
+
+
+class CellsInMemory:
+    """Cells of an AnnData object."""
+
+    path: Path | None = None
+
+    def __init__(self, adata: AnnData):
+        self.adata = adata
+        self.obs: pd.DataFrame = adata.obs
+        self.num_cells: int = adata.n_obs
+
+    def rows(self, rows: slice | np.ndarray) -> AnnData:
+        return self.adata[rows]
+
+    def embedding(self, key: str) -> np.ndarray:
+        return np.asarray(self.adata.obsm[key])
+
+    @property
+    def present(self) -> dict[str, set[str]]:
+        return {"obs": set(self.adata.obs), "obsm": set(self.adata.obsm)}
+
+
+class CellsInFile:
+    """Cells of an .h5ad or .zarr file. `obs` and `var` are in memory, matrices are read row by row."""
+
+    def __init__(self, path: Path):
+        from anndata.io import read_elem
+
+        self.path = path
+        try:
+            self._store = self._open(path)
+            self.obs: pd.DataFrame = read_elem(self._store["obs"])
+            self._var: pd.DataFrame = read_elem(self._store["var"])
+        except UserError:
+            raise
+        except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
+            raise unreadable(path, error) from error
+        self.num_cells: int = len(self.obs)
+
+    @staticmethod
+    def _open(path: Path) -> Any:
+        if path.suffix == ".zarr":
+            import zarr
+
+            return zarr.open_group(path, mode="r")
+        import h5py
+
+        return h5py.File(path, "r")
+
+    def rows(self, rows: slice | np.ndarray) -> AnnData:
+        from anndata import AnnData
+
+        store = self._store
+        layers = {name: _read_rows(store["layers"][name], rows) for name in store.get("layers", {})}
+        matrix = _read_rows(store["X"], rows) if "X" in store else None
+        adata = AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self._var.copy(), layers=layers)
+        if "raw" in store and "X" in store["raw"]:
+            from anndata.io import read_elem
+
+            raw = store["raw"]
+            adata.raw = AnnData(_read_rows(raw["X"], rows), obs=adata.obs[[]], var=read_elem(raw["var"]))
+        return adata
+
+    def embedding(self, key: str) -> np.ndarray:
+        return np.asarray(self._store["obsm"][key][:])
+
+    @property
+    def present(self) -> dict[str, set[str]]:
+        return {"obs": set(self.obs), "obsm": set(self._store["obsm"]) if "obsm" in self._store else set()}
+
+
+def _read_rows(element: Any, rows: slice | np.ndarray) -> Any:
+    """Rows of a dense or sparse matrix on disk, in memory."""
+    from anndata.io import sparse_dataset
+
+    is_group = hasattr(element, "keys")
+    matrix = sparse_dataset(element) if is_group else element
+    if isinstance(rows, slice):
+        return matrix[rows]
+    # On disk rows are read in increasing order, once each.
+    in_order, place = np.unique(rows, return_inverse=True)
+    if not is_group and hasattr(matrix, "oindex"):
+        return matrix.oindex[in_order][place]
+    return matrix[in_order][place]

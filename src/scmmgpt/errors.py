@@ -1,0 +1,42 @@
+"""The two ways in which a request can fail before any work is done."""
+
+from importlib import import_module
+from types import ModuleType
+
+# Which optional set of packages brings the module that a verb needs.
+_EXTRA_OF_MODULE = {
+    "cellxgene_census": "census",
+    "datasets": "train",
+    "faiss": "search",
+    "fastapi": "serve",
+    "gradio": "app",
+    "peft": "train",
+    "scanpy": "eval",
+    "sklearn": "eval",
+    "trl": "train",
+    "uvicorn": "serve",
+}
+
+
+class UserError(ValueError):
+    """What was asked cannot be done; the message says what was wrong, where, and what to do."""
+
+
+class MissingExtraError(UserError, ImportError):
+    """An optional package is not installed; the message names the command that installs it."""
+
+    def __init__(self, module: str):
+        root = module.partition(".")[0]
+        extra = _EXTRA_OF_MODULE.get(root)
+        remedy = f'pip install "scmmgpt[{extra}]"' if extra else f"pip install {root}"
+        super().__init__(f"This needs the package `{root}`: {remedy}")
+
+
+def require(module: str) -> ModuleType:
+    """The module of an optional package, or one line that says how to install it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise MissingExtraError(module) from error

@@ -1,0 +1,155 @@
+"""Models for the verbs: the embedded one, a directory, or a repository of the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import hub_cards
+from .calibration import Calibration
+from .device import choose_device
+from .errors import UserError
+from .ontology import Ontology, read_ontology
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED_MODEL = Path(hub_cards.__file__).parent / "scmmgpt-mini"
+_REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its processor, on its device, and what its directory says about it."""
+
+    name: str
+    directory: Path
+    model: Any
+    processor: Any
+    device: torch.device
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def training_summary(self) -> dict | None:
+        """What the model was trained on; None when it is untrained."""
+        return getattr(self.config, "training_summary", None) or None
+
+    @cached_property
+    def ontology(self) -> Ontology:
+        return read_ontology(self.directory, EMBEDDED_MODEL)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return Calibration.read(self.directory)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        return hash_of_files(sorted(self.directory.glob("*.safetensors")))
+
+    def describe(self) -> dict[str, Any]:
+        """What a result records about the model that made it."""
+        return {
+            "name": self.name,
+            "weights_sha256": self.weights_hash,
+            "trained": self.training_summary is not None,
+            "ontology": self.ontology.version,
+        }
+
+
+def load(
+    model: str | os.PathLike | LoadedModel | None = None,
+    *,
+    device: str | torch.device | None = None,
+    generative: bool = False,
+) -> LoadedModel:
+    """A model ready for the verbs; pass it as their `model=` to load it once.
+
+    Parameters
+    ----------
+    model
+        A directory, a Hub repository ("org/name"), or None for the model that comes with the package.
+    device
+        "cpu", "cuda", "cuda:1", ...; None takes the best there is.
+    generative
+        Load the language model and the cell decoder too.
+    """
+    if isinstance(model, LoadedModel):
+        return _with_generation(model) if generative else model
+    from . import modeling_scmmgpt, processing
+
+    directory = find_model(model)
+    chosen = choose_device(device)
+    model_class = modeling_scmmgpt.ScMMGPTForConditionalGeneration if generative else modeling_scmmgpt.ScMMGPTModel
+    try:
+        network = model_class.from_pretrained(directory)
+        processor = processing.ScMMGPTProcessor.from_pretrained(directory)
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"The model directory {str(directory)!r} is incomplete: {_first_line(error)}") from error
+    name = "scmmgpt-mini" if directory == EMBEDDED_MODEL else str(model)
+    return LoadedModel(name, directory, network.eval().to(chosen), processor, chosen)
+
+
+def _with_generation(loaded: LoadedModel) -> LoadedModel:
+    if hasattr(loaded.model, "generate_cells"):
+        return loaded
+    return load(loaded.directory, device=loaded.device, generative=True)
+
+
+def find_model(model: str | os.PathLike | None = None) -> Path:
+    """The local directory of a model, downloaded when it is a Hub repository."""
+    if model is None:
+        return _checked(EMBEDDED_MODEL)
+    path = Path(model)
+    if path.exists():
+        return _checked(path)
+    if isinstance(model, str) and _REPOSITORY.match(model):
+        return _checked(_download(model))
+    raise UserError(f"There is no model directory {str(model)!r}, and it is not a repository name (org/name).")
+
+
+def _checked(directory: Path) -> Path:
+    config = directory / "config.json"
+    if not config.is_file():
+        raise UserError(f"{str(directory)!r} is not a model directory: it has no config.json.")
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{str(config)!r} is not valid JSON: {_first_line(error)}") from error
+    if model_type != "scmmgpt":
+        raise UserError(f"{str(directory)!r} holds a model of type {model_type!r}; expected 'scmmgpt'.")
+    return directory
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(repository))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"There is no directory {repository!r}, and it could not be fetched from the Hub: {_first_line(error)}"
+        ) from error
+
+
+def hash_of_files(paths: list[Path]) -> str:
+    """One SHA-256 over the contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,204 @@
+"""Files of cells: read a part at a time, written beside the target and renamed, never over the input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+SUFFIXES = (".h5ad", ".zarr")
+
+
+def check_input(path: str | os.PathLike) -> Path:
+    """The path of a file of cells that exists, or the reason why it is not one."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"There is no file {str(path)!r}.")
+    if path.suffix == ".h5mu":
+        raise UserError(f"{path.name} is MuData; save one modality first: mudata.read(...)['rna'].write_h5ad(...).")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{str(path)!r} is not a file of cells; expected a name that ends in .h5ad or .zarr.")
+    return path
+
+
+def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    """The path of an output that can be written, found out before any work is done."""
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise UserError(f"The output {str(path)!r} must end in {' or '.join(suffixes)}.")
+    if source is not None and path.exists() and path.samefile(source):
+        raise UserError(f"The output is the input ({path}): choose another name, the input is never overwritten.")
+    if path.is_dir() and path.suffix != ".zarr":
+        raise UserError(f"The output {str(path)!r} is a folder.")
+    if not path.parent.is_dir():
+        raise UserError(f"The folder {str(path.parent)!r} does not exist; create it first.")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise UserError(f"Nothing can be written to {str(path.parent)!r}: {error.strerror}.") from error
+    return path
+
+
+@contextmanager
+def written_by_rename(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; it takes the name when the block ends well and vanishes otherwise."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        if path.exists():
+            warnings.warn(f"{path} was there before and has been replaced.", stacklevel=3)
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error}") from error
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@dataclass
+class Additions:
+    """What a verb adds to the cells it was given."""
+
+    obs: dict[str, Any] = field(default_factory=dict)
+    obsm: dict[str, np.ndarray] = field(default_factory=dict)
+    uns: dict[str, Any] = field(default_factory=dict)
+
+    def refuse_existing(self, present: dict[str, set[str]], overwrite: bool) -> None:
+        """Stop before anything of the caller's is replaced."""
+        if overwrite:
+            return
+        for where in ("obs", "obsm"):
+            taken = sorted(set(getattr(self, where)) & present[where])
+            if taken:
+                raise UserError(
+                    f"{where}[{taken[0]!r}] is already there. Pass overwrite=True (--overwrite) to replace it, "
+                    "or key_added= (--key-added) to write under another name."
+                )
+
+    def write_into(self, adata: AnnData) -> None:
+        for name, values in self.obs.items():
+            adata.obs[name] = _as_series(values, adata.obs_names)
+        for name, values in self.obsm.items():
+            adata.obsm[name] = np.asarray(values)
+        for name, values in self.uns.items():
+            adata.uns[name] = merged(adata.uns.get(name), values)
+
+
+def _as_series(values: Any, index: pd.Index) -> pd.Series:
+    import pandas as pd
+
+    return pd.Series(values, index=index)
+
+
+def merged(old: Any, new: dict) -> dict:
+    """The record of this run beside those of earlier verbs."""
+    return {**old, **new} if isinstance(old, dict) else dict(new)
+
+
+def write_with_additions(source: Path, output: Path, additions: Additions) -> None:
+    """Copy a file and add to the copy. Matrices are never loaded, so memory stays flat."""
+    with written_by_rename(output) as temporary:
+        if source.suffix == output.suffix and _has_modern_layout(source):
+            copy = shutil.copytree if source.is_dir() else shutil.copyfile
+            copy(source, temporary)
+            temporary.chmod(temporary.stat().st_mode | 0o200)  # a read-only input gives a read-only copy
+            with open_store(temporary, "r+") as store:
+                _add_to_store(store, additions)
+        else:
+            adata = read_cells(source)
+            additions.write_into(adata)
+            write_cells(adata, temporary)
+
+
+def write_cells(adata: AnnData, path: Path) -> None:
+    """Write AnnData in the format that the name asks for."""
+    if path.suffix == ".zarr":
+        adata.write_zarr(path)
+    else:
+        adata.write_h5ad(path, compression="gzip")
+
+
+def save_cells(adata: AnnData, path: Path) -> None:
+    """Write AnnData under a temporary name, then rename."""
+    with written_by_rename(path) as temporary:
+        write_cells(adata, temporary)
+
+
+def read_cells(path: Path, backed: bool = False) -> AnnData:
+    """The whole file as AnnData; a file that is not one is refused by name."""
+    import anndata
+
+    try:
+        if path.suffix == ".zarr":
+            return anndata.read_zarr(path)
+        return anndata.read_h5ad(path, backed="r" if backed else None)
+    except (OSError, KeyError, anndata._io.utils.AnnDataReadError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: BaseException) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{str(path)!r} cannot be read as AnnData: {reason}")
+
+
+@contextmanager
+def open_store(path: Path, mode: str = "r") -> Iterator[Any]:
+    """The h5py or zarr group of a file of cells."""
+    if path.suffix == ".zarr":
+        import zarr
+
+        yield zarr.open_group(path, mode=mode)
+        return
+    import h5py
+
+    with h5py.File(path, mode) as store:
+        yield store
+
+
+def _has_modern_layout(path: Path) -> bool:
+    """Whether obs and uns are groups that can be added to (anndata before 0.7 wrote compound tables)."""
+    with open_store(path) as store:
+        return all(name in store and store[name].attrs.get("encoding-type") for name in ("obs", "obsm", "uns"))
+
+
+def _add_to_store(store: Any, additions: Additions) -> None:
+    from anndata.io import read_elem, write_elem
+
+    obs = store["obs"]
+    for name, values in additions.obs.items():
+        series = _as_series(values, None)
+        write_elem(obs, name, series.array if series.dtype == "category" else series.to_numpy())
+    order = [name for name in obs.attrs["column-order"] if name not in additions.obs]
+    obs.attrs["column-order"] = [*order, *additions.obs]
+    for name, values in additions.obsm.items():
+        write_elem(store["obsm"], name, np.asarray(values))
+    for name, values in additions.uns.items():
+        old = read_elem(store["uns"][name]) if name in store["uns"] else None
+        write_elem(store["uns"], name, merged(old, values))
+    if "consolidated_metadata" in str(getattr(store, "metadata", "")):
+        import zarr
+
+        zarr.consolidate_metadata(store.store)
