@@ -1,0 +1,216 @@
+"""Numbers about labels: how often right, how far wrong, how sure, and how sure of that number.
+
+Pure functions of arrays. `truth` and `predicted` hold one label a cell, `confidence` one probability a cell, `correct`
+one truth value a cell. Only numpy and scipy are needed; tests/test_metrics.py holds each against scikit-learn or a
+case worked by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from .type_tree import TypeTree
+
+FEWEST_DONORS = 5  # below this a resampling of donors has too few distinct outcomes to say anything
+
+
+def accuracy(truth: Sequence, predicted: Sequence) -> float:
+    """Share of cells with the right label."""
+    truth, predicted = _codes(truth, predicted)
+    return float(np.mean(truth == predicted))
+
+
+def macro_f1(truth: Sequence, predicted: Sequence) -> float:
+    """F1 averaged over the types that occur in `truth`, each type counting once however rare it is."""
+    true_positive, num_true, num_predicted = _counts_per_true_type(truth, predicted)
+    return float(np.mean(2 * true_positive / (num_true + num_predicted)))
+
+
+def balanced_accuracy(truth: Sequence, predicted: Sequence) -> float:
+    """Recall averaged over the types that occur in `truth`."""
+    true_positive, num_true, _ = _counts_per_true_type(truth, predicted)
+    return float(np.mean(true_positive / num_true))
+
+
+def per_type_table(truth: Sequence, predicted: Sequence) -> list[dict]:
+    """One row a type of `truth`: cells, precision, recall, F1 and the wrong label it was given most often."""
+    truth, predicted = np.asarray(truth, object), np.asarray(predicted, object)
+    rows = []
+    for name in sorted(set(truth)):
+        here, given = truth == name, predicted == name
+        wrong, times = np.unique(predicted[here & ~given].astype(str), return_counts=True)
+        hits = int(np.sum(here & given))
+        rows.append(
+            {
+                "type": name,
+                "cells": int(here.sum()),
+                "precision": hits / max(int(given.sum()), 1),
+                "recall": hits / int(here.sum()),
+                "f1": 2 * hits / int(here.sum() + given.sum()),
+                "most_often_taken_for": str(wrong[times.argmax()]) if len(wrong) else "",
+            }
+        )
+    return rows
+
+
+def exact_or_parent(truth: Sequence[str], predicted: Sequence[str], tree: TypeTree) -> float:
+    """Share of cells given the right label or one of its direct parents in the Cell Ontology."""
+    return float(np.mean(exact_or_parent_hits(truth, predicted, tree)))
+
+
+def exact_or_parent_hits(truth: Sequence[str], predicted: Sequence[str], tree: TypeTree) -> np.ndarray:
+    """For each cell, whether its label is right or a direct parent of the right one."""
+    return _by_pair(truth, predicted, lambda true, named: true == named or tree.is_parent(named, of=true))
+
+
+def ontology_distance(truth: Sequence[str], predicted: Sequence[str], tree: TypeTree) -> tuple[float, float]:
+    """Mean number of is-a steps between true and given type, and the share of cells where both are in the ontology.
+
+    A right label is at distance 0. Cells whose true or given label the ontology does not know are left out of the
+    mean, which is why their share comes with it.
+    """
+    steps = _by_pair(truth, predicted, tree.distance).astype(float)
+    known = np.isfinite(steps)
+    return (float(steps[known].mean()) if known.any() else float("nan")), float(known.mean())
+
+
+class Interval(NamedTuple):
+    """A bootstrap interval and what was resampled ("donors" or "cells")."""
+
+    low: float
+    high: float
+    unit: str
+
+
+def bootstrap_interval(
+    metric: Callable[..., float],
+    *arrays: Sequence,
+    donors: Sequence | None = None,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of `metric(*arrays)`, over donors when there are at least five, else over cells.
+
+    Cells of one donor are not independent, so with donors at hand whole donors are drawn with replacement.
+    """
+    columns = _texts_as_codes(arrays)
+    num_cells = len(columns[0])
+    members = _cells_of_donors(donors)
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(num_resamples):
+        if members is None:
+            drawn = generator.integers(num_cells, size=num_cells)
+        else:
+            drawn = np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
+        values.append(metric(*[column[drawn] for column in columns]))
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), "cells" if members is None else "donors")
+
+
+def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bool], num_bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over bins of equal width, weighted by cells (Guo et al. 2017)."""
+    confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    gap = np.bincount(bins, weights=confidence - correct, minlength=num_bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def reliability_curve(confidence: Sequence[float], correct: Sequence[bool], num_bins: int = 15) -> list[dict]:
+    """Mean confidence, accuracy and cells of each bin that `expected_calibration_error` uses and that is not empty."""
+    confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    return [
+        {
+            "confidence": float(confidence[bins == b].mean()),
+            "accuracy": float(correct[bins == b].mean()),
+            "cells": int(np.sum(bins == b)),
+        }
+        for b in np.unique(bins)
+    ]
+
+
+def risk_coverage(confidence: Sequence[float], correct: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage (share of cells answered, surest first) and risk (share of those answered wrongly).
+
+    Cells of equal confidence are answered together: each stands in at their common error rate, so that the order of
+    the input does not matter.
+    """
+    confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
+    order = np.argsort(-confidence, kind="stable")
+    _, tie = np.unique(-confidence[order], return_inverse=True)
+    error = 1 - correct[order]
+    error = (np.bincount(tie, weights=error) / np.bincount(tie))[tie]
+    answered = np.arange(1, len(error) + 1)
+    return answered / len(error), np.cumsum(error) / answered
+
+
+def area_under_risk_coverage(confidence: Sequence[float], correct: Sequence[bool]) -> float:
+    """Mean risk over all coverages: 0 is perfect, the plain error rate means that confidence says nothing."""
+    return float(np.mean(risk_coverage(confidence, correct)[1]))
+
+
+def accuracy_at_coverage(confidence: Sequence[float], correct: Sequence[bool], coverage: float = 0.8) -> float:
+    """Accuracy on the surest `coverage` of the cells."""
+    covered, risk = risk_coverage(confidence, correct)
+    return float(1 - risk[np.searchsorted(covered, coverage - 1e-9)])
+
+
+def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
+    """Chance that a positive cell scores above a negative one, ties counting half; NaN if either kind is absent."""
+    positive = np.asarray(positive, bool)
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        return float("nan")
+    rank_sum = rankdata(score)[positive].sum()
+    return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def _counts_per_true_type(truth: Sequence, predicted: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    truth, predicted = _codes(truth, predicted)
+    num_types = max(truth.max(), predicted.max()) + 1
+    num_true = np.bincount(truth, minlength=num_types)
+    num_predicted = np.bincount(predicted, minlength=num_types)
+    true_positive = np.bincount(truth[truth == predicted], minlength=num_types)
+    occurs = num_true > 0
+    return true_positive[occurs], num_true[occurs], num_predicted[occurs]
+
+
+def _codes(truth: Sequence, predicted: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    if len(truth) != len(predicted) or not len(truth):
+        raise ValueError(f"Truth holds {len(truth)} labels and prediction {len(predicted)}: same number, above 0.")
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    if truth.dtype.kind in "iu" and predicted.dtype.kind in "iu" and min(truth.min(), predicted.min()) >= 0:
+        return truth, predicted  # codes already: the bootstrap comes here a thousand times
+    return tuple(np.split(np.unique(np.concatenate([truth, predicted]).astype(str), return_inverse=True)[1], 2))
+
+
+def _texts_as_codes(arrays: Sequence[Sequence]) -> list[np.ndarray]:
+    """Text columns become numbers from one shared list, so that equal text stays equal across columns."""
+    columns = [np.asarray(array) for array in arrays]
+    texts = [column for column in columns if column.dtype.kind in "OUS"]
+    if not texts:
+        return columns
+    code = {text: i for i, text in enumerate(dict.fromkeys(np.concatenate([t.astype(object) for t in texts])))}
+    return [np.array([code[text] for text in c]) if c.dtype.kind in "OUS" else c for c in columns]
+
+
+def _cells_of_donors(donors: Sequence | None) -> list[np.ndarray] | None:
+    if donors is None:
+        return None
+    names, codes = np.unique(np.asarray(donors).astype(str), return_inverse=True)
+    if len(names) < FEWEST_DONORS:
+        return None
+    return [np.flatnonzero(codes == i) for i in range(len(names))]
+
+
+def _by_pair(truth: Sequence[str], predicted: Sequence[str], compare: Callable) -> np.ndarray:
+    """`compare(true, given)` for every cell, asked once for each distinct pair."""
+    pairs = list(zip(truth, predicted, strict=True))
+    answer = {pair: compare(*pair) for pair in set(pairs)}
+    return np.array([answer[pair] for pair in pairs])
