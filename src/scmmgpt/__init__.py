@@ -26,7 +26,7 @@ _HOME = {
     "ScMMGPTGeneTokenizer": "processing",
     "ScMMGPTProcessor": "processing",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str):

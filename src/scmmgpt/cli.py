@@ -1,0 +1,372 @@
+"""The `scmmgpt` command: one thin function per verb over `scmmgpt.api`.
+
+Heavy packages are imported inside the functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import run_to_exit_code, say, say_table
+
+app = typer.Typer(
+    help="Single cells and language: annotate, embed, describe, search, chat about and generate single cells.",
+    epilog="Start with: scmmgpt demo. Then: scmmgpt annotate my.h5ad --output annotated.h5ad --report report.html",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+index_app = typer.Typer(help="An index of an atlas, to be searched by text.", no_args_is_help=True)
+corpus_app = typer.Typer(help="Training corpora: build and audit.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
+app.add_typer(corpus_app, name="corpus")
+
+Cells = Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells: an .h5ad file or a .zarr folder.")]
+Output = Annotated[Path, typer.Option(help="Where to write: a new .h5ad or .zarr; never the input.")]
+Folder = Annotated[Path, typer.Option(help="The folder to write to.")]
+Model = Annotated[str | None, typer.Option(help="A model directory or Hub repository; default: the embedded model.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best there is.")]
+BatchSize = Annotated[int | None, typer.Option(help="Cells at a time; halved when memory runs out.")]
+KeyAdded = Annotated[str, typer.Option(help="The name that results are written under.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results of the same name in the output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+ClusterKey = Annotated[str | None, typer.Option(help="A column of obs: one result per cluster instead of per cell.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "debug" if debug else "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if debug else "1")
+    sys.exit(run_to_exit_code(lambda: app(arguments, prog_name="scmmgpt", standalone_mode=False), debug=debug))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from .version import __version__
+
+        print(__version__)  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error happened; works after any verb.")] = False,
+) -> None:
+    """Options of every verb."""
+
+
+@app.command(epilog="Example: scmmgpt demo")
+def demo(output: Folder = Path("demo"), model: Model = None, device: Device = None, json: AsJson = False) -> None:
+    """Annotate real cells (700 of the blood data that come with scanpy) and say where the result is."""
+    from .demo import run_demo
+
+    result, lines = run_demo(output, model=model, device=device)
+    say(result, as_json=json, lines=lines)
+
+
+@app.command(epilog="Example: scmmgpt info")
+def info(model: Annotated[str | None, typer.Argument(help="A model directory or repository.")] = None, json: AsJson = False) -> None:
+    """Versions, devices, and what is known about a model."""
+    from .doctor import describe_installation
+
+    result = describe_installation(model)
+    say(result, as_json=json, lines=(f"{name}: {value}" for name, value in result.items()))
+
+
+@app.command(epilog="Example: scmmgpt doctor my.h5ad")
+def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
+    """Say what would be read from a file: which matrix, which genes, which species; and what is doubtful."""
+    from .doctor import examine
+
+    result = examine(cells, model=model)
+    say(result, as_json=json, lines=(f"{name}: {value}" for name, value in result.items()))
+
+
+@app.command(
+    epilog="Examples: scmmgpt annotate my.h5ad --output out.h5ad --report report.html | "
+    "scmmgpt annotate my.h5ad --output out.h5ad --labels types.txt --min-confidence 0"
+)
+def annotate(
+    cells: Cells,
+    output: Output,
+    model: Model = None,
+    labels: Annotated[str | None, typer.Option(help='A file with one label a line, or "cell-ontology".')] = None,
+    tissue: Annotated[str | None, typer.Option(help="Where the cells come from, as a hint.")] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Below it: the parent term, then unknown. 0 never backs off.")
+    ] = None,
+    cluster_key: ClusterKey = None,
+    smooth: Annotated[int, typer.Option(min=0, help="Average over this many neighbours.")] = 0,
+    rerank: Annotated[int, typer.Option(min=0, help="Let the matching head judge this many best labels.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
+    key_added: KeyAdded = "scmmgpt",
+    overwrite: Overwrite = False,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """Name the type of each cell, from any list of labels, with a confidence."""
+    from . import api
+    from .summary import annotation_summary
+
+    adata = api.annotate(
+        cells,
+        labels,
+        output=output,
+        model=model,
+        tissue=tissue,
+        min_confidence=min_confidence,
+        cluster_key=cluster_key,
+        smooth=smooth,
+        rerank=rerank,
+        report=report,
+        key_added=key_added,
+        overwrite=overwrite,
+        device=device,
+        batch_size=batch_size,
+    )
+    result, lines = annotation_summary(adata, key_added)
+    say(result | {"output": str(output), "report": report and str(report)}, as_json=json, lines=lines)
+    if not json:
+        say_table(result["cell_types"][:20], as_json=False)
+        say({}, as_json=False, lines=[f"Written to {output}", *([f"Report: {report}"] if report else [])])
+
+
+@app.command(epilog="Example: scmmgpt embed my.h5ad --output out.h5ad")
+def embed(
+    cells: Cells,
+    output: Output,
+    model: Model = None,
+    key_added: KeyAdded = "scmmgpt",
+    overwrite: Overwrite = False,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """Write one vector per cell, in the space that text shares, to obsm."""
+    from . import api
+
+    options = {"key_added": key_added, "overwrite": overwrite, "device": device, "batch_size": batch_size}
+    adata = api.embed(cells, output=output, model=model, **options)
+    shape = list(adata.obsm[f"X_{key_added}"].shape)
+    result = {"output": str(output), "key": f"X_{key_added}", "shape": shape}
+    say(result, as_json=json, lines=[f"obsm['X_{key_added}'], {shape[0]} x {shape[1]}, written to {output}"])
+
+
+@app.command(epilog="Example: scmmgpt describe my.h5ad --output out.h5ad --cluster-key leiden")
+def describe(
+    cells: Cells,
+    output: Output,
+    model: Model = None,
+    cluster_key: ClusterKey = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest description.")] = 64,
+    key_added: KeyAdded = "scmmgpt",
+    overwrite: Overwrite = False,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """Let the language model describe each cell (or cluster) in words; genes it names are checked in the cell."""
+    from . import api
+
+    adata = api.describe(
+        cells,
+        output=output,
+        model=model,
+        cluster_key=cluster_key,
+        max_new_tokens=max_new_tokens,
+        key_added=key_added,
+        overwrite=overwrite,
+        device=device,
+        batch_size=batch_size,
+    )
+    texts = adata.obs[f"{key_added}_description"].astype(str)
+    first = dict(zip(adata.obs_names[:5], texts[:5], strict=True))
+    result = {"output": str(output), "cells": adata.n_obs, "distinct": int(texts.nunique()), "first": first}
+    lines = [*(f"{name}: {text}" for name, text in first.items()), f"{adata.n_obs} descriptions written to {output}"]
+    say(result, as_json=json, lines=lines)
+
+
+@app.command(epilog='Example: scmmgpt chat my.h5ad --cluster-key leiden --ask "What is different between 0 and 1?"')
+def chat(
+    cells: Cells,
+    model: Model = None,
+    cluster_key: ClusterKey = None,
+    select: Annotated[list[str] | None, typer.Option(help="A cell or cluster to talk about; repeat it.")] = None,
+    ask: Annotated[list[str] | None, typer.Option(help="A question; repeat it. Without it: talk at the prompt.")] = None,
+    device: Device = None,
+    json: AsJson = False,
+) -> None:
+    """Talk about cells or clusters; earlier turns are kept."""
+    from . import api
+    from .chat import talk_at_the_terminal
+
+    conversation = api.chat(cells, cluster_key=cluster_key, select=select, model=model, device=device)
+    if not ask:
+        talk_at_the_terminal(conversation)
+        return
+    turns = [{"question": question, "answer": conversation.ask(question)} for question in ask]
+    say({"turns": turns}, as_json=json, lines=(turn["answer"] for turn in turns))
+
+
+@app.command(epilog='Example: scmmgpt search my.h5ad "exhausted CD8 T cells" --top 20')
+def search(
+    cells: Annotated[Path, typer.Argument(metavar="IN.h5ad|INDEX", help="Cells, or the folder of an index.")],
+    text: Annotated[str, typer.Argument(help="What to look for, in words.")],
+    top: Annotated[int, typer.Option(min=1, help="How many cells to list.")] = 20,
+    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE of obs that must hold; repeat it.")] = None,
+    model: Model = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """List the cells that fit a text best."""
+    from . import api
+
+    table = api.search(cells, text, top=top, where=where, model=model, device=device, batch_size=batch_size)
+    say_table(table.reset_index(names="cell").to_dict("records"), as_json=json)
+
+
+@index_app.command("build", epilog="Example: scmmgpt index build atlas.h5ad --output atlas-index")
+def index_build(
+    atlas: Cells,
+    output: Folder,
+    model: Model = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """Embed an atlas once, so that every later search is fast. The atlas may be larger than memory."""
+    from .index import build_index
+
+    index = build_index(atlas, output, model=model, device=device, batch_size=batch_size)
+    say(index.describe(), as_json=json, lines=[f"{index.num_cells} cells indexed in {output}"])
+
+
+@app.command(epilog='Example: scmmgpt generate "a naive B cell from lymph node" --num-cells 500 --output out.h5ad')
+def generate(
+    text: Annotated[str, typer.Argument(help="What cells to make, in words.")],
+    output: Output,
+    num_cells: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Seed = 0,
+    model: Model = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """Make pseudo-cells, with whole counts, from a text."""
+    from . import api
+
+    adata = api.generate_cells(
+        text, num_cells, seed=seed, output=output, model=model, device=device, batch_size=batch_size
+    )
+    quality = adata.uns["scmmgpt"]["generate"]["quality"]
+    lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *_pairs(quality)]
+    say({"output": str(output), "shape": list(adata.shape), "quality": quality}, as_json=json, lines=lines)
+
+
+@corpus_app.command("build", epilog="Example: scmmgpt corpus build a.h5ad b.h5ad --output corpus")
+def corpus_build(
+    sources: Annotated[list[Path], typer.Argument(help="Files or folders of cells.")],
+    output: Folder,
+    json: AsJson = False,
+) -> None:
+    """Turn cells and ontology text into training shards, split without leakage."""
+    from .training.corpus import build_corpus
+
+    _say_outcome(build_corpus([str(source) for source in sources], output), output, json)
+
+
+@corpus_app.command("audit", epilog="Example: scmmgpt corpus audit corpus")
+def corpus_audit(corpus: Annotated[Path, typer.Argument(help="A corpus.")], json: AsJson = False) -> None:
+    """Check a corpus for leakage between its splits, and count what it holds."""
+    from .training.corpus import audit_corpus
+
+    _say_outcome(audit_corpus(corpus), corpus, json)
+
+
+@app.command(epilog="Example: scmmgpt convert scgpt scgpt-whole-human --output scgpt-hf")
+def convert(
+    kind: Annotated[str, typer.Argument(help="Where the checkpoint comes from, such as scgpt.")],
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="The public checkpoint.")],
+    output: Folder,
+    json: AsJson = False,
+) -> None:
+    """Turn a public checkpoint into one of ours."""
+    from .training.convert import convert_checkpoint
+
+    _say_outcome(convert_checkpoint(kind, source, output), output, json)
+
+
+@app.command(epilog="Example: scmmgpt finetune my.h5ad --label cell_type --output my-model")
+def finetune(
+    cells: Cells,
+    label: Annotated[str, typer.Option(help="The column of obs to learn.")],
+    output: Folder,
+    model: Model = None,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML file with the settings of the run.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Teach the model your own labels."""
+    from . import api
+
+    _say_outcome(api.finetune(cells, label, output=output, model=model, recipe=recipe), output, json)
+
+
+@app.command("eval", epilog="Example: scmmgpt eval my.h5ad --label cell_type --output results")
+def evaluate(
+    cells: Cells,
+    label: Annotated[str, typer.Option(help="The column of obs that holds the truth.")],
+    output: Folder,
+    model: Model = None,
+    json: AsJson = False,
+) -> None:
+    """Measure a model on labelled cells, beside simple baselines."""
+    from . import api
+
+    _say_outcome(api.evaluate(cells, label, output=output, model=model), output, json)
+
+
+@app.command(epilog="Example: scmmgpt push my-model my-name/my-model")
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
+    repository: Annotated[str, typer.Argument(metavar="org/name", help="The repository of the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Publish a model, with its card, to the Hugging Face Hub."""
+    from .hub_cards.push import push as push_to_hub
+
+    _say_outcome(push_to_hub(directory, repository, private=private), repository, json)
+
+
+@app.command(epilog="Example: scmmgpt serve --port 8000")
+def serve(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+    device: Device = None,
+) -> None:
+    """Answer requests over HTTP."""
+    from .hub_cards.serve import serve as serve_over_http
+
+    serve_over_http(model=model, host=host, port=port, device=device)
+
+
+def _say_outcome(outcome: Any, place: Path | str, as_json: bool) -> None:
+    """What a verb that lives elsewhere returned: a mapping of figures, or nothing."""
+    figures = dict(outcome) if isinstance(outcome, dict) else {}
+    say({"output": str(place)} | figures, as_json=as_json, lines=[*_pairs(figures), f"Done: {place}"])
+
+
+def _pairs(figures: dict[str, Any]) -> list[str]:
+    return [f"{name}: {value}" for name, value in figures.items()]

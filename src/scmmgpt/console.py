@@ -1,0 +1,110 @@
+"""What the shell command says and how it ends: results on stdout, one short reason on stderr, an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+FINE, OUR_FAULT, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+_MAX_LINES, _MAX_WIDTH = 6, 400
+
+
+def run_to_exit_code(command: Callable[[], Any], *, debug: bool = False) -> int:
+    """Run a command and say why when it fails: 0 fine, 1 our fault, 2 the user's mistake, 130 interrupted."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", UserWarning)
+        code = _run(command, debug)
+    if code == FINE:
+        _print_warnings(caught)
+    return code
+
+
+def _run(command: Callable[[], Any], debug: bool) -> int:
+    import typer
+
+    from .errors import UserError
+
+    try:
+        code = command()
+        return code if isinstance(code, int) else FINE
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("Interrupted. The same command goes on where this one stopped.", INTERRUPTED, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has seen enough
+        return FINE
+    except UserError as error:
+        return _fail(str(error), USERS_MISTAKE, debug)
+    except typer.exceptions.TyperException as error:
+        return _fail(getattr(error, "format_message", error.__str__)(), USERS_MISTAKE, debug)
+    except ModuleNotFoundError as error:
+        return _fail_for_missing_package(error, debug)
+    except (ValueError, TypeError, KeyError) as error:
+        if _raised_by_us(error):
+            return _fail(str(error.args[0] if error.args else error), USERS_MISTAKE, debug)
+        return _fail_for_bug(error, debug)
+    except Exception as error:  # the last line of defence: no traceback unless asked for
+        return _fail_for_bug(error, debug)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether our own code refused the input, with a reason that is written for people."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith("scmmgpt")
+
+
+def _fail_for_missing_package(error: ModuleNotFoundError, debug: bool) -> int:
+    from .errors import MissingExtraError
+
+    if not error.name or error.name.startswith("scmmgpt"):
+        return _fail_for_bug(error, debug)
+    return _fail(str(MissingExtraError(error.name)), USERS_MISTAKE, debug)
+
+
+def _fail_for_bug(error: BaseException, debug: bool) -> int:
+    reason = f"{type(error).__name__}: {error}"
+    return _fail(f"This is an error of scmmgpt, not yours. {reason}\nAdd --debug to see where it happened.", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    lines = [line[:_MAX_WIDTH] for line in f"scmmgpt: {message}".splitlines() if line.strip()]
+    print(*lines[:_MAX_LINES], sep="\n", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _print_warnings(caught: Iterable[warnings.WarningMessage]) -> None:
+    messages = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+
+
+def say(result: dict[str, Any], *, as_json: bool, lines: Iterable[str] = ()) -> None:
+    """The result of a verb: as one JSON object, or as the lines written for people."""
+    if as_json:
+        print(json.dumps(result, default=str))  # noqa: T201
+        return
+    from rich.console import Console
+
+    for line in lines:
+        Console(highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+def say_table(rows: list[dict[str, Any]], *, as_json: bool, title: str | None = None) -> None:
+    """Rows as a table, or as a JSON list."""
+    if as_json:
+        print(json.dumps(rows, default=str))  # noqa: T201
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*(rows[0] if rows else ()), title=title)
+    for row in rows:
+        table.add_row(*(Text(f"{value:.3f}" if isinstance(value, float) else str(value)) for value in row.values()))
+    Console(highlight=False).print(table)

@@ -1,0 +1,106 @@
+"""How far a long run is: a bar for the person, and files that let an interrupted run go on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@contextmanager
+def progress_bar(what: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Any]:
+    """A function `advance(n)` that moves a bar on the terminal; silent where nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    hidden = not (shown and sys.stderr.isatty())
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)
+
+
+class Workspace:
+    """Half-finished arrays of one run.
+
+    With an output they lie in a hidden folder beside it, so that the same call picks them up after an interruption.
+    A run with other settings, another input or another model does not match, and starts afresh.
+    """
+
+    def __init__(self, output: Path | None, settings: dict[str, Any]):
+        self._folder = output.with_name(f".{output.name}.unfinished") if output else None
+        self._settings = json.loads(json.dumps(settings, sort_keys=True, default=str))
+        self._done: dict[str, int] = {}
+        if self._folder is not None:
+            self._adopt_or_start(self._folder)
+
+    def _adopt_or_start(self, folder: Path) -> None:
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            state = {}
+        if state.get("settings") == self._settings:
+            self._done = state["done"]
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+
+    @property
+    def is_resumed(self) -> bool:
+        return any(self._done.values())
+
+    def done(self, name: str) -> int:
+        """How many rows of an array were finished by this run or the one before."""
+        return self._done.get(name, 0)
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        """An array to fill; on disk when the run can be resumed."""
+        if self._folder is None:
+            return np.zeros(shape, dtype)
+        path = self._folder / f"{name}.npy"
+        if self.done(name) and path.exists():
+            return np.load(path, mmap_mode="r+")
+        self._done.pop(name, None)
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+    def lines(self, name: str) -> list[Any]:
+        """The values that were appended so far; a line that was cut off by the interruption is dropped."""
+        if self._folder is None or not (self._folder / f"{name}.jsonl").exists():
+            return []
+        path = self._folder / f"{name}.jsonl"
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[: self.done(name)]
+        path.write_text("".join(kept), encoding="utf-8")
+        return [json.loads(line) for line in kept]
+
+    def append(self, name: str, values: list[Any]) -> None:
+        """Keep values that do not fit an array, such as texts."""
+        if self._folder is None:
+            return
+        with (self._folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(value) + "\n" for value in values)
+        self.finish(name, self.done(name) + len(values))
+
+    def finish(self, name: str, num_rows: int) -> None:
+        """Remember that the first `num_rows` rows are final."""
+        self._done[name] = num_rows
+        if self._folder is None:
+            return
+        temporary = self._folder / "state.json.new"
+        temporary.write_text(json.dumps({"settings": self._settings, "done": self._done}), encoding="utf-8")
+        temporary.replace(self._folder / "state.json")
+
+    def remove(self) -> None:
+        """Everything is where it belongs: the folder can go."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def remove_if_unused(self) -> None:
+        """Leave nothing behind when no row was finished."""
+        if not self.is_resumed:
+            self.remove()

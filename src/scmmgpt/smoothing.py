@@ -1,0 +1,35 @@
+"""Neighbours speak for each other: averages over a graph of similar cells, off unless asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from .cells import parts
+
+
+def nearest_neighbours(embeds: np.ndarray, num_neighbours: int) -> sparse.csr_array:
+    """The graph that joins each cell to its most similar cells, itself included, each with the same weight.
+
+    Parameters
+    ----------
+    embeds
+        Unit vectors, (N, D). The search is exact, a part of the rows at a time.
+    """
+    num_cells = len(embeds)
+    num_neighbours = min(num_neighbours + 1, num_cells)
+    columns = np.empty((num_cells, num_neighbours), dtype=np.int64)
+    for rows in parts(num_cells, size=1024):
+        similarity = np.asarray(embeds[rows]) @ np.asarray(embeds).T
+        columns[rows] = np.argpartition(-similarity, num_neighbours - 1, axis=1)[:, :num_neighbours]
+    weights = np.full(columns.size, 1 / num_neighbours, dtype=np.float32)
+    offsets = np.arange(0, columns.size + 1, num_neighbours)
+    return sparse.csr_array((weights, columns.ravel(), offsets), shape=(num_cells, num_cells))
+
+
+def smooth(embeds: np.ndarray, num_neighbours: int) -> np.ndarray:
+    """Mean embedding of each cell's neighbourhood.
+
+    Similarity to a label is linear in the embedding, so this is the mean of the neighbours' similarities.
+    """
+    return np.asarray(nearest_neighbours(embeds, num_neighbours) @ np.asarray(embeds), dtype=np.float32)
