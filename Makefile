@@ -1,0 +1,59 @@
+# Three words: demo, test, style. Everything runs in .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TEST_EXTRAS := train,eval,ontology,app,serve,search,dev
+STEPS ?=
+
+# Development cells for the tests that want them; those tests skip, and say so, where there are none.
+ifneq ($(wildcard ../shared/data/dev),)
+export SCMMGPT_DATA ?= $(abspath ../shared/data/dev)
+endif
+
+.PHONY: demo test style unit slow bench mini docs clean
+
+demo: .venv/demo  ## annotate real cells with the embedded model
+	$(BIN)/scmmgpt demo
+
+test: style unit  ## style, types, tests, doctests, README blocks and examples
+
+style: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+
+bench: .venv/test  ## speed and memory, beside plain implementations, in one run
+	$(BIN)/python -m benchmarks
+
+mini: .venv/test  ## train the embedded model; STEPS=200 for a short reproducible run
+	$(BIN)/python training/mini.py --config training/recipes/mini.yaml $(if $(STEPS),--steps $(STEPS))
+
+docs: .venv/docs
+	$(BIN)/sphinx-build -W --keep-going docs docs/_build
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"scmmgpt needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Run: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+# torch first: what is installed already is not fetched again as another build.
+.venv/torch: .venv/bin/python constraints.txt
+	$(PIP) torch
+	@touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	$(PIP) --editable ".[eval]"
+	@touch $@
+
+.venv/test: .venv/torch pyproject.toml
+	$(PIP) --editable ".[$(TEST_EXTRAS)]"
+	@touch $@ .venv/demo
+
+.venv/docs: .venv/test
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache demo
