@@ -14,6 +14,7 @@ _HOME = {
     "chat": "api",
     "describe": "api",
     "embed": "api",
+    "EMBEDDED_MODEL": "hub_cards",
     "evaluate": "api",
     "finetune": "api",
     "generate_cells": "api",
