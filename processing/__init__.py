@@ -1,1 +1,3 @@
 """AnnData and text in, tensors out, and back."""
+
+from .gene_tokenization_scmmgpt import ScMMGPTGeneTokenizer
