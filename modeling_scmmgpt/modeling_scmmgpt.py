@@ -433,6 +433,8 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
 
     _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    # What `generate` takes for the prompt. Were it `gene_ids`, it would swallow the cells and write without them.
+    main_input_name = "input_ids"
     generate = GenerationMixin.generate
 
     def __init__(self, config: ScMMGPTConfig):
