@@ -1,0 +1,143 @@
+"""What every recipe script does alike: read its command line, keep the recipe beside the run, find where to go on."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import yaml
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, enable_full_determinism, set_seed
+
+from scmmgpt.training.checkpoints import TrainingStopped, last_checkpoint, remove_partial_checkpoints
+from scmmgpt.training.data import CorpusBatchSampler
+from scmmgpt.training.settings import RunSettings, check_names, read_recipe
+
+RECIPE_FILE = "recipe.yaml"
+# What may differ between a run and its continuation: it changes what is seen, not what is learnt.
+FREE_TO_CHANGE = (
+    "hardware.",
+    "evaluation.",
+    "training.logging",
+    "training.save",
+    "training.eval",
+    "training.report_to",
+)
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was asked for on the command line."""
+
+    settings: RunSettings
+    dry_run: bool
+    fresh: bool
+
+
+def read_command(description: str, arguments: Sequence[str] | None = None) -> Command:
+    """`--config RECIPE [--dry-run] [--fresh] [section.key=value ...]`"""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="a recipe: training/recipes/*.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan of the run and stop")
+    parser.add_argument("--fresh", action="store_true", help="begin anew where a run of this output exists")
+    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="numbers that differ from the recipe")
+    given = parser.parse_args(arguments)
+    return Command(read_recipe(given.config, given.changes), given.dry_run, given.fresh)
+
+
+def training_arguments(settings: RunSettings, kind: type[Arguments], **always: object) -> Arguments:
+    """The section `training` as the trainer's own arguments; a name that does not exist is refused."""
+    check_names(settings.training, [field.name for field in fields(kind) if field.init], "training")
+    defaults = {
+        "output_dir": settings.output,
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": [],
+        "logging_nan_inf_filter": False,  # a NaN is to be seen, not averaged away
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,  # the columns of a corpus are not the arguments of `forward`
+        "label_names": ["gene_ids"],  # always there, so that evaluation always computes the loss
+        "dataloader_drop_last": True,  # contrast over ever the same number of pairs
+    }
+    return kind(**{**defaults, **settings.training, **always})
+
+
+def callbacks_of(settings: RunSettings) -> list[TrainerCallback]:
+    """Early stopping, where the recipe asks for it."""
+    patience = settings.evaluation.patience
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+def seed_everything(arguments: TrainingArguments) -> None:
+    """Before the model is made: new weights depend on the seed too."""
+    if arguments.full_determinism:
+        enable_full_determinism(arguments.seed)
+    else:
+        set_seed(arguments.seed)
+
+
+def begin(settings: RunSettings, arguments: TrainingArguments, *, fresh: bool = False) -> str | None:
+    """Prepare the output folder; the checkpoint to go on from, None for a new run."""
+    run = Path(settings.output)
+    with arguments.main_process_first(local=False, desc="output folder"):
+        if arguments.process_index == 0:
+            if fresh:
+                shutil.rmtree(run, ignore_errors=True)
+            run.mkdir(parents=True, exist_ok=True)
+            remove_partial_checkpoints(run)
+            _keep_recipe(settings, run)
+    checkpoint = last_checkpoint(run)
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _keep_recipe(settings: RunSettings, run: Path) -> None:
+    """A run is continued with the recipe it was begun with, or not at all."""
+    recipe, path = _plain(asdict(settings)), run / RECIPE_FILE
+    if path.is_file() and last_checkpoint(run) is not None:
+        before, now = _flat(yaml.safe_load(path.read_text())), _flat(recipe)
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changed = [key for key in changed if not key.startswith(FREE_TO_CHANGE)]
+        if changed:
+            differences = ", ".join(f"{key} ({before.get(key)} -> {now.get(key)})" for key in changed)
+            raise TrainingStopped(
+                f"{run} holds a run of another recipe: {differences}. Give another `output`, or begin anew with --fresh."
+            )
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+
+class RowOrder(Sampler[int]):
+    """The rows of `CorpusBatchSampler` one by one, for a trainer that cuts and divides batches itself.
+
+    Trainer knows how to skip rows on resuming and how to share them among processes; which rows follow each other is
+    a function of seed and epoch alone.
+    """
+
+    def __init__(self, batches: CorpusBatchSampler):
+        self.batches = batches
+
+    def __iter__(self):
+        for batch in self.batches:
+            yield from batch
+
+    def __len__(self) -> int:
+        return self.batches.num_rows
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.epoch = epoch
+
+
+def _plain(value: object) -> object:
+    """The same through yaml and back, so that a stored recipe compares with a new one."""
+    return yaml.safe_load(yaml.safe_dump(value))
+
+
+def _flat(nested: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
