@@ -119,7 +119,7 @@ class ScMMGPTCellDecoderConfig(PreTrainedConfig):
     flow_hidden_size: int = 512
     num_flow_layers: int = 4
     num_flow_steps: int = 32
-    # Heads of the attention by which a gene reads the cell's memory tokens.
+    # Tokens that the latent becomes: beside the text features, what every gene reads its counts off.
     num_memory_tokens: int = 8
     # Share of texts hidden in training, so that the empty text means the mixture of all cells (guidance needs both).
     text_dropout: float | int = 0.1

@@ -6,7 +6,7 @@ features and latent pass through the cell encoder's transformer; every gene then
 result by attention. The latent of a real cell, needed only in training, is a weighted sum of its gene vectors.
 """
 
-# Shape letters: B cells, K text features, M memory tokens, Z latent size, G genes asked for, H heads, D hidden size,
+# Shape letters: B cells, K text features, M memory tokens, Z latent size, G genes asked for, D hidden size,
 # E embedding size of the gene table.
 
 import math
@@ -154,7 +154,6 @@ class ScMMGPTGeneHead(nn.Module):
 
     def __init__(self, config: ScMMGPTCellDecoderConfig, hidden_size: int, embedding_size: int, vocab_size: int):
         super().__init__()
-        self.num_heads = config.num_attention_heads
         self.memory_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.gene_query = nn.Linear(embedding_size, hidden_size)
         self.gene_readout = nn.Linear(embedding_size, hidden_size)
@@ -169,15 +168,15 @@ class ScMMGPTGeneHead(nn.Module):
         """(log share of the library (B, G), dispersion (G,))"""
         memory_BMD = self.memory_norm(memory_BMD)
         genes_GE = gene_table[gene_ids]
-        query, readout = (
-            p(genes_GE).unflatten(-1, (self.num_heads, -1)) for p in (self.gene_query, self.gene_readout)
-        )
-        key, value = (p(memory_BMD).unflatten(-1, (self.num_heads, -1)) for p in (self.memory_key, self.memory_value))
-        attention_BHGM = torch.einsum("ghd,bmhd->bhgm", query, key).mul(query.shape[-1] ** -0.5).softmax(-1)
-        reading_BHGM = torch.einsum("ghd,bmhd->bhgm", readout, value).mul(query.shape[-1] ** -0.5)
-        log_share_BG = (attention_BHGM * reading_BHGM).sum((1, 3)) + self.gene_bias[gene_ids]
+        scale = memory_BMD.shape[-1] ** -0.5
+        attention_BGM = self._product(self.gene_query(genes_GE), self.memory_key(memory_BMD)).mul(scale).softmax(-1)
+        reading_BGM = self._product(self.gene_readout(genes_GE), self.memory_value(memory_BMD)).mul(scale)
+        log_share_BG = (attention_BGM * reading_BGM).sum(-1) + self.gene_bias[gene_ids]
         dispersion_G = self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
         return log_share_BG.float().clamp(*LOG_RATE_RANGE), dispersion_G
+
+    def _product(self, genes_GD: torch.Tensor, memory_BMD: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("gd,bmd->bgm", genes_GD, memory_BMD)
 
 
 class ScMMGPTCellDecoder(nn.Module):
