@@ -42,7 +42,7 @@ def holds_counts(adata: AnnData) -> bool:
 
 def upper_symbols(adata: AnnData) -> np.ndarray:
     """The gene symbols of AnnData in upper case."""
-    names = adata.var["feature_name"] if "feature_name" in adata.var else adata.var_names
+    names = adata.var.get("feature_name", adata.var_names)
     return np.array([str(name).upper() for name in names], object)
 
 

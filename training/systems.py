@@ -1,0 +1,66 @@
+"""What is evaluated: anything that does some of five things with cells and text, as plain functions.
+
+The model, a baseline and a control all come as a `System`; a task asks only for the functions it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Predict = Callable[["AnnData", Sequence[str]], np.ndarray]
+Embed = Callable[["AnnData"], np.ndarray]
+EmbedText = Callable[[Sequence[str]], np.ndarray]
+Describe = Callable[["AnnData"], Sequence[str]]
+Generate = Callable[[str, int, int], "AnnData"]
+
+
+@dataclass(frozen=True)
+class System:
+    """A named set of functions to evaluate.
+
+    Attributes
+    ----------
+    predict
+        (cells, labels) -> cells x labels; the largest wins, each row sums to one and is the confidence.
+    embed
+        cells -> cells x D.
+    embed_text
+        texts -> texts x D in the space of `embed`, so that dot products rank.
+    describe
+        cells -> one text a cell.
+    generate
+        (text, number of cells, seed) -> AnnData of counts.
+    """
+
+    name: str
+    predict: Predict | None = None
+    embed: Embed | None = None
+    embed_text: EmbedText | None = None
+    describe: Describe | None = None
+    generate: Generate | None = None
+    is_baseline: bool = False
+
+    def renamed(self, name: str) -> System:
+        """The same functions under another name."""
+        return replace(self, name=name)
+
+
+def checked_scores(system: System, cells: AnnData, labels: Sequence[str]) -> np.ndarray:
+    """`system.predict`, refused when its answer has the wrong shape, holds NaN or does not sum to one."""
+    scores = np.asarray(system.predict(cells, list(labels)), dtype=float)
+    if scores.shape != (cells.n_obs, len(labels)):
+        raise ValueError(
+            f"{system.name} gave scores of shape {scores.shape} for {cells.n_obs} cells, {len(labels)} labels."
+        )
+    if not np.isfinite(scores).all() or np.abs(scores.sum(1) - 1).max() > 1e-3:
+        raise ValueError(
+            f"{system.name} gave scores that are not probabilities: each row must be finite and sum to 1."
+        )
+    return scores
