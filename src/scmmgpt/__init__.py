@@ -42,4 +42,4 @@ def __dir__() -> list[str]:
 
 # The shell command must answer `--help` at once: its verbs load the model classes when they need them.
 if Path(sys.argv[0]).stem != "scmmgpt":
-    from . import modeling_scmmgpt, processing
+    from . import auto

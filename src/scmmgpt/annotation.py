@@ -129,7 +129,9 @@ class Caller:
         self.min_confidence = min_confidence
         self._names = np.array(labels.labels, dtype=object)
         self._ids = np.array([labels.term_id_or_unknown(index) for index in range(len(labels))], dtype=object)
-        self._given = {term_id: label for label, term_id in zip(labels.labels, labels.term_ids, strict=True) if term_id}
+        self._given = {
+            term_id: label for label, term_id in zip(labels.labels, labels.term_ids, strict=True) if term_id
+        }
         self._ontology = ontology
         self._groups, self._membership = self._collect_groups() if min_confidence > 0 else ([], None)
 
@@ -195,8 +197,12 @@ def call_cells(
 
     Parameters
     ----------
+    num_cells
+        N.
     probabilities
         Rows -> (rows, C).
+    caller
+        What turns probabilities into calls.
     clusters
         A cluster number for each cell; None calls each cell by itself.
     """

@@ -59,7 +59,9 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error happened; works after any verb.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error happened; works after any verb.")
+    ] = False,
 ) -> None:
     """Options of every verb."""
 
@@ -74,7 +76,9 @@ def demo(output: Folder = Path("demo"), model: Model = None, device: Device = No
 
 
 @app.command(epilog="Example: scmmgpt info")
-def info(model: Annotated[str | None, typer.Argument(help="A model directory or repository.")] = None, json: AsJson = False) -> None:
+def info(
+    model: Annotated[str | None, typer.Argument(help="A model directory or repository.")] = None, json: AsJson = False
+) -> None:
     """Versions, devices, and what is known about a model."""
     from .doctor import describe_installation
 
@@ -202,7 +206,9 @@ def chat(
     model: Model = None,
     cluster_key: ClusterKey = None,
     select: Annotated[list[str] | None, typer.Option(help="A cell or cluster to talk about; repeat it.")] = None,
-    ask: Annotated[list[str] | None, typer.Option(help="A question; repeat it. Without it: talk at the prompt.")] = None,
+    ask: Annotated[
+        list[str] | None, typer.Option(help="A question; repeat it. Without it: talk at the prompt.")
+    ] = None,
     device: Device = None,
     json: AsJson = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import json
 import os
 import sys
@@ -43,18 +44,24 @@ def _run(command: Callable[[], Any], debug: bool) -> int:
         return _fail(getattr(error, "format_message", error.__str__)(), USERS_MISTAKE, debug)
     except ModuleNotFoundError as error:
         return _fail_for_missing_package(error, debug)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         if _raised_by_us(error):
-            return _fail(str(error.args[0] if error.args else error), USERS_MISTAKE, debug)
+            return _fail(str(error), USERS_MISTAKE, debug)
         return _fail_for_bug(error, debug)
     except Exception as error:  # the last line of defence: no traceback unless asked for
         return _fail_for_bug(error, debug)
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether our own code refused the input, with a reason that is written for people."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith("scmmgpt")
+    """Whether a `raise` of our own refused the input, with a reason that is written for people.
+
+    An operation that failed inside our code (numpy's shapes, say) ends in the same frames but not in a `raise`.
+    """
+    place = error.__traceback__
+    while place.tb_next is not None:
+        place = place.tb_next
+    instruction = dis.opname[place.tb_frame.f_code.co_code[place.tb_lasti]]
+    return instruction == "RAISE_VARARGS" and place.tb_frame.f_globals.get("__name__", "").startswith("scmmgpt")
 
 
 def _fail_for_missing_package(error: ModuleNotFoundError, debug: bool) -> int:

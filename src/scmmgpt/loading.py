@@ -43,6 +43,12 @@ class LoadedModel:
         """What the model was trained on; None when it is untrained."""
         return getattr(self.config, "training_summary", None) or None
 
+    @property
+    def first_gene_id(self) -> int:
+        """Smaller ids are special tokens."""
+        gene_tokenizer = self.processor.feature_extractor
+        return gene_tokenizer.vocab_size - len(gene_tokenizer.genes)
+
     @cached_property
     def ontology(self) -> Ontology:
         return read_ontology(self.directory, EMBEDDED_MODEL)

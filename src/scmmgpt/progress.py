@@ -30,12 +30,12 @@ class Workspace:
     """Half-finished arrays of one run.
 
     With an output they lie in a hidden folder beside it, so that the same call picks them up after an interruption.
-    A run with other settings, another input or another model does not match, and starts afresh.
+    A run with another fingerprint (other settings, input or model) starts afresh.
     """
 
-    def __init__(self, output: Path | None, settings: dict[str, Any]):
+    def __init__(self, output: Path | None, fingerprint: str = ""):
         self._folder = output.with_name(f".{output.name}.unfinished") if output else None
-        self._settings = json.loads(json.dumps(settings, sort_keys=True, default=str))
+        self._fingerprint = fingerprint
         self._done: dict[str, int] = {}
         if self._folder is not None:
             self._adopt_or_start(self._folder)
@@ -45,7 +45,7 @@ class Workspace:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             state = {}
-        if state.get("settings") == self._settings:
+        if state.get("run") == self._fingerprint:
             self._done = state["done"]
             return
         shutil.rmtree(folder, ignore_errors=True)
@@ -59,15 +59,21 @@ class Workspace:
         """How many rows of an array were finished by this run or the one before."""
         return self._done.get(name, 0)
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-        """An array to fill; on disk when the run can be resumed."""
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any, kept: bool = False) -> np.ndarray:
+        """An array to fill, on disk when the run can be resumed; `kept` goes on with the one that is there."""
         if self._folder is None:
             return np.zeros(shape, dtype)
         path = self._folder / f"{name}.npy"
-        if self.done(name) and path.exists():
+        if kept:
             return np.load(path, mmap_mode="r+")
-        self._done.pop(name, None)
         return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+    def reopen(self, prefix: str) -> dict[str, np.ndarray]:
+        """The finished arrays whose names begin with `prefix-`, by the rest of their names."""
+        if self._folder is None:
+            return {}
+        files = self._folder.glob(f"{prefix}-*.npy")
+        return {path.stem.removeprefix(f"{prefix}-"): np.load(path, mmap_mode="r") for path in files}
 
     def lines(self, name: str) -> list[Any]:
         """The values that were appended so far; a line that was cut off by the interruption is dropped."""
@@ -92,7 +98,7 @@ class Workspace:
         if self._folder is None:
             return
         temporary = self._folder / "state.json.new"
-        temporary.write_text(json.dumps({"settings": self._settings, "done": self._done}), encoding="utf-8")
+        temporary.write_text(json.dumps({"run": self._fingerprint, "done": self._done}), encoding="utf-8")
         temporary.replace(self._folder / "state.json")
 
     def remove(self) -> None:

@@ -15,6 +15,8 @@ def nearest_neighbours(embeds: np.ndarray, num_neighbours: int) -> sparse.csr_ar
     ----------
     embeds
         Unit vectors, (N, D). The search is exact, a part of the rows at a time.
+    num_neighbours
+        How many besides the cell itself.
     """
     num_cells = len(embeds)
     num_neighbours = min(num_neighbours + 1, num_cells)

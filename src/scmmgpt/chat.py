@@ -1,0 +1,178 @@
+"""Talking about cells: turns are kept, cells are encoded once, answers come as they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .device import Batches
+from .embedding import embed_batch, run_chunk
+from .errors import UserError
+from .writing import embed_prompt, tokenize_prompt
+
+if TYPE_CHECKING:
+    import torch
+
+    from .loading import LoadedModel
+    from .verb import Verb
+
+MAX_CELLS = 8
+MAX_NEW_TOKENS = 128
+LIMITS = (
+    "The embedded model is small: it names and describes cells in the phrases it was trained on, and does not reason. "
+    "For a real conversation name a model with a larger language model."
+)
+
+
+@dataclass
+class Conversation:
+    """Cells to talk about, and what was said so far.
+
+    Attributes
+    ----------
+    names
+        The cells (or clusters) in the order in which the model sees them.
+    cell_tokens
+        The cells as tokens of the language model, (cells, Q, H).
+    messages
+        The turns, as chat templates take them.
+    """
+
+    loaded: LoadedModel
+    names: list[str]
+    cell_tokens: torch.Tensor
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def ask(self, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+        """The whole answer to a question."""
+        return "".join(self.stream(question, max_new_tokens=max_new_tokens)).strip()
+
+    def stream(self, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[str]:
+        """The answer in pieces, as it is written; the turn is kept when it is complete."""
+        from transformers import TextIteratorStreamer
+
+        if not question.strip():
+            raise UserError("The question is empty.")
+        messages, embeds = self._prompt(question, max_new_tokens)
+        streamer = TextIteratorStreamer(self.loaded.processor.tokenizer, skip_special_tokens=True)
+        failure: list[BaseException] = []
+        writer = Thread(target=self._write, args=(embeds, streamer, max_new_tokens, failure), daemon=True)
+        writer.start()
+        answer = ""
+        for piece in streamer:
+            answer += piece
+            yield piece
+        writer.join()
+        if failure:
+            raise failure[0]
+        self.messages = [*messages, _message("assistant", answer.strip())]
+
+    def _write(self, embeds: torch.Tensor, streamer: Any, max_new_tokens: int, failure: list[BaseException]) -> None:
+        from .writing import generate_ids
+
+        try:
+            generate_ids(self.loaded, embeds, max_new_tokens, streamer=streamer)
+        except Exception as error:  # the thread that reads the stream must hear of it
+            failure.append(error)
+            streamer.end()
+
+    def _prompt(self, question: str, max_new_tokens: int) -> tuple[list[dict], torch.Tensor]:
+        """The turns that fit into the model's context, with the new question, as vectors."""
+        import torch
+
+        turns = [*self.messages, self._question(question)]
+        room = getattr(self.loaded.config.text_config, "max_position_embeddings", 1 << 20) - max_new_tokens
+        while True:
+            template = self.loaded.processor.apply_chat_template
+            ids = tokenize_prompt(self.loaded, template(turns, add_generation_prompt=True, tokenize=False))
+            if ids.shape[1] <= room:
+                break
+            if len(turns) < 3:
+                raise UserError(f"The question and {len(self.names)} cells do not fit into the model's context.")
+            turns = self._without_oldest_answer(turns)
+        with torch.inference_mode():
+            return turns, embed_prompt(self.loaded, ids, self.cell_tokens)
+
+    def _question(self, question: str) -> dict[str, Any]:
+        from .processing.prompting_scmmgpt import conversation
+
+        return conversation(question, num_cells=0 if self.messages else len(self.names))[0]
+
+    def _without_oldest_answer(self, turns: list[dict]) -> list[dict]:
+        """Forget the oldest exchange; the cells move to the question that is now the first."""
+        cells = [block for block in turns[0]["content"] if block["type"] == "cell"]
+        first = {**turns[2], "content": [*cells, *turns[2]["content"]]}
+        return [first, *turns[3:]]
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def begin_conversation(verb: Verb, cluster_key: str | None, select: Sequence[str] | None) -> Conversation:
+    """Encode the chosen cells (or the most typical cell of each chosen cluster) once."""
+    import torch
+
+    names, rows = _chosen_cells(verb, select) if cluster_key is None else _chosen_clusters(verb, cluster_key, select)
+    features = verb.loaded.processor.feature_extractor(verb.cells.rows(rows), return_tensors="pt")
+    with torch.inference_mode():
+        inputs = {name: values.to(verb.loaded.device) for name, values in features.items()}
+        return Conversation(verb.loaded, names, verb.loaded.model.get_cell_tokens(**inputs))
+
+
+def _chosen_cells(verb: Verb, select: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+    all_names = verb.cells.obs.index.astype(str)
+    names = list(all_names[:1] if select is None else select)
+    _check_names(names, set(all_names), "cells")
+    return names, np.array([np.flatnonzero(all_names == name)[0] for name in names])
+
+
+def _chosen_clusters(verb: Verb, key: str, select: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+    if key not in verb.cells.obs:
+        raise UserError(f"obs has no column {key!r}; there are: {', '.join(map(str, verb.cells.obs.columns[:20]))}.")
+    cluster_of_cell = verb.cells.obs[key].astype(str).to_numpy()
+    present = sorted(set(cluster_of_cell))
+    names = list(present[:MAX_CELLS] if select is None else select)
+    _check_names(names, set(present), f"clusters of {key!r}")
+    return names, np.array([_most_typical(verb, np.flatnonzero(cluster_of_cell == name)) for name in names])
+
+
+def _check_names(names: list[str], present: set[str], what: str) -> None:
+    if len(names) > MAX_CELLS:
+        raise UserError(f"At most {MAX_CELLS} {what} fit into one conversation, got {len(names)}.")
+    unknown = [name for name in names if name not in present]
+    if unknown:
+        raise UserError(f"There are no {what} {unknown}; there are for example {sorted(present)[:5]}.")
+
+
+def _most_typical(verb: Verb, members: np.ndarray, num_looked_at: int = 256) -> int:
+    """The cell nearest to the mean of a cluster, among a few hundred of it."""
+    looked_at = members[np.linspace(0, len(members) - 1, min(num_looked_at, len(members))).astype(int)]
+    features = dict(verb.loaded.processor.feature_extractor(verb.cells.rows(looked_at), return_tensors="np"))
+    batches = Batches(verb.loaded.device, verb.options.batch_size)
+    embeds = run_chunk(features, embed_batch(verb.loaded), batches, verb.loaded.device)["embeds"]
+    return int(looked_at[(embeds @ embeds.mean(axis=0)).argmax()])
+
+
+def talk_at_the_terminal(conversation: Conversation) -> None:
+    """Ask and answer until the person has had enough."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(f"About: {', '.join(conversation.names)}. An empty line ends.", markup=False)
+    console.print(LIMITS, style="dim", markup=False)
+    while True:
+        try:
+            question = console.input("[bold]you[/bold]: ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        console.print("scmmgpt: ", end="", style="bold")
+        for piece in conversation.stream(question):
+            console.print(piece, end="", markup=False)
+        console.print()

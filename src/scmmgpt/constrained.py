@@ -1,0 +1,65 @@
+"""Generation that cannot leave a list of answers, with the probability of each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Tokens = tuple[int, ...]
+
+
+class PrefixTree:
+    """Which tokens may follow which, so that only the given answers can be spelt.
+
+    Parameters
+    ----------
+    answers
+        Token ids of each answer, its end-of-text token included.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[int]]):
+        self.answers = [tuple(answer) for answer in answers]
+        if not self.answers or not all(self.answers):
+            raise UserError("Every answer to choose from must be a text of one token at least.")
+        if len(set(self.answers)) < len(self.answers):
+            raise UserError("Two answers to choose from are the same text for the language model.")
+        self._following: dict[Tokens, list[int]] = {}
+        for answer in self.answers:
+            for place, token in enumerate(answer):
+                choices = self._following.setdefault(answer[:place], [])
+                if token not in choices:
+                    choices.append(token)
+
+    def allowed(self, prefix: Sequence[int]) -> list[int]:
+        """Tokens that may come next; none after a complete answer."""
+        return self._following.get(tuple(prefix), [])
+
+    def allowed_tokens_function(self, prompt_length: int, end: int) -> Callable[[int, torch.Tensor], list[int]]:
+        """What `generate(prefix_allowed_tokens_fn=...)` asks; finished rows of a batch go on with the end token."""
+
+        def allowed(_row: int, input_ids: torch.Tensor) -> list[int]:
+            return self.allowed(input_ids[prompt_length:].tolist()) or [end]
+
+        return allowed
+
+    def log_probability(self, answer: int, logits: torch.Tensor) -> torch.Tensor:
+        """How probable constrained sampling makes an answer.
+
+        Parameters
+        ----------
+        answer
+            Its number.
+        logits
+            (tokens of the answer, vocabulary): the model's, at each place of the answer.
+        """
+        tokens = self.answers[answer]
+        total = logits.new_zeros((), dtype=logits.dtype)
+        for place, token in enumerate(tokens):
+            choices = self._following[tokens[:place]]
+            total = total + logits[place, choices].log_softmax(-1)[choices.index(token)]
+        return total

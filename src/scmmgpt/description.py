@@ -1,0 +1,133 @@
+"""Descriptions of cells: written by the language model from each cell's own tokens, then checked against the cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .embedding import Arrays, Compute, embed_batch, run_chunk
+from .prompts import question_about_cells
+from .writing import (
+    answer_probabilities,
+    answers_tree,
+    decode,
+    embed_prompt,
+    generate_ids,
+    mark_genes,
+    tokenize_prompt,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from .embedding import CellRun
+    from .labels import LabelSet
+    from .verb import Verb
+
+CELLS_PER_CHUNK = 128
+
+
+@dataclass
+class Descriptions:
+    """One text per cell and, where answers were given to choose from, the probability of each, (N, C)."""
+
+    texts: list[str]
+    prompt: str
+    gene_account: dict[str, Any]
+    probabilities: np.ndarray | None = None
+
+
+def describe_cells(
+    verb: Verb, clusters: np.ndarray | None, *, prompt: str | None, choices: LabelSet | None, max_new_tokens: int
+) -> Descriptions:
+    """Describe every cell, or let each cluster's most typical cell speak for it."""
+    question = question_about_cells(verb.loaded, prompt)
+    if choices is None:
+        compute = _write_batch(verb, question, max_new_tokens)
+    else:
+        compute = _choose_batch(verb, question, choices)
+    settings = {"question": question, "answers": choices and choices.labels, "tokens": max_new_tokens}
+    run = verb.start_run(clusters=clusters is not None, **settings)
+    if clusters is None:
+        texts, probabilities = _describe_all(run, compute, choices)
+    else:
+        texts, probabilities = _describe_clusters(run, compute, choices, clusters)
+    return Descriptions(texts, question, run.gene_account, probabilities)
+
+
+def _describe_all(run: CellRun, compute: Compute, choices: LabelSet | None) -> tuple[list[str], np.ndarray | None]:
+    texts = run.workspace.lines("describe")
+    run.cells_per_chunk = CELLS_PER_CHUNK
+    if choices is not None:
+        probabilities = run.compute("choose", compute)["probabilities"]
+        return [choices.labels[best] for best in probabilities.argmax(axis=1)], probabilities
+    for _, features, results in run.results("describe", compute):
+        new = _checked_texts(run, features, results)
+        run.workspace.append("describe", new)
+        texts += new
+    return texts, None
+
+
+def _describe_clusters(
+    run: CellRun, compute: Compute, choices: LabelSet | None, clusters: np.ndarray
+) -> tuple[list[str], np.ndarray | None]:
+    embeds = run.compute("embed", embed_batch(run.loaded))["embeds"]
+    typical = _most_typical(embeds, clusters)
+    features = dict(run.gene_tokenizer(run.cells.rows(typical), return_tensors="np"))
+    results = run_chunk(features, compute, run.batches, run.loaded.device)
+    if choices is not None:
+        probabilities = results["probabilities"][clusters]
+        return [choices.labels[best] for best in probabilities.argmax(axis=1)], probabilities
+    texts = _checked_texts(run, features, results)
+    return [texts[cluster] for cluster in clusters], None
+
+
+def _most_typical(embeds: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """The cell nearest to each cluster's mean: a real cell, unlike the mean itself."""
+    rows = []
+    for cluster in range(int(clusters.max()) + 1):
+        members = np.flatnonzero(clusters == cluster)
+        rows.append(members[(embeds[members] @ embeds[members].mean(axis=0)).argmax()])
+    return np.array(rows)
+
+
+def _checked_texts(run: CellRun, features: dict[str, np.ndarray], results: Arrays) -> list[str]:
+    vocabulary = run.gene_tokenizer.vocabulary
+    is_expressed = (features["gene_mask"] > 0) & (features["gene_values"] > 0)
+    return [
+        mark_genes(text, vocabulary, set(ids[expressed].tolist()))
+        for text, ids, expressed in zip(
+            decode(run.loaded, results["ids"]), features["gene_ids"], is_expressed, strict=True
+        )
+    ]
+
+
+def _write_batch(verb: Verb, question: str, max_new_tokens: int) -> Compute:
+    """A computation of new token ids for each cell."""
+    loaded = verb.loaded
+    prompt_ids = tokenize_prompt(loaded, question)
+
+    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+        embeds = _prompts_with_cells(verb, prompt_ids, inputs)
+        return {"ids": generate_ids(loaded, embeds, max_new_tokens).cpu().numpy()}
+
+    return compute
+
+
+def _choose_batch(verb: Verb, question: str, choices: LabelSet) -> Compute:
+    """A computation of the probability of each answer for each cell."""
+    loaded = verb.loaded
+    prompt_ids, tree = tokenize_prompt(loaded, question), answers_tree(loaded, choices.labels)
+
+    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+        embeds = _prompts_with_cells(verb, prompt_ids, inputs)
+        return {"probabilities": answer_probabilities(loaded, embeds, tree).float().cpu().numpy()}
+
+    return compute
+
+
+def _prompts_with_cells(verb: Verb, prompt_ids: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    cell_tokens = verb.loaded.model.get_cell_tokens(**inputs)
+    return embed_prompt(verb.loaded, prompt_ids.expand(len(cell_tokens), -1), cell_tokens)

@@ -1,0 +1,83 @@
+"""What would be read from a file, and what is installed: said before any work is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .cells import open_cells
+from .embedding import CELLS_PER_CHUNK
+from .loading import EMBEDDED_MODEL, find_model, hash_of_files
+from .verb import UNTRAINED, versions
+
+_FEW_COVERED = 0.5
+
+
+def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
+    """What the processor would decide about some cells: matrix, genes, species, and what is doubtful."""
+    from .processing.processing_scmmgpt import ScMMGPTProcessor
+
+    opened = open_cells(cells)
+    tokenizer = ScMMGPTProcessor.from_pretrained(find_model(model)).feature_extractor
+    source = opened.path if opened.path is not None else opened.adata
+    num_genes: list[int] = []
+    for features in tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):
+        is_gene = (features["gene_mask"] > 0) & (tokenizer.gene_rows(features["gene_ids"]) >= 0)
+        num_genes += is_gene.sum(axis=1).tolist()
+    account = dict(tokenizer.account)
+    account["median_genes_per_cell"] = sorted(num_genes)[len(num_genes) // 2]
+    account["embeddings"] = sorted(opened.present["obsm"])
+    account["doubts"] = doubts(account)
+    return account
+
+
+def doubts(account: dict[str, Any]) -> list[str]:
+    """What in an account of genes may spoil results, each with a remedy."""
+    found = []
+    if account.get("share_of_counts", 1) < _FEW_COVERED:
+        found.append(
+            f"Only {account['share_of_counts']:.0%} of the counts lie in genes that the model knows: check the species "
+            "and that var names are symbols or Ensembl ids."
+        )
+    if account.get("empty_cells"):
+        found.append(f"{account['empty_cells']} cells express no gene that the model knows; they will be unknown.")
+    if account.get("matrix_state") != "counts" and not account.get("cells_turned_back_into_counts"):
+        found.append(
+            f"No raw counts were found; {account.get('matrix')} ({account.get('matrix_detail')}) is used. Put raw "
+            "counts into layers['counts'] if you have them."
+        )
+    if account.get("duplicate_cell_names"):
+        found.append(
+            f"{account['duplicate_cell_names']} cell names are repeated; adata.obs_names_make_unique() helps."
+        )
+    return found
+
+
+def describe_installation(model: Any = None) -> dict[str, Any]:
+    """Versions, devices, and what the model's directory says about it."""
+    import json
+
+    import torch
+
+    directory = find_model(model)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    files = [path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    summary = config.get("training_summary")
+    return {
+        **versions(),
+        "devices": ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]),
+        "threads": torch.get_num_threads(),
+        "model": "scmmgpt-mini (embedded)" if directory == EMBEDDED_MODEL else str(directory),
+        "model_size_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),
+        "weights_sha256": hash_of_files(sorted(directory.glob("*.safetensors"))),
+        "trained": summary is not None,
+        "training": UNTRAINED if summary is None else _in_short(summary),
+        "offline": os.environ.get("HF_HUB_OFFLINE", "0") == "1",
+        "directory": str(Path(directory)),
+    }
+
+
+def _in_short(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary without its long lists."""
+    return {name: len(value) if isinstance(value, list) else value for name, value in summary.items()}

@@ -1,0 +1,178 @@
+"""Cells through the model: in chunks that any file size allows, in batches that the memory allows, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cells import CellsInFile, CellsInMemory
+from .device import Batches
+from .loading import LoadedModel
+from .progress import Workspace, progress_bar
+
+if TYPE_CHECKING:
+    import torch
+
+CELLS_PER_CHUNK = 1024
+TEXTS_PER_BATCH = 64
+
+Arrays = dict[str, np.ndarray]
+Compute = Callable[[dict[str, "torch.Tensor"]], Arrays]
+
+
+@dataclass
+class CellRun:
+    """One run over all cells: what to read, with which model, how large the batches are."""
+
+    loaded: LoadedModel
+    cells: CellsInMemory | CellsInFile
+    batches: Batches
+    workspace: Workspace
+    progress: bool = True
+    cells_per_chunk: int = CELLS_PER_CHUNK
+
+    @property
+    def gene_tokenizer(self) -> Any:
+        return self.loaded.processor.feature_extractor
+
+    def compute(self, what: str, compute: Compute) -> Arrays:
+        """Arrays over all cells, filled chunk by chunk.
+
+        Parameters
+        ----------
+        what
+            What the progress bar says, and the name under which the arrays are kept.
+        compute
+            Inputs of one batch on the model's device -> one row per cell for each array.
+        """
+        arrays: Arrays = {}
+        is_resumed = self.workspace.done(what) > 0
+        for rows, _, results in self.results(what, compute):
+            for name, values in results.items():
+                if name not in arrays:
+                    shape = (self.cells.num_cells, *values.shape[1:])
+                    arrays[name] = self.workspace.array(f"{what}-{name}", shape, values.dtype, kept=is_resumed)
+                arrays[name][rows] = values
+            self.workspace.finish(what, rows.stop)
+        return arrays or self.workspace.reopen(what)
+
+    def results(self, what: str, compute: Compute) -> Iterator[tuple[slice, dict[str, np.ndarray], Arrays]]:
+        """(rows, their tokens, their results) of every chunk that was not finished before an interruption."""
+        done = self.workspace.done(what)
+        with progress_bar(what, self.cells.num_cells, shown=self.progress, done=done) as advance:
+            for rows, features in self._chunks():
+                if rows.stop <= done:
+                    continue  # read again for the account of the genes, but not computed again
+                yield rows, features, run_chunk(features, compute, self.batches, self.loaded.device)
+                advance(rows.stop - rows.start)
+
+    def _chunks(self) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        start = 0
+        source = self.cells.path if self.cells.path is not None else self.cells.adata
+        for features in self.gene_tokenizer.iter_chunks(source, self.cells_per_chunk, return_tensors="np"):
+            stop = start + len(features["gene_ids"])
+            yield slice(start, stop), dict(features)
+            start = stop
+
+    @property
+    def gene_account(self) -> dict[str, Any]:
+        """What was read, as the gene tokenizer tells it."""
+        return dict(self.gene_tokenizer.account or {})
+
+
+def run_chunk(features: dict[str, np.ndarray], compute: Compute, batches: Batches, device: torch.device) -> Arrays:
+    """Compute one chunk in batches of cells of like length, so that little is spent on padding."""
+    import torch
+
+    lengths = features["gene_mask"].sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+
+    def compute_batch(part: slice) -> Arrays:
+        chosen = order[part]
+        longest = max(int(lengths[chosen].max()), 1)
+        inputs = {
+            name: torch.from_numpy(np.ascontiguousarray(values[chosen, :longest])).to(device)
+            for name, values in features.items()
+        }
+        with torch.inference_mode():
+            return compute(inputs)
+
+    results = [result for _, result in batches.run(len(order), compute_batch)]
+    place = np.argsort(order, kind="stable")
+    return {name: np.concatenate([result[name] for result in results])[place] for name in results[0]}
+
+
+def towers_of(loaded: LoadedModel) -> Any:
+    """The part of a model that embeds cells and texts."""
+    return getattr(loaded.model, "model", loaded.model)
+
+
+def embed_batch(loaded: LoadedModel) -> Compute:
+    """A computation of unit vectors."""
+
+    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+        vectors = loaded.model.get_cell_features(**inputs).pooler_output
+        return {"embeds": vectors.cpu().numpy(), "num_genes": num_genes(loaded, inputs)}
+
+    return compute
+
+
+def num_genes(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    """How many genes of each cell the model sees; special tokens are no genes."""
+    is_gene = (inputs["gene_ids"] >= loaded.first_gene_id) & inputs["gene_mask"].bool()
+    return is_gene.sum(dim=1).cpu().numpy()
+
+
+def embed_texts(loaded: LoadedModel, texts: Sequence[str]) -> np.ndarray:
+    """One unit vector per text, (N, D)."""
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    vectors: list[np.ndarray] = []
+    with torch.inference_mode():
+        for start in range(0, len(order), TEXTS_PER_BATCH):
+            inputs = tokenize_texts(loaded, [texts[index] for index in order[start : start + TEXTS_PER_BATCH]])
+            vectors.append(loaded.model.get_text_features(**inputs).pooler_output.cpu().numpy())
+    result = np.concatenate(vectors)
+    return result[np.argsort(order)]
+
+
+def tokenize_texts(loaded: LoadedModel, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    longest = loaded.config.qformer_config.max_position_embeddings
+    inputs = loaded.processor(text=list(texts), return_tensors="pt", padding=True, truncation=True, max_length=longest)
+    return {name: values.to(loaded.device) for name, values in inputs.items()}
+
+
+def match_batch(loaded: LoadedModel, texts: Sequence[str], text_embeds: np.ndarray, num_best: int) -> Compute:
+    """A computation of unit vectors and of the matching head's opinion about each cell's best texts.
+
+    The cell is encoded once for all its candidates.
+    """
+    import torch
+
+    towers = towers_of(loaded)
+    tokens = tokenize_texts(loaded, texts)
+    input_ids = tokens.get("qformer_input_ids", tokens["input_ids"])
+    mask = tokens.get("qformer_attention_mask", tokens["attention_mask"])
+    text_vectors = torch.from_numpy(text_embeds).to(loaded.device)
+    num_best = min(num_best, len(texts))
+
+    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+        vectors = towers.get_cell_features(**inputs).pooler_output
+        candidates = (vectors @ text_vectors.T).topk(num_best, dim=1).indices
+        states, state_mask = towers.encode_cells(**inputs)
+        match = [
+            towers.match_logits(states, state_mask, input_ids[column], mask[column]).softmax(-1)[:, 1]
+            for column in candidates.T
+        ]
+        return {
+            "embeds": vectors.cpu().numpy(),
+            "candidates": candidates.cpu().numpy(),
+            "match": torch.stack(match, dim=1).float().cpu().numpy(),
+            "num_genes": num_genes(loaded, inputs),
+        }
+
+    return compute

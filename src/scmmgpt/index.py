@@ -1,0 +1,233 @@
+"""An atlas embedded once: vectors on disk, metadata beside them, searched by text in milliseconds.
+
+A folder holds `vectors.npy` (read through memory maps), `cells.h5ad` (obs, no matrix), `index.json` (which model made
+it) and, where the `search` extra is installed and the atlas is large, `approximate.faiss`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cells import parts
+from .errors import UserError, require
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DESCRIPTION, VECTORS, CELLS, APPROXIMATE = "index.json", "vectors.npy", "cells.h5ad", "approximate.faiss"
+# Below this an exact search through the memory map takes milliseconds.
+MIN_CELLS_FOR_FAISS = 50_000
+_TRAINING_VECTORS = 100_000
+_CANDIDATES_PER_RESULT = 50
+_README = """---
+tags: [scmmgpt, single-cell, embeddings]
+---
+# Index of {num_cells:,} cells
+
+Unit vectors of the model `{model}`. Search it with `scmmgpt search DIR "text"` or `scmmgpt.search(DIR, "text")`.
+"""
+
+
+def is_index(path: Any) -> bool:
+    """Whether a path is the folder of an index."""
+    return isinstance(path, str | os.PathLike) and (Path(path) / DESCRIPTION).is_file()
+
+
+@dataclass(frozen=True)
+class Index:
+    """A folder of vectors to search."""
+
+    folder: Path
+    model: dict[str, Any]
+    num_cells: int
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> Index:
+        if not is_index(folder):
+            raise UserError(f"{str(folder)!r} is not an index; make one with: scmmgpt index build ATLAS --output DIR")
+        content = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
+        return cls(Path(folder), content["model"], content["num_cells"])
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """(N, D) unit vectors, read from disk where needed."""
+        return np.load(self.folder / VECTORS, mmap_mode="r")
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        import h5py
+        from anndata.io import read_elem
+
+        with h5py.File(self.folder / CELLS) as store:
+            return read_elem(store["obs"])
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "num_cells": self.num_cells,
+            "dimension": int(self.vectors.shape[1]),
+            "approximate": (self.folder / APPROXIMATE).exists(),
+            "model": self.model,
+        }
+
+    def check_model(self, weights_hash: str) -> None:
+        """Vectors of one model mean nothing to another."""
+        if self.model["weights_sha256"] != weights_hash:
+            raise UserError(
+                f"The index {str(self.folder)!r} was made by another model ({self.model['name']!r}); "
+                "pass that one as --model, or build the index again."
+            )
+
+    def nearest(
+        self, query: np.ndarray, top: int, rows: np.ndarray | None = None, exact: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers and scores of the best cells.
+
+        Parameters
+        ----------
+        query
+            A unit vector, (D,).
+        top
+            How many.
+        rows
+            The only rows to look at (a filter); None looks at all.
+        exact
+            Never use the approximate index.
+        """
+        if rows is None and not exact and (self.folder / APPROXIMATE).exists():
+            rows = self._candidates(query, top)
+        return best_rows(self.vectors, query, top, rows)
+
+    def _candidates(self, query: np.ndarray, top: int) -> np.ndarray:
+        """Rows that are probably among the best; their true scores are computed afterwards."""
+        num = min(self.num_cells, max(1000, top * _CANDIDATES_PER_RESULT))
+        _, rows = self._approximate.search(query[None].astype(np.float32), num)
+        return np.sort(rows[0][rows[0] >= 0])
+
+    @cached_property
+    def _approximate(self) -> Any:
+        faiss = require("faiss")
+        # Plain IO_FLAG_MMAP reads the whole index into memory, without a word.
+        approximate = faiss.read_index(str(self.folder / APPROXIMATE), faiss.IO_FLAG_MMAP_IFC)
+        faiss.extract_index_ivf(approximate).nprobe = 64
+        return approximate
+
+
+def best_rows(
+    vectors: np.ndarray, query: np.ndarray, top: int, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact search, a part at a time: row numbers and scores of the best, ties to the smaller row number."""
+    rows = np.arange(len(vectors)) if rows is None else rows
+    best_number, best_score = np.empty(0, np.int64), np.empty(0, np.float32)
+    for part in parts(len(rows), size=65_536):
+        score = np.asarray(vectors[rows[part]], dtype=np.float32) @ query.astype(np.float32)
+        number = np.concatenate([best_number, rows[part]])
+        score = np.concatenate([best_score, score])
+        order = np.lexsort((number, -score))[:top]
+        best_number, best_score = number[order], score[order]
+    return best_number, best_score
+
+
+def rows_where(obs: pd.DataFrame, conditions: Sequence[str]) -> np.ndarray:
+    """Rows whose obs holds every COLUMN=VALUE."""
+    chosen = np.ones(len(obs), dtype=bool)
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if not equals or column not in obs:
+            raise UserError(
+                f"The filter {condition!r} must be COLUMN=VALUE with a column of obs; there are: "
+                f"{', '.join(map(str, obs.columns[:20]))}."
+            )
+        chosen &= (obs[column].astype(str) == value).to_numpy()
+    if not chosen.any():
+        raise UserError(f"No cell has {' and '.join(conditions)}.")
+    return np.flatnonzero(chosen)
+
+
+def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dict[str, Any]) -> Index:
+    """Write an index under a temporary name, then rename."""
+    from anndata import AnnData
+
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        _copy_vectors(vectors, temporary / VECTORS)
+        AnnData(obs=obs).write_h5ad(temporary / CELLS)
+        if len(vectors) >= MIN_CELLS_FOR_FAISS:
+            _write_approximate(vectors, temporary / APPROXIMATE)
+        content = {"model": model, "num_cells": len(vectors)}
+        (temporary / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        readme = _README.format(num_cells=len(vectors), model=model["name"])
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Index.open(folder)
+
+
+def _copy_vectors(vectors: np.ndarray, path: Path) -> None:
+    copy = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=vectors.shape)
+    for rows in parts(len(vectors), size=65_536):
+        copy[rows] = vectors[rows]
+    copy.flush()
+
+
+def _write_approximate(vectors: np.ndarray, path: Path) -> None:
+    """Inverted lists of product-quantised vectors: a few bytes per cell, trained on a sample."""
+    try:
+        faiss = require("faiss")
+    except UserError:
+        return  # the exact search serves
+    num_cells, dimension = vectors.shape
+    num_lists = int(np.clip(4 * np.sqrt(num_cells), 64, 16_384))
+    num_codes = next(number for number in (32, 16, 8, 4, 2, 1) if dimension % number == 0)
+    approximate = faiss.index_factory(dimension, f"IVF{num_lists},PQ{num_codes}", faiss.METRIC_INNER_PRODUCT)
+    chosen = np.random.default_rng(0).choice(num_cells, min(num_cells, _TRAINING_VECTORS), replace=False)
+    approximate.train(np.ascontiguousarray(vectors[np.sort(chosen)], dtype=np.float32))
+    for rows in parts(num_cells, size=65_536):
+        approximate.add(np.ascontiguousarray(vectors[rows], dtype=np.float32))
+    faiss.write_index(approximate, str(path))
+
+
+def build_index(
+    atlas: Any,
+    output: str | os.PathLike,
+    *,
+    model: Any = None,
+    device: Any = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Index:
+    """Embed an atlas, which may be larger than memory, and write its index. Interrupted, it goes on where it was."""
+    from .api import embed_for_index
+
+    folder = Path(output)
+    if folder.exists():
+        raise UserError(f"{str(folder)!r} is already there; choose another folder, or remove it first.")
+    if not folder.parent.is_dir():
+        raise UserError(f"The folder {str(folder.parent)!r} does not exist; create it first.")
+    vectors, obs, loaded, workspace = embed_for_index(
+        atlas, folder, model=model, device=device, batch_size=batch_size, progress=progress
+    )
+    index = write_index(folder, vectors, obs, loaded.describe())
+    workspace.remove()
+    return index
+
+
+def push_index(folder: str | os.PathLike, repository: str, *, private: bool = False) -> str:
+    """Upload an index to the Hub as a data set and return its address."""
+    from huggingface_hub import HfApi
+
+    index = Index.open(folder)
+    api = HfApi()
+    api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+    return str(api.upload_folder(folder_path=str(index.folder), repo_id=repository, repo_type="dataset"))

@@ -1,0 +1,41 @@
+"""Which words the verbs use. All templates are those of training: `processing/prompting_scmmgpt.py`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .labels import LabelSet
+    from .loading import LoadedModel
+
+_ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
+
+
+def label_texts(labels: LabelSet, tissue: str | None = None) -> list[str]:
+    """What each candidate says about itself: the text that cells are compared with."""
+    from .processing.prompting_scmmgpt import cell_text
+
+    where = {"tissue": tissue} if tissue else {}
+    pairs = zip(labels.labels, labels.descriptions, strict=True)
+    return [cell_text({"cell_type": label, **where}, description) for label, description in pairs]
+
+
+def query_text(text: str) -> str:
+    """A search text, as it is compared with cells."""
+    return text.strip()
+
+
+def generation_text(text: str) -> str:
+    """A request for pseudo-cells."""
+    from .processing.prompting_scmmgpt import cell_request
+
+    return cell_request({"cell_type": _ARTICLE.sub("", text.strip())})
+
+
+def question_about_cells(loaded: LoadedModel, question: str | None = None, num_cells: int = 1) -> str:
+    """A prompt with one `<cell>` for each cell, up to where the answer begins."""
+    from .processing.prompting_scmmgpt import conversation, description_question
+
+    messages = conversation(question or description_question(), num_cells=num_cells)
+    return loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -1,0 +1,155 @@
+"""What every verb does around its own work: check first, note what was decided, write at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cells import CellsInFile, CellsInMemory, open_cells
+from .device import Batches
+from .embedding import CellRun
+from .errors import UserError
+from .loading import LoadedModel, load
+from .progress import Workspace
+from .storage import Additions, check_output, read_cells, write_with_additions
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+UNTRAINED = "This model is untrained: its results mean nothing and only show that everything runs."
+
+
+@dataclass
+class Options:
+    """What a caller may say to every verb about where results go and how it runs."""
+
+    output: str | os.PathLike | None = None
+    key_added: str = "scmmgpt"
+    overwrite: bool = False
+    inplace: bool = False
+    device: Any = None
+    batch_size: int | None = None
+    progress: bool = True
+
+
+@dataclass
+class Verb:
+    """One verb at work on some cells."""
+
+    name: str
+    cells: CellsInMemory | CellsInFile
+    loaded: LoadedModel
+    options: Options
+    output: Path | None
+    batches: Batches
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    workspace: Workspace | None = None
+    given: Any = None
+
+    @classmethod
+    def begin(cls, name: str, data: Any, model: Any, options: Options, *, keys: Additions, generative: bool = False):
+        """Refuse what cannot work, then load the model. Of `keys`, what the verb will add, only the names count."""
+        cells = open_cells(data)
+        if cells.num_cells == 0:
+            raise UserError("There are no cells.")
+        source = cells.path.resolve() if cells.path is not None else None
+        output = check_output(options.output, source) if options.output is not None else None
+        keys.refuse_existing(cells.present, options.overwrite)
+        loaded = load(model, device=options.device, generative=generative)
+        batches = Batches(loaded.device, options.batch_size)
+        verb = cls(name, cells, loaded, options, output, batches, given=data)
+        if loaded.training_summary is None:
+            verb.note(UNTRAINED)
+        return verb
+
+    def note(self, message: str) -> None:
+        """Tell the person now, and keep it with the result."""
+        self.notes.append(message)
+        warnings.warn(message, UserWarning, stacklevel=4)
+
+    def start_run(self, **settings: Any) -> CellRun:
+        """A run over all cells that can be resumed when it has an output; `settings` tell one run from another."""
+        fingerprint = {
+            "verb": self.name,
+            "weights": self.loaded.weights_hash,
+            "cells": self.cells.num_cells,
+            **settings,
+        }
+        if self.cells.path is not None and self.cells.path.is_file():
+            file = self.cells.path.stat()
+            fingerprint |= {"path": str(self.cells.path.resolve()), "size": file.st_size, "time": file.st_mtime_ns}
+        resumable = self.output if self.cells.path is not None else None
+        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True, default=str).encode()).hexdigest()
+        self.workspace = Workspace(resumable, digest)
+        return CellRun(self.loaded, self.cells, self.batches, self.workspace, self.options.progress)
+
+    def record(self, gene_account: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+        """What `uns` keeps: the genes that were read, and settings, model, versions and notes of this verb."""
+        details = {
+            "settings": {**self.settings, **settings},
+            "model": self.loaded.describe(),
+            "versions": versions(),
+            "notes": self.notes,
+        }
+        return storable({"genes": gene_account, self.name: details})
+
+    def finish(self, additions: Additions) -> AnnData:
+        """Write the result where it belongs and give it back as AnnData."""
+        if self.output is not None and self.cells.path is not None and not isinstance(self.given, _anndata()):
+            write_with_additions(self.cells.path, self.output, additions)
+            result = read_cells(self.output, backed=True)
+        else:
+            result = self._own_anndata()
+            additions.write_into(result)
+            if self.output is not None:
+                from .storage import save_cells
+
+                save_cells(result, self.output)
+        if self.workspace is not None:
+            self.workspace.remove()
+        return result
+
+    def _own_anndata(self) -> AnnData:
+        if not isinstance(self.given, _anndata()):
+            return read_cells(self.cells.path)
+        if self.options.inplace:
+            if self.given.is_view:
+                raise UserError("A view cannot be changed in place; call `.copy()` on it first.")
+            return self.given
+        return self.given.to_memory() if self.given.isbacked else self.given.copy()
+
+
+def _anndata() -> type:
+    from anndata import AnnData
+
+    return AnnData
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = ("scmmgpt", "torch", "transformers", "anndata", "numpy", "scipy")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+
+
+def storable(value: Any) -> Any:
+    """The same content in the types that h5ad and zarr can hold."""
+    if isinstance(value, Mapping):
+        return {str(name).replace("/", "|"): storable(item) for name, item in value.items() if item is not None}
+    if isinstance(value, str | bool | int | float | np.ndarray | np.generic):
+        return value
+    if isinstance(value, Sequence) and all(isinstance(item, bool | int | float) for item in value) and value:
+        return np.asarray(value)
+    if isinstance(value, Sequence):
+        return np.array([str(item) for item in value], dtype=object) if value else ""
+    return str(value)

@@ -1,0 +1,115 @@
+"""The language model at work on prompts that hold cells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .constrained import PrefixTree
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .loading import LoadedModel
+
+# A gene symbol by itself; in "CD4-positive" the symbol is part of a name.
+_SYMBOL = re.compile(r"(?<![\w-])[A-Z][A-Za-z0-9]+(?:-[A-Z0-9]+)*(?![\w+-])")
+NOT_DETECTED = "[not detected]"
+
+
+def tokenize_prompt(loaded: LoadedModel, prompt: str) -> torch.Tensor:
+    """Token ids of one prompt, (1, S), every `<cell>` as many placeholders as a cell has tokens."""
+    processor = loaded.processor
+    tokenizer = processor.tokenizer
+    text = prompt.replace(processor.cell_token, processor.cell_token * processor.num_query_tokens)
+    has_start = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    ids = tokenizer(text, add_special_tokens=not has_start, return_tensors="pt")["input_ids"]
+    return ids.to(loaded.device)
+
+
+def embed_prompt(loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torch.Tensor) -> torch.Tensor:
+    """Prompts (B, S) as vectors (B, S, H), with the cells (cells, Q, H) in their places in reading order."""
+    words = loaded.model.get_input_embeddings()(input_ids)
+    return loaded.model.model.place_cells(input_ids, words, cell_tokens)
+
+
+def generate_ids(loaded: LoadedModel, embeds: torch.Tensor, max_new_tokens: int, **settings: Any) -> torch.Tensor:
+    """New token ids, (B, max_new_tokens), padded at the end."""
+    import torch
+    from torch.nn.functional import pad
+
+    tokenizer = loaded.processor.tokenizer
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = loaded.model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=filler,
+        **{"do_sample": False, **settings},
+    )
+    return pad(ids, (0, max_new_tokens - ids.shape[1]), value=filler)
+
+
+def decode(loaded: LoadedModel, ids: Any) -> list[str]:
+    """Token ids as texts without special tokens and outer spaces."""
+    return [text.strip() for text in loaded.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def answers_tree(loaded: LoadedModel, answers: Sequence[str]) -> PrefixTree:
+    """The tree that holds generation to these answers."""
+    tokenizer = loaded.processor.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise UserError("This model's tokenizer has no end-of-text token, so answers cannot be told apart.")
+    return PrefixTree(
+        [[*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for answer in answers]
+    )
+
+
+def draw_answers(
+    loaded: LoadedModel, embeds: torch.Tensor, tree: PrefixTree, num_draws: int, temperature: float = 1.0
+) -> list[str]:
+    """Answers drawn by the model, each one of the tree's; rows of a prompt are consecutive."""
+    end = loaded.processor.tokenizer.eos_token_id
+    ids = generate_ids(
+        loaded,
+        embeds,
+        max(map(len, tree.answers)),
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        num_return_sequences=num_draws,
+        prefix_allowed_tokens_fn=tree.allowed_tokens_function(0, end),
+    )
+    return decode(loaded, ids)
+
+
+def answer_probabilities(loaded: LoadedModel, embeds: torch.Tensor, tree: PrefixTree) -> torch.Tensor:
+    """How probable constrained generation makes each answer, (B, answers); rows sum to 1."""
+    import torch
+
+    words = loaded.model.get_input_embeddings()
+    log_probabilities = []
+    for number, answer in enumerate(tree.answers):
+        tokens = torch.tensor(answer[:-1], device=embeds.device, dtype=torch.long)
+        spelt = words(tokens).expand(len(embeds), -1, -1).to(embeds.dtype)
+        logits = loaded.model(inputs_embeds=torch.cat([embeds, spelt], dim=1), logits_to_keep=len(answer)).logits
+        log_probabilities.append(tree.log_probability(number, logits.float()))
+    return torch.stack(log_probabilities, dim=1).exp()
+
+
+def named_genes(text: str, vocabulary: dict[str, int]) -> list[str]:
+    """Gene symbols that a text names, in order."""
+    return list(dict.fromkeys(word for word in _SYMBOL.findall(text) if word in vocabulary))
+
+
+def mark_genes(text: str, vocabulary: dict[str, int], expressed: set[int]) -> str:
+    """The text with a mark behind every gene that the cell does not express."""
+
+    def marked(match: re.Match) -> str:
+        word = match.group()
+        is_absent = word in vocabulary and vocabulary[word] not in expressed
+        return f"{word} {NOT_DETECTED}" if is_absent else word
+
+    return _SYMBOL.sub(marked, text)
