@@ -203,15 +203,15 @@ class ScMMGPTCellDecoder(nn.Module):
         mean, log_deviation = self.library_head(features_BKD.flatten(1)).float().unbind(-1)
         return mean + 7.0, log_deviation.clamp(-4, 1).exp()
 
-    def losses(self, features_BKD, cell, target_gene_ids, target_counts, run_layers, gene_table):
-        """`cell` = (gene_ids, gene_values) of the cells to be generated, special tokens left out."""
+    def losses(self, features_BKD, cell, target_gene_ids, target_counts, library_B, run_layers, gene_table):
+        """`cell` = (gene_ids, gene_values) of the cells to be generated, without special tokens; `library_B` their total."""
         if self.training:
             hidden_B = torch.rand(len(features_BKD), device=features_BKD.device) < self.config.text_dropout
             features_BKD = self.text_features.hide(features_BKD, hidden_B)
         latent_BZ = self.latent_encoder(gene_table, *cell)
         noisy = latent_BZ + LATENT_NOISE * torch.randn_like(latent_BZ) if self.training else latent_BZ
         log_share, dispersion = self.decode(noisy, features_BKD, run_layers, gene_table, target_gene_ids)
-        library_B = target_counts.sum(1).float().clamp(min=1)
+        library_B = library_B.float().clamp(min=1)
         mean = (library_B.log()[:, None] + log_share).exp()
         reconstruction = negative_binomial_loss(target_counts, mean, dispersion)
         flow = self._flow_loss(latent_BZ.detach(), features_BKD)

@@ -50,7 +50,13 @@ def unpack_cells(packed_1T: torch.Tensor, cell_cu_seqlens: torch.Tensor) -> tupl
     return padded, mask_BL.long()
 
 
-def check_cells(gene_ids: torch.Tensor, gene_values: torch.Tensor, gene_mask: torch.Tensor | None, vocab_size: int):
+def check_cells(
+    gene_ids: torch.Tensor,
+    gene_values: torch.Tensor,
+    gene_mask: torch.Tensor | None,
+    cell_cu_seqlens: torch.Tensor | None,
+    vocab_size: int,
+):
     """Refuse what would otherwise become a silent wrong answer. Not traced by torch.compile."""
     if torch.compiler.is_compiling():
         return
@@ -67,6 +73,20 @@ def check_cells(gene_ids: torch.Tensor, gene_values: torch.Tensor, gene_mask: to
     if gene_mask is not None and not gene_mask.any(-1).all():
         row = int((~gene_mask.bool().any(-1)).nonzero()[0, 0])
         raise ValueError(f"`gene_mask` hides every gene of cell {row}: an empty cell still needs its `<cls>` token.")
+    if cell_cu_seqlens is not None:
+        check_bounds(cell_cu_seqlens, gene_ids)
+
+
+def check_bounds(cell_cu_seqlens: torch.Tensor, gene_ids: torch.Tensor):
+    end, total = int(cell_cu_seqlens[-1]), gene_ids.shape[1]
+    if gene_ids.shape[0] != 1 or end != total:
+        raise ValueError(
+            f"`cell_cu_seqlens` ends at {end}, but `gene_ids` holds {gene_ids.shape[0]} x {total} genes. Packed cells "
+            "lie end to end in one row."
+        )
+    if (cell_cu_seqlens.diff() < 1).any():
+        row = int((cell_cu_seqlens.diff() < 1).nonzero()[0, 0])
+        raise ValueError(f"`cell_cu_seqlens` gives cell {row} no token: an empty cell still needs its `<cls>` token.")
 
 
 class ScMMGPTCellEmbeddings(nn.Module):
@@ -220,7 +240,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCellEncoderOutput:
         """Packed cells (one row, with `cell_cu_seqlens`) come back padded, with the same numbers."""
-        check_cells(gene_ids, gene_values, gene_mask, self.config.vocab_size)
+        check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.vocab_size)
         if cell_cu_seqlens is not None and not self._runs_packed():
             gene_values, _ = unpack_cells(gene_values, cell_cu_seqlens)
             gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
@@ -264,8 +284,9 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         states_BLD = self.embeddings(gene_ids[:, attended], gene_values[:, attended])
         if self.pooled_genes is None:
             return states_BLD, gene_mask[:, attended].long()
-        weights_BL = gene_values * gene_mask * (gene_values > 0)
-        pooled = self.pooled_genes(self.embeddings.gene_embeddings.weight, gene_ids[:, 1:], weights_BL[:, 1:])
+        # <cls> weighs nothing, but stays: a cell without genes still has one token to sum over.
+        weights_BL = F.pad((gene_values.clamp(min=0) * gene_mask)[:, 1:], (1, 0))
+        pooled = self.pooled_genes(self.embeddings.gene_embeddings.weight, gene_ids, weights_BL)
         ones = gene_mask.new_ones(pooled.shape[:2])
         # <cls> stays first: it is what `pooler_output` reads.
         states_BLD = torch.cat([states_BLD[:, :1], pooled, states_BLD[:, 1:]], dim=1)

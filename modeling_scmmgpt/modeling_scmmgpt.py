@@ -154,9 +154,9 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         if isinstance(self.cell_encoder, ScMMGPTCellEncoder):
             outputs = self.cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
             return outputs.last_hidden_state, outputs.state_mask
+        check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.cell_config.vocab_size)
         if cell_cu_seqlens is not None:
             gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
-        check_cells(gene_ids, gene_values, gene_mask, self.config.cell_config.vocab_size)
         # An encoder of ranked genes: the order of the ids is the expression.
         states = self.cell_encoder(input_ids=gene_ids, attention_mask=gene_mask).last_hidden_state
         return states, torch.ones_like(gene_ids) if gene_mask is None else gene_mask
@@ -491,6 +491,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         cell_prompt_mask: torch.Tensor | None = None,
         target_gene_ids: torch.LongTensor | None = None,
         target_counts: torch.Tensor | None = None,
+        target_library_size: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCausalLMOutput:
@@ -506,7 +507,9 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         cell_prompt_ids, cell_prompt_mask
             Text -> cell: one text per cell of the batch; an empty one stands for any cell.
         target_gene_ids, target_counts
-            Text -> cell: (G,) genes and (B, G) raw counts that the text should lead to.
+            Text -> cell: (G,) genes, all or a random share of them, and (B, G) raw counts that the text should lead to.
+        target_library_size
+            (B,) Total counts of each cell over the vocabulary; None = the sum of `target_counts`.
         """
         output = ScMMGPTCausalLMOutput()
         if input_ids is not None or inputs_embeds is not None:
@@ -538,7 +541,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         if target_counts is not None:
             cells = (gene_ids, gene_values, gene_mask, cell_cu_seqlens)
             output.cell_generation_loss = self.cell_generation_loss(
-                cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts
+                cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size
             ).loss
         parts = [
             weight * part
@@ -591,7 +594,9 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         states = self.model.language_model(input_ids=input_ids, attention_mask=visible, use_cache=False)
         return self.cell_decoder.text_features(states.last_hidden_state, attention_mask)
 
-    def cell_generation_loss(self, cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts):
+    def cell_generation_loss(
+        self, cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size=None
+    ):
         """Losses of text -> cell. `cells` = (gene_ids, gene_values, gene_mask, cell_cu_seqlens) of the same cells."""
         gene_ids, gene_values, gene_mask, cell_cu_seqlens = cells
         if cell_cu_seqlens is not None:
@@ -606,8 +611,9 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
             )
         features = self.text_features(cell_prompt_ids, cell_prompt_mask)
         cell = gene_ids[:, 1:], gene_values[:, 1:]
+        library = target_counts.sum(1) if target_library_size is None else target_library_size
         return self.cell_decoder.losses(
-            features, cell, target_gene_ids, target_counts, self.model.run_cell_layers, self._gene_table()
+            features, cell, target_gene_ids, target_counts, library, self.model.run_cell_layers, self._gene_table()
         )
 
     @torch.no_grad()
