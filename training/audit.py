@@ -48,8 +48,12 @@ def label_coherence(
     ----------
     values
         Cells x genes, non-negative.
+    labels
+        The type of each cell.
     num_shuffles
         Times the labels are shuffled, to see how far chance alone reaches.
+    num_folds, seed
+        Folds of the cross-validation, and what they and the shuffles are drawn from.
     """
     names, codes = np.unique(labels, return_inverse=True)
     enough = np.bincount(codes) >= 2 * num_folds
@@ -98,66 +102,67 @@ def near_duplicates(
 
     Parameters
     ----------
+    cells
+        Cells x genes; what is not zero is expressed.
     others
         Compare with these; None: within `cells`, each pair once, the smaller row first.
+    settings
+        What counts as nearly the same.
     """
     settings = settings or DuplicateSettings()
     both = cells if others is None else sp.vstack([cells, others], format="csr")
-    signatures = _minhash(both, settings)
-    candidates = _candidate_pairs(signatures, settings)
-    if others is not None:
-        candidates = candidates[(candidates[:, 0] < cells.shape[0]) & (candidates[:, 1] >= cells.shape[0])]
-    overlap = _jaccard(both, candidates)
-    pairs = candidates[overlap >= settings.min_overlap]
+    sides = None if others is None else np.repeat([0, 1], [cells.shape[0], others.shape[0]])
+    pairs = candidate_pairs(band_hashes(both, settings), settings, sides)
+    pairs = pairs[gene_overlap(both[pairs[:, 0]], both[pairs[:, 1]]) >= settings.min_overlap]
     return pairs if others is None else pairs - np.array([0, cells.shape[0]])
 
 
-def _minhash(cells: sp.csr_matrix, settings: DuplicateSettings) -> np.ndarray:
-    """(cells, bands * rows_per_band) signatures; cells with too few genes get one that matches no other."""
+def band_hashes(cells: sp.csr_matrix, settings: DuplicateSettings) -> np.ndarray:
+    """(cells, bands) numbers; cells that express nearly the same genes share at least one of them.
+
+    Part by part over a corpus this takes 8 bytes a band and cell. A cell with too few genes gets 0, which matches none.
+    """
     generator = np.random.default_rng(settings.seed)
     num_hashes = settings.bands * settings.rows_per_band
     factors = generator.integers(0, _LOW_61_BITS, num_hashes, dtype=np.uint64) | np.uint64(1)
     offsets = generator.integers(0, _LOW_61_BITS, num_hashes, dtype=np.uint64)
-    signatures = np.empty((cells.shape[0], num_hashes), np.uint64)
-    _fill_signatures(cells.indptr, cells.indices, factors, offsets, _LOW_61_BITS, signatures)
-    few = np.diff(cells.indptr) < settings.min_genes
-    signatures[few] = np.flatnonzero(few).astype(np.uint64)[:, None] + _LOW_61_BITS
-    return signatures
+    bands = np.zeros((cells.shape[0], settings.bands), np.uint64)
+    _fill_bands(cells.indptr, cells.indices, factors, offsets, _LOW_61_BITS, settings.rows_per_band, bands)
+    bands[np.diff(cells.indptr) < settings.min_genes] = 0
+    return bands
 
 
 @numba.njit(cache=True)
-def _fill_signatures(indptr, indices, factors, offsets, mask, signatures):
+def _fill_bands(indptr, indices, factors, offsets, mask, rows_per_band, bands):
     for cell in range(len(indptr) - 1):
         for h in range(len(factors)):
             smallest = mask
             for position in range(indptr[cell], indptr[cell + 1]):
                 hashed = (np.uint64(indices[position] + 1) * factors[h] + offsets[h]) & mask
                 smallest = min(smallest, hashed)
-            signatures[cell, h] = smallest
+            band = h // rows_per_band
+            bands[cell, band] = (bands[cell, band] ^ smallest) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
 
 
-def _candidate_pairs(signatures: np.ndarray, settings: DuplicateSettings) -> np.ndarray:
-    """Pairs of rows that agree in at least one band."""
-    found = set()
-    for band in range(settings.bands):
-        part = signatures[:, band * settings.rows_per_band : (band + 1) * settings.rows_per_band]
-        keys = np.ascontiguousarray(part).view(f"V{part.shape[1] * 8}").ravel()
-        _, bucket_of = np.unique(keys, return_inverse=True)
-        order = np.argsort(bucket_of, kind="stable")
-        for bucket in np.split(order, np.flatnonzero(np.diff(bucket_of[order])) + 1):
+def candidate_pairs(bands: np.ndarray, settings: DuplicateSettings, sides: np.ndarray | None = None) -> np.ndarray:
+    """Pairs of rows that share a band hash, the smaller row first; with `sides`, only pairs across them."""
+    found: set[tuple[int, int]] = set()
+    for hashes in bands.T:
+        order = np.argsort(hashes, kind="stable")
+        order = order[hashes[order] > 0]
+        for bucket in np.split(order, np.flatnonzero(np.diff(hashes[order])) + 1):
             if 1 < len(bucket) <= settings.max_bucket:
-                left, right = np.triu_indices(len(bucket), 1)
-                found.update(zip(bucket[left].tolist(), bucket[right].tolist(), strict=True))
+                left, right = (bucket[places] for places in np.triu_indices(len(bucket), 1))
+                apart = slice(None) if sides is None else sides[left] != sides[right]
+                found.update(zip(left[apart].tolist(), right[apart].tolist(), strict=True))
     return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
 
 
-def _jaccard(cells: sp.csr_matrix, pairs: np.ndarray) -> np.ndarray:
-    expressed = sp.csr_matrix((np.ones(cells.nnz, np.float32), cells.indices, cells.indptr), shape=cells.shape)
-    shared = np.concatenate(
-        [
-            np.asarray(expressed[part[:, 0]].multiply(expressed[part[:, 1]]).sum(axis=1)).ravel()
-            for part in np.array_split(pairs, max(1, len(pairs) // 50_000))
-        ]
+def gene_overlap(cells: sp.csr_matrix, others: sp.csr_matrix) -> np.ndarray:
+    """Jaccard overlap of the expressed genes of cells and others, row by row."""
+    expressed, expressed_others = (
+        sp.csr_matrix((np.ones(part.nnz, np.float32), part.indices, part.indptr), shape=part.shape)
+        for part in (cells, others)
     )
-    num_genes = np.diff(cells.indptr)
-    return shared / np.maximum(num_genes[pairs[:, 0]] + num_genes[pairs[:, 1]] - shared, 1)
+    shared = np.asarray(expressed.multiply(expressed_others).sum(axis=1)).ravel()
+    return shared / np.maximum(np.diff(cells.indptr) + np.diff(others.indptr) - shared, 1)

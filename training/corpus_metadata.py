@@ -90,7 +90,7 @@ def describe_cells(
     facts["cell_id"] = obs.index.astype(str)
     for fact in ("study", "donor"):
         facts.loc[facts[fact] == UNKNOWN, fact] = source
-    if (facts["cell_type_original"] == UNKNOWN).all():
+    if chosen["cell_type_original"] is None:
         facts["cell_type_original"] = facts["cell_type"]
     findings += _resolve_labels(facts, source, ontology)
     for flag, names in _FLAGS.items():

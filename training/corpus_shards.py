@@ -10,7 +10,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,6 +85,7 @@ class Receipt:
     num_bytes: int
     sha256: str
     left_out: dict
+    findings: list
 
     @classmethod
     def read(cls, path: Path) -> Receipt:
@@ -138,11 +140,6 @@ def write_shard(corpus: Path, shard: Shard, batches: Iterable[pa.RecordBatch], s
             for batch in batches:
                 writer.write_batch(batch)
         os.replace(partial, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        message = f"The disk of {corpus} is full. What is built is kept: make room and run the same command again."
-        raise CorpusError(message) from error
     finally:
         partial.unlink(missing_ok=True)
     return path.stat().st_size, sha256_of(path)
@@ -166,6 +163,18 @@ def finished_receipt(corpus: Path, shard: Shard, made_from: str) -> Receipt | No
 def remove_shard(corpus: Path, shard: Shard) -> None:
     shard.receipt_path(corpus).unlink(missing_ok=True)
     shard.path(corpus).unlink(missing_ok=True)
+
+
+@contextmanager
+def clear_when_disk_is_full(corpus: Path) -> Iterator[None]:
+    """Say what to do when there is no room; everything built so far stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"The disk of {corpus} is full. What is built is kept: make room and run the same command again."
+        raise CorpusError(message) from error
 
 
 def remove_partial_files(corpus: Path) -> None:

@@ -1,7 +1,7 @@
 """Where the cells of a corpus come from: h5ad and zarr files, folders of them, and TileDB-SOMA experiments.
 
-Every source answers the same four questions: how many cells, what is known about them, where they come from,
-and "give me rows start to stop as a small AnnData". Nothing larger than the rows asked for is read.
+Every source gives its table of cells, its facts and a `ChosenMatrix` of the processor: which matrix to read, what it
+holds, and rows `start` to `stop` of it as counts or linear values. Nothing larger than those rows is read.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scmmgpt.errors import UserError, require
+from scmmgpt.processing.cell_reading_scmmgpt import Cells, ChosenMatrix, Matrix, choose_matrix, open_cells
 
 CENSUS_PREFIX = "census:"
 _SOMA_LAYERS = ("raw", "counts", "data")  # the Census calls counts "raw"; an experiment made from h5ad "data"
 _SOMA_NAME_COLUMNS = ("var_id", "feature_id", "feature_name")
+_FACTS = ("licence", "license", "source", "title", "normalisation")
 
 
 class SourceError(UserError):
@@ -31,11 +33,39 @@ class SourceError(UserError):
 
 
 @dataclass(frozen=True)
-class FileSource:
-    """An AnnData file on disk, h5ad or zarr, read row by row."""
+class CellSource:
+    """A named place with cells; `FileSource` and `SomaSource` know how to read it."""
 
     name: str
     uri: str
+
+    @cached_property
+    def chosen(self) -> ChosenMatrix:
+        """The matrix to read, chosen once from a sample of the whole source: every shard then reads the same."""
+        return choose_matrix(self.cells)
+
+    def rows(self, start: int, stop: int) -> anndata.AnnData:
+        """Cells `start` to `stop` as counts, or as linear values where counts cannot be told."""
+        rows, _ = self.chosen.linear_rows(start, stop)
+        matrix = self.chosen.matrix
+        parts = rows.data[rows.entries], rows.indices[rows.entries], rows.indptr - rows.indptr[0]
+        values = sp.csr_matrix(parts, shape=(stop - start, matrix.shape[1]))
+        var = pd.DataFrame(index=pd.Index(matrix.var_names, dtype=str)) if matrix.var is None else matrix.var
+        return anndata.AnnData(values, var=var)
+
+    @property
+    def holds_counts(self) -> bool:
+        state = self.chosen.state
+        return state.kind == "counts" or state.exact
+
+
+@dataclass(frozen=True)
+class FileSource(CellSource):
+    """An AnnData file on disk, h5ad or zarr."""
+
+    @cached_property
+    def cells(self) -> Cells:
+        return open_cells(self.uri)
 
     @cached_property
     def group(self):
@@ -46,52 +76,22 @@ class FileSource:
         return h5py.File(self.uri, "r")
 
     @cached_property
-    def obs(self) -> pd.DataFrame:
+    def _obs(self) -> pd.DataFrame:
         return anndata.io.read_elem(self.group["obs"])
-
-    @cached_property
-    def var(self) -> pd.DataFrame:
-        return anndata.io.read_elem(self.group["var"])
-
-    @cached_property
-    def facts(self) -> dict:
-        if "uns" not in self.group:
-            return {}
-        uns = self.group["uns"]
-        wanted = [key for key in ("licence", "license", "source", "x_is_counts", "title") if key in uns]
-        return {key: _plain(anndata.io.read_elem(uns[key])) for key in wanted}
 
     @property
     def num_cells(self) -> int:
-        return len(self.obs)
+        return self.cells.matrices[0].shape[0]
 
-    def rows(self, start: int, stop: int) -> anndata.AnnData:
-        """Cells `start` to `stop` with every matrix the gene tokenizer may choose from."""
-        layers = {key: self._rows_of(f"layers/{key}", start, stop) for key in self.group.get("layers", {})}
-        index = self.obs.index[start:stop].astype(str)
-        cells = anndata.AnnData(
-            self._rows_of("X", start, stop), obs=pd.DataFrame(index=index), var=self.var.copy(), layers=layers
-        )
-        cells.uns.update(self.facts)
-        if "raw" in self.group:
-            raw_var = anndata.io.read_elem(self.group["raw/var"])
-            cells.raw = anndata.AnnData(self._rows_of("raw/X", start, stop), obs=cells.obs, var=raw_var)
-        return cells
-
-    def _rows_of(self, key: str, start: int, stop: int):
-        element = self.group[key]
-        if element.attrs.get("encoding-type") == "csc_matrix":
-            # Rows of a column-compressed matrix are scattered over the whole file: turn it round once.
-            if key not in self._turned:
-                self._turned[key] = sp.csr_matrix(anndata.io.read_elem(element))
-            return self._turned[key][start:stop]
-        if "encoding-type" in element.attrs and "csr" in element.attrs["encoding-type"]:
-            return anndata.io.sparse_dataset(element)[start:stop]
-        return np.asarray(element[start:stop])
+    def obs_rows(self, start: int, stop: int) -> pd.DataFrame:
+        """What the source knows of cells `start` to `stop`."""
+        return self._obs.iloc[start:stop]
 
     @cached_property
-    def _turned(self) -> dict:
-        return {}
+    def facts(self) -> dict:
+        """Licence, origin and the like, where the file says."""
+        uns = self.group.get("uns", {})
+        return {key: str(anndata.io.read_elem(uns[key])) for key in _FACTS if key in uns}
 
     def size_stamp(self) -> str:
         """Changes when the file does, at the cost of a directory listing."""
@@ -109,11 +109,9 @@ class FileSource:
 
 
 @dataclass(frozen=True)
-class SomaSource:
+class SomaSource(CellSource):
     """A TileDB-SOMA experiment: a local folder, or one organism of the hosted CELLxGENE Census."""
 
-    name: str
-    uri: str
     measurement: str = "RNA"
 
     @cached_property
@@ -126,9 +124,23 @@ class SomaSource:
         return census["census_data"][organism]
 
     @cached_property
-    def obs(self) -> pd.DataFrame:
-        obs = self.experiment.obs.read().concat().to_pandas()
-        return obs.set_index("obs_id") if "obs_id" in obs else obs.set_index(obs["soma_joinid"].astype(str))
+    def cells(self) -> Cells:
+        matrix = Matrix(self.layer, (self.num_cells, len(self.var)), self._read, self.var, list(self.var.index))
+        return Cells([matrix])
+
+    @cached_property
+    def _cell_ids(self) -> np.ndarray:
+        return self.experiment.obs.read(column_names=["soma_joinid"]).concat()["soma_joinid"].to_numpy()
+
+    @property
+    def num_cells(self) -> int:
+        return len(self._cell_ids)
+
+    def obs_rows(self, start: int, stop: int) -> pd.DataFrame:
+        """What the source knows of cells `start` to `stop`."""
+        obs = self.experiment.obs.read((self._cell_ids[start:stop],)).concat().to_pandas()
+        names = obs["obs_id"] if "obs_id" in obs else obs["soma_joinid"].astype(str)
+        return obs.set_index(names.rename(None))
 
     @cached_property
     def var(self) -> pd.DataFrame:
@@ -146,10 +158,6 @@ class SomaSource:
             return {"licence": "CC BY 4.0 (CELLxGENE Discover Census)", "source": self.uri}
         return {}
 
-    @property
-    def num_cells(self) -> int:
-        return len(self.obs)
-
     @cached_property
     def layer(self) -> str:
         layers = list(self.experiment.ms[self.measurement].X)
@@ -158,23 +166,14 @@ class SomaSource:
             raise SourceError(f"{self.uri}: the measurement {self.measurement} holds no X layer.")
         return chosen[0]
 
-    def rows(self, start: int, stop: int) -> anndata.AnnData:
-        """Cells `start` to `stop`, in the order of `obs`."""
-        cell_ids = self.obs["soma_joinid"].to_numpy()[start:stop]
-        gene_ids = self.var["soma_joinid"].to_numpy()
+    def _read(self, start: int, stop: int) -> sp.csr_matrix:
+        cell_ids = self._cell_ids[start:stop]
         table = self.experiment.ms[self.measurement].X[self.layer].read((cell_ids, slice(None))).tables().concat()
-        counts = sp.csr_matrix(
-            (
-                table["soma_data"].to_numpy(),
-                (
-                    pd.Index(cell_ids).get_indexer(table["soma_dim_0"].to_numpy()),
-                    pd.Index(gene_ids).get_indexer(table["soma_dim_1"].to_numpy()),
-                ),
-            ),
-            shape=(len(cell_ids), len(gene_ids)),
+        places = (
+            pd.Index(cell_ids).get_indexer(table["soma_dim_0"].to_numpy()),
+            pd.Index(self.var["soma_joinid"]).get_indexer(table["soma_dim_1"].to_numpy()),
         )
-        obs = pd.DataFrame(index=self.obs.index[start:stop].astype(str))
-        return anndata.AnnData(counts, obs=obs, var=self.var.drop(columns="soma_joinid"))
+        return sp.csr_matrix((table["soma_data"].to_numpy(), places), shape=(len(cell_ids), len(self.var)))
 
     def size_stamp(self) -> str:
         if self.uri.startswith(CENSUS_PREFIX):
@@ -185,9 +184,6 @@ class SomaSource:
     def content_hash(self) -> str:
         # Fragments are write-once and carry their time and a random id in their names.
         return hashlib.sha256(self.size_stamp().encode()).hexdigest()
-
-
-CellSource = FileSource | SomaSource
 
 
 def find_sources(places: list[str]) -> list[CellSource]:
@@ -247,7 +243,3 @@ def _stem(uri: str) -> str:
 
 def _files_of(path: Path) -> list[Path]:
     return sorted(child for child in path.rglob("*") if child.is_file()) if path.is_dir() else [path]
-
-
-def _plain(value):
-    return value.item() if isinstance(value, np.generic) else value

@@ -62,6 +62,12 @@ def split_scheme(num_cells: Mapping[str, int], scheme: str, settings: SplitSetti
     ----------
     num_cells
         Cells in each group: a study, "study/donor", a tissue, or the id of a cell type.
+    scheme
+        What the groups are, one of `SCHEMES`.
+    settings
+        The shares to hold out, and the groups chosen by hand.
+    ontology
+        Tells the descendants of a cell type.
     """
     chosen = {group: split for split, groups in settings.held_out.get(scheme, {}).items() for group in groups}
     unknown = sorted(set(chosen) - set(num_cells))

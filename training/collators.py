@@ -1,0 +1,195 @@
+"""Rows of a corpus -> the arguments of `forward`: padded or packed genes, texts, and which texts are alike.
+
+Rows come as one Arrow table (`CorpusLoader`) or as a list of dicts (`datasets`, `Trainer`); both give the same batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+import torch
+
+from scmmgpt.ontology import Ontology
+
+from .corpus_reading import GENE_COLUMNS, as_rows, ragged
+from .corpus_shards import to_model_values
+
+Rows = pa.Table | list[dict]
+
+
+@dataclass
+class CellCollator:
+    """Genes of the rows as `gene_ids`, `gene_values`, `gene_mask`, or packed end to end with `cell_cu_seqlens`.
+
+    Attributes
+    ----------
+    value_mode
+        How the corpus wrote its values: `corpus.manifest["value_mode"]`.
+    max_genes
+        Tokens of a cell to keep, from the first; None keeps all.
+    pad_to_multiple_of
+        Round the padded length up, for kernels that like it.
+    """
+
+    value_mode: str
+    packed: bool = False
+    max_genes: int | None = None
+    pad_to_multiple_of: int = 1
+    pad_token_id: int = 0
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        offsets, gene_ids, stored = _genes_of(rows)
+        values = to_model_values(stored, self.value_mode)
+        if self.max_genes is not None:
+            offsets, gene_ids, values = _first_tokens(offsets, gene_ids, values, self.max_genes)
+        if self.packed:
+            return {
+                "gene_ids": torch.from_numpy(gene_ids.astype(np.int64))[None],
+                "gene_values": torch.from_numpy(values)[None],
+                "cell_cu_seqlens": torch.from_numpy(offsets.astype(np.int32)),
+            }
+        return self._pad(offsets, gene_ids, values)
+
+    def _pad(self, offsets: np.ndarray, gene_ids: np.ndarray, values: np.ndarray) -> dict[str, torch.Tensor]:
+        lengths = np.diff(offsets)
+        longest = int(lengths.max(initial=1))
+        longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        is_real = np.arange(longest) < lengths[:, None]
+        padded_ids = np.full(is_real.shape, self.pad_token_id, np.int64)
+        padded_values = np.zeros(is_real.shape, np.float32)
+        padded_ids[is_real] = gene_ids
+        padded_values[is_real] = values
+        return {
+            "gene_ids": torch.from_numpy(padded_ids),
+            "gene_values": torch.from_numpy(padded_values),
+            "gene_mask": torch.from_numpy(is_real.astype(np.int64)),
+        }
+
+
+@dataclass
+class TokenizingCollator:
+    """The same from a corpus of raw counts, tokenised as the batch is made: other settings need no other corpus.
+
+    Attributes
+    ----------
+    gene_tokenizer
+        A gene tokenizer with the corpus's vocabulary and any settings.
+    augment
+        Changes the counts before they are tokenised, e.g. thins them: csr in, csr out.
+    """
+
+    gene_tokenizer: Callable
+    packed: bool = False
+    augment: Callable[[sp.csr_matrix], sp.csr_matrix] | None = None
+
+    @cached_property
+    def _genes(self) -> list[str]:
+        return self.gene_tokenizer.genes
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        offsets, gene_ids, counts = _genes_of(rows)
+        columns = self.gene_tokenizer.gene_rows(gene_ids.astype(np.int32))
+        is_gene = columns >= 0  # a corpus may begin every cell with <cls>
+        offsets = np.concatenate([[0], np.cumsum(is_gene)])[offsets]
+        parts = counts[is_gene].astype(np.float32), columns[is_gene], offsets
+        cells = sp.csr_matrix(parts, shape=(len(offsets) - 1, len(self._genes)))
+        if self.augment is not None:
+            cells = self.augment(cells)
+        features = self.gene_tokenizer((cells, self._genes), counts=True, packed=self.packed, return_tensors="pt")
+        return dict(features)
+
+
+@dataclass
+class CellTextCollator:
+    """Cells with their texts: what stage 1 trains on.
+
+    Attributes
+    ----------
+    collate_cells
+        A `CellCollator` or `TokenizingCollator`.
+    write_text
+        (row, generator) -> text. The generator is seeded by the row, so a rerun writes the same words.
+    tokenize
+        Texts -> `input_ids`, `attention_mask` and what else the text branch takes, as tensors.
+    ontology
+        Tells which types are near each other or contain one another.
+    """
+
+    collate_cells: Callable[[Rows], dict]
+    write_text: Callable[[dict, np.random.Generator], str]
+    tokenize: Callable[[list[str]], dict]
+    ontology: Ontology
+    seed: int = 0
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        facts = as_rows(rows) if isinstance(rows, pa.Table) else rows
+        texts = [self.write_text(row, row_generator(row, self.seed)) for row in facts]
+        return {
+            **self.collate_cells(rows),
+            **self.tokenize(texts),
+            "text_labels": text_labels(texts),
+            "text_lineage": self._lineages.of([row["cell_type_ontology_term_id"] for row in facts]),
+        }
+
+    @cached_property
+    def _lineages(self) -> Lineages:
+        return Lineages(self.ontology)
+
+
+@dataclass
+class Lineages:
+    """The numbers of cell types and of all that lies above them, as rows of one width."""
+
+    ontology: Ontology
+
+    @cached_property
+    def width(self) -> int:
+        """The same in every process and batch: rows of several processes are gathered."""
+        return 1 + max((len(self.ontology.ancestors(term)) for term in self.ontology.terms), default=0)
+
+    def of(self, term_ids: list[str]) -> torch.Tensor:
+        """(terms, width): a term, then its ancestors, padded with -1; a row of -1 for a term not known."""
+        lineages = torch.full((len(term_ids), self.width), -1, dtype=torch.int64)
+        for row, term_id in zip(lineages, term_ids, strict=True):
+            if term_id in self.ontology.terms:
+                numbers = [_number(term) for term in (term_id, *self.ontology.ancestors(term_id))]
+                row[: len(numbers)] = torch.tensor(numbers)
+        return lineages
+
+
+def text_labels(texts: list[str]) -> torch.Tensor:
+    """A number for each text that is equal exactly where texts are equal, in every process."""
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
+
+
+def row_generator(row: dict, seed: int) -> np.random.Generator:
+    """Random numbers that belong to a row, wherever and in whichever batch it is read."""
+    return np.random.default_rng([seed, row["cell_hash"]])
+
+
+def _genes_of(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets of the cells, their gene ids and stored values end to end."""
+    if isinstance(rows, pa.Table):
+        return ragged(rows)
+    offsets = np.concatenate([[0], np.cumsum([len(row["gene_ids"]) for row in rows])])
+    gene_ids, values = (np.concatenate([np.asarray(row[key]) for row in rows]) for key in GENE_COLUMNS)
+    return offsets, gene_ids, values
+
+
+def _first_tokens(offsets, gene_ids, values, max_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    lengths = np.diff(offsets)
+    place = np.arange(len(gene_ids)) - np.repeat(offsets[:-1], lengths)
+    kept = place < max_tokens
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, max_tokens))])
+    return offsets, gene_ids[kept], values[kept]
+
+
+def _number(term_id: str) -> int:
+    return int(term_id.rpartition(":")[2])

@@ -1,0 +1,348 @@
+"""From a corpus to batches: shuffled, divided, resumable, with distinct texts and similar lengths in a batch.
+
+Two ways to the same rows:
+
+- `CorpusLoader`: a `DataLoader` over the mapped rows, ordered by `CorpusBatchSampler`. The position in an epoch is one
+  number, so a run resumes at the exact batch, with any number of workers.
+- `stream_corpus`: a `datasets.IterableDataset` of rows, divided by `datasets` itself among nodes and workers, for
+  `map`, `batch`, `Trainer` and `StatefulDataLoader`.
+
+Both shuffle the same way: short runs of neighbouring rows are dealt at random into blocks, and rows are shuffled
+inside a block. Reading stays sequential enough for a disk, and only one block is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .corpus_reading import Corpus, Selection, as_rows
+
+# `datasets` divides blocks without reading in vain when their number is a multiple of that of the processes.
+_FEW_BLOCKS, _MANY_BLOCKS = 8, 64
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How rows become batches.
+
+    Attributes
+    ----------
+    run_rows
+        Neighbouring rows that stay together until a block is shuffled.
+    block_rows
+        Rows shuffled together: the buffer.
+    distinct_types
+        Spread cell types, so that a batch repeats a text as rarely as its rows allow.
+    similar_lengths
+        Put cells of similar length into a batch, which spares padding.
+    type_balance
+        0: every row once an epoch. 1: every cell type equally often. Between: n ** -type_balance.
+    source_weights
+        How often the rows of a source appear, 1 where not named.
+    """
+
+    batch_size: int = 64
+    seed: int = 0
+    run_rows: int = 64
+    block_rows: int = 8192
+    distinct_types: bool = True
+    similar_lengths: bool = True
+    type_balance: float = 0.0
+    source_weights: dict[str, float] = field(default_factory=dict)
+    drop_last: bool = False
+
+    def __post_init__(self):
+        for name in ("batch_size", "run_rows", "block_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def is_weighted(self) -> bool:
+        return self.type_balance > 0 or any(weight != 1 for weight in self.source_weights.values())
+
+
+class CorpusBatchSampler(Sampler[list[int]]):
+    """Row numbers of the batches of one process, in order, from any position of any epoch.
+
+    Parameters
+    ----------
+    corpus, selection, settings
+        What to read, which rows of it, and how to batch them.
+    rank, world_size
+        This process takes every `world_size`-th batch, from the `rank`-th on.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        selection: Selection,
+        settings: BatchSettings,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}.")
+        self.corpus, self.selection, self.settings = corpus, selection, settings
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.first_batch = 0, 0
+        self._weights = _row_weights(corpus, selection, settings) if settings.is_weighted else None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.first_batch * self.world_size
+        group: list[np.ndarray] = []
+        for number, batch in enumerate(self._batches_of_all()):
+            if number < first:
+                continue
+            group.append(batch)
+            if len(group) == self.world_size:
+                yield group[self.rank].tolist()
+                group = []
+        # With `drop_last` every process gets the same number of batches.
+        if self.rank < len(group) and not self.settings.drop_last:
+            yield group[self.rank].tolist()
+
+    def __len__(self) -> int:
+        """Batches left for this process in this epoch."""
+        whole, rest = divmod(self.num_rows, self.settings.batch_size)
+        batches = whole + (rest > 0 and not self.settings.drop_last)
+        share, extra = divmod(batches, self.world_size)
+        return share + (self.rank < extra and not self.settings.drop_last) - self.first_batch
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that all processes together read in this epoch."""
+        return sum(len(rows) for rows in self._blocks())
+
+    def _batches_of_all(self) -> Iterator[np.ndarray]:
+        """The batches of all processes: every row of the epoch, in order."""
+        size = self.settings.batch_size
+        left = np.empty(0, np.int64)
+        for number, rows in enumerate(self._blocks()):
+            rows = np.concatenate([left, rows])
+            whole = len(rows) // size * size
+            generator = self._generator(1, number)
+            # What does not fill a batch waits for the next block, so that only an epoch's last batch is small.
+            order = generator.permutation(len(rows))
+            left = rows[order[whole:]]
+            yield from self._arrange(rows[order[:whole]], generator)
+        if len(left) and not self.settings.drop_last:
+            yield left
+
+    def _arrange(self, rows: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        """Cut the rows of a block into batches of similar lengths and distinct types, in random order."""
+        size = self.settings.batch_size
+        if self.settings.similar_lengths:
+            lengths = self.corpus.index["num_tokens"][rows]
+            rows = rows[np.argsort(lengths, kind="stable")]
+        if self.settings.distinct_types:
+            # Types are spread within windows of a few batches, which keeps lengths similar as well.
+            window = size * (8 if self.settings.similar_lengths else max(1, len(rows) // size))
+            types = self.corpus.index["cell_type"][rows]
+            rows = np.concatenate(
+                [
+                    part[spread_types(types[start : start + window], generator)]
+                    for start, part in ((start, rows[start : start + window]) for start in range(0, len(rows), window))
+                ]
+                or [rows]
+            )
+        batches = rows.reshape(-1, size)
+        return list(batches[generator.permutation(len(batches))])
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """Rows of each block, ascending within a run; repeated or left out by their weights."""
+        for number, runs in enumerate(_deal_runs(len(self.corpus), self.settings, self._generator(0, 0))):
+            rows = _rows_of_runs(runs, self.settings.run_rows, len(self.corpus))
+            rows = rows[self.corpus.is_selected(rows, self.selection)]
+            if self._weights is not None:
+                expected = self._weights.of_rows(rows)
+                times = np.floor(expected + self._generator(2, number).random(len(rows))).astype(np.int64)
+                rows = np.repeat(rows, times)
+            yield rows
+
+    def _generator(self, purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, self.epoch, purpose, number])
+
+
+class CorpusLoader(DataLoader):
+    """A `DataLoader` that knows its place: `state_dict()` in mid-epoch, `load_state_dict()` in the next run.
+
+    Parameters
+    ----------
+    sampler
+        Which rows, in which order.
+    collate
+        Turns an Arrow table of rows into a batch.
+    columns
+        Columns to read; None reads all.
+    """
+
+    def __init__(
+        self,
+        sampler: CorpusBatchSampler,
+        collate: Callable,
+        *,
+        columns: list[str] | None = None,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+        **options,
+    ):
+        super().__init__(
+            CorpusTables(sampler.corpus, collate, columns),
+            sampler=sampler,
+            batch_size=None,  # the sampler's items are whole batches
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            **options,
+        )
+        self._num_given = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        self._num_given = self.sampler.first_batch
+        for batch in super().__iter__():
+            self._num_given += 1
+            yield batch
+        self.set_epoch(self.sampler.epoch + 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start at the beginning of an epoch, unless the loader already stands in it."""
+        if epoch != self.sampler.epoch:
+            self.sampler.epoch, self.sampler.first_batch, self._num_given = epoch, 0, 0
+
+    def state_dict(self) -> dict:
+        """The epoch, and how many of its batches this process has been given."""
+        return {"epoch": self.sampler.epoch, "num_batches": self._num_given}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on with the batch after those."""
+        self.sampler.epoch = state["epoch"]
+        self.sampler.first_batch = self._num_given = state["num_batches"]
+
+
+class CorpusTables(Dataset):
+    """Lists of row numbers -> collated batches, through the mapped `datasets.Dataset`."""
+
+    def __init__(self, corpus: Corpus, collate: Callable, columns: list[str] | None = None):
+        self.corpus, self.collate, self.columns = corpus, collate, columns
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def __getitem__(self, rows: list[int]) -> dict:
+        return self.collate(self.corpus.table(rows, self.columns))
+
+
+def stream_corpus(
+    corpus: Corpus,
+    selection: Selection,
+    settings: BatchSettings,
+    *,
+    epoch: int = 0,
+    columns: list[str] | None = None,
+) -> datasets.IterableDataset:
+    """Every selected row once, shuffled, as a stream that `datasets` divides, resumes and transforms.
+
+    Parameters
+    ----------
+    corpus, selection, settings
+        What to read, which rows of it, and the size of runs and blocks.
+    epoch
+        Deals other blocks; `set_epoch` of the result only takes the same blocks in another order.
+    columns
+        Columns to read; None reads all.
+    """
+    if settings.is_weighted:
+        raise ValueError("A stream gives every row once: type_balance and source_weights are for CorpusBatchSampler.")
+    blocks = _deal_runs(len(corpus), settings, np.random.default_rng([settings.seed, epoch, 0, 0]))
+    return datasets.IterableDataset.from_generator(
+        _stream_blocks,
+        gen_kwargs={
+            "blocks": [(number, tuple(runs.tolist())) for number, runs in enumerate(blocks)],
+            "corpus_path": str(corpus.path),
+            "selection": selection,
+            "settings": settings,
+            "epoch": epoch,
+            "columns": tuple(columns or corpus.dataset.column_names),
+        },
+    )
+
+
+def _stream_blocks(blocks, corpus_path, selection, settings, epoch, columns) -> Iterator[dict]:
+    corpus = Corpus.open(corpus_path)
+    for number, runs in blocks:
+        rows = _rows_of_runs(np.array(runs, np.int64), settings.run_rows, len(corpus))
+        rows = rows[corpus.is_selected(rows, selection)]
+        generator = np.random.default_rng([settings.seed, epoch, 1, number])
+        types = corpus.index["cell_type"][rows]
+        order = spread_types(types, generator) if settings.distinct_types else generator.permutation(len(rows))
+        # Read in the order on disk, hand out in the shuffled one.
+        table = corpus.table(rows, list(columns)).take(order)
+        for start in range(0, len(table), 256):
+            yield from as_rows(table.slice(start, 256))
+
+
+def spread_types(types: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """An order in which the rows of every type lie evenly from start to end, each at a random place of its share.
+
+    Examples
+    --------
+    >>> order = spread_types(np.array([0, 0, 0, 1, 1, 1]), np.random.default_rng(0))
+    >>> [len({0, 1} & set(pair)) for pair in np.array([0, 0, 0, 1, 1, 1])[order].reshape(-1, 2).tolist()]
+    [2, 2, 2]
+    """
+    shuffled = generator.permutation(len(types))
+    by_type = shuffled[np.argsort(types[shuffled], kind="stable")]
+    _, first, size = np.unique(types[by_type], return_index=True, return_counts=True)
+    rank = np.arange(len(types)) - np.repeat(first, size)
+    phase = np.repeat(generator.random(len(size)), size)
+    return by_type[np.argsort((rank + phase) / np.repeat(size, size), kind="stable")]
+
+
+def _deal_runs(num_rows: int, settings: BatchSettings, generator: np.random.Generator) -> list[np.ndarray]:
+    """Deal the corpus's runs of neighbouring rows into blocks."""
+    runs = generator.permutation(-(-num_rows // settings.run_rows))
+    num_blocks = max(1, round(num_rows / settings.block_rows))
+    multiple = _MANY_BLOCKS if num_blocks >= _MANY_BLOCKS else _FEW_BLOCKS
+    num_blocks = -(-num_blocks // multiple) * multiple
+    return np.array_split(runs, min(num_blocks, max(1, len(runs))))
+
+
+def _rows_of_runs(runs: np.ndarray, run_rows: int, num_rows: int) -> np.ndarray:
+    rows = (np.sort(runs)[:, None] * run_rows + np.arange(run_rows)).ravel()
+    return rows[rows < num_rows]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Expected appearances of a row, by its source and cell type."""
+
+    index: dict[str, np.ndarray]
+    of_group: np.ndarray
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        return self.of_group[self.index["source"][rows], self.index["cell_type"][rows]]
+
+
+def _row_weights(corpus: Corpus, selection: Selection, settings: BatchSettings) -> _Weights:
+    """Weights that keep the number of rows in an epoch: rare types are repeated, common ones thinned."""
+    unknown = sorted(set(settings.source_weights) - set(corpus.names("source")))
+    if unknown:
+        raise ValueError(
+            f"source_weights names {', '.join(unknown)}; the corpus has {', '.join(corpus.names('source'))}."
+        )
+    shape = len(corpus.names("source")), len(corpus.names("cell_type"))
+    counts = np.zeros(shape)
+    for start in range(0, len(corpus), 1 << 20):
+        part = slice(start, start + (1 << 20))
+        kept = corpus.is_selected(part, selection)
+        np.add.at(counts, (corpus.index["source"][part][kept], corpus.index["cell_type"][part][kept]), 1)
+    of_type = np.maximum(counts.sum(axis=0), 1) ** -settings.type_balance
+    of_source = np.array([settings.source_weights.get(name, 1.0) for name in corpus.names("source")])
+    weights = of_source[:, None] * of_type[None, :]
+    return _Weights(corpus.index, weights * counts.sum() / max((weights * counts).sum(), 1e-12))
