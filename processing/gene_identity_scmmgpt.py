@@ -1,6 +1,5 @@
 """Which gene of the vocabulary each column of a matrix is, and an honest account of how that was found out."""
 
-import csv
 import gzip
 import re
 from collections import Counter
@@ -65,39 +64,53 @@ class GeneNames:
 
     Parameters
     ----------
-    text
-        The table as `training/gene_tables.py` writes it: lines of comment that name the sources, a head line, then
-        one line per gene.
+    packed
+        The table as `training/gene_tables.py` writes it, gzip: lines of comment that name the sources, a head line,
+        then one line per gene.
     """
 
-    def __init__(self, text: str):
-        self.text = text
-        lines = text.splitlines()
+    def __init__(self, packed: bytes):
+        self._packed = packed
+        lines = gzip.decompress(packed).decode().splitlines()
         self.sources = [line[2:] for line in lines if line.startswith("# ")]
-        rows = csv.reader(lines[len(self.sources) + 1 :], delimiter="\t", quoting=csv.QUOTE_NONE)
+        self._lines_of: dict[str, list[str]] = {}
+        for line in lines[len(self.sources) + 1 :]:
+            self._lines_of.setdefault(line[: line.index("\t")], []).append(line)
         self._genes_of: dict[str, list[NamedGene]] = {}
-        for species, ensembl_id, symbol, human_gene, synonyms in rows:
-            names = tuple(synonyms.split("|")) if synonyms else ()
-            gene = NamedGene(species, ensembl_id, symbol, human_gene or symbol, names)
-            self._genes_of.setdefault(species, []).append(gene)
+        self._symbols_of: dict[str, set[str]] = {}
+
+    def __deepcopy__(self, memo: dict) -> "GeneNames":
+        return self  # never changed, so every copy of a tokenizer may share it
 
     @property
     def species(self) -> list[str]:
         """Species that have a table, human first."""
-        return list(self._genes_of)
+        return list(self._lines_of)
 
     def genes(self, species: str) -> list[NamedGene]:
         """Every named gene of one species."""
-        return self._genes_of.get(species, [])
+        if species not in self._genes_of:
+            rows = (line.split("\t") for line in self._lines_of.get(species, []))
+            self._genes_of[species] = [
+                NamedGene(species, ensembl_id, symbol, human_gene or symbol, tuple(filter(None, synonyms.split("|"))))
+                for _, ensembl_id, symbol, human_gene, synonyms in rows
+            ]
+        return self._genes_of[species]
+
+    def symbols(self, species: str) -> set[str]:
+        """Every symbol of one species."""
+        if species not in self._symbols_of:
+            self._symbols_of[species] = {line.split("\t", 3)[2] for line in self._lines_of.get(species, [])}
+        return self._symbols_of[species]
 
     @classmethod
     def read(cls, path: str | Path) -> "GeneNames":
         """Read the table from its file."""
-        return cls(gzip.decompress(Path(path).read_bytes()).decode())
+        return cls(Path(path).read_bytes())
 
     def write(self, path: str | Path) -> None:
-        """Write the table; equal tables give equal bytes."""
-        Path(path).write_bytes(gzip.compress(self.text.encode(), mtime=0))
+        """Write the table as it was read."""
+        Path(path).write_bytes(self._packed)
 
 
 class GeneMatch(NamedTuple):
@@ -152,6 +165,9 @@ class GeneIdentifier:
         self._row_of_id.update({name: row for name, row in self._row_of.items() if _ENSEMBL_ID.fullmatch(name)})
         self._lookups: dict[str, dict[str, tuple[int, str]]] = {}
 
+    def __deepcopy__(self, memo: dict) -> "GeneIdentifier":
+        return self  # as for `GeneNames`
+
     def match(
         self, names_by_column: Mapping[str, Sequence[str]], species: str | None = None, first_column: str | None = None
     ) -> GeneMatch:
@@ -179,7 +195,7 @@ class GeneIdentifier:
         for column in order[1:]:
             for gene in np.flatnonzero((rows < 0) & (matches[column][0] >= 0)):
                 rows[gene], routes[gene] = matches[column][0][gene], matches[column][1][gene]
-        return GeneMatch(rows, routes, species, scheme_of(columns[order[0]]), columns[order[0]])
+        return GeneMatch(rows, routes, species, scheme_of(columns[order[0]]), next(iter(columns.values())))
 
     def _match_names(self, names: list[str], species: str) -> tuple[np.ndarray, list[str | None]]:
         lookup, present = self._lookup(species), set(names)
@@ -227,25 +243,17 @@ class GeneIdentifier:
 
     def _recognise_species(self, columns: Iterable[Sequence[str]]) -> str:
         """The species most names belong to: by Ensembl prefix, else by symbols in their exact capitals."""
-        votes: Counter = Counter()
         known = self.gene_names.species if self.gene_names is not None else ["human"]
-        exact = (
-            {species: {gene.symbol for gene in self.gene_names.genes(species)} for species in known}
-            if self.gene_names
-            else {}
-        )
+        votes = dict.fromkeys(known, 0)  # on equal votes the first wins: macaque and pig share most human symbols
         for names in columns:
-            for name in names:
-                ensembl = _ENSEMBL_ID.search(name)
-                if ensembl:
-                    prefix = next(group for group in ensembl.groups() if group)
-                    votes[SPECIES_OF_PREFIX.get(prefix, f"the species with ids {prefix}...")] += 1
-            for species, symbols in exact.items():
-                votes[species] += sum(name in symbols for name in names)
-        best = max(votes.values(), default=0)
-        # Macaque and pig share most human symbols: on equal votes the species that comes first in the table wins.
-        ranked = [*known, *(species for species in votes if species not in known)]
-        return next((species for species in ranked if best and votes[species] == best), "human")
+            for prefix, times in Counter(_ensembl_prefix(name) for name in names).items():
+                if prefix:
+                    species = SPECIES_OF_PREFIX.get(prefix, f"the species with ids {prefix}...")
+                    votes[species] = votes.get(species, 0) + times
+            if self.gene_names is not None:
+                for species in known:
+                    votes[species] += len(self.gene_names.symbols(species).intersection(names))
+        return max(votes, key=votes.__getitem__)
 
     def _check_species(self, species: str) -> None:
         known = self.gene_names.species if self.gene_names is not None else ["human"]
@@ -274,6 +282,11 @@ def _find(name: str, lookup: Mapping[str, tuple[int, str]], present: set[str]) -
             row, route = lookup[spelling]
             return row, "spelling" if route == "direct" else route
     return -1, None
+
+
+def _ensembl_prefix(name: str) -> str | None:
+    ensembl = _ENSEMBL_ID.search(name)
+    return next(group for group in ensembl.groups() if group) if ensembl else None
 
 
 def scheme_of(names: Sequence[str]) -> str:

