@@ -1,0 +1,87 @@
+"""The recipe of the embedded model, typed: sources, simulator, architecture, the parts of each stage."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .cell_simulator import SimulatorSettings
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of cells and the licence that lets a model trained on it be shared."""
+
+    file: str
+    licence: str
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
+class Stage1Part:
+    """Some steps of stage 1 with the same settings.
+
+    Attributes
+    ----------
+    num_attended_genes
+        Genes that the encoder attends to in this part; all of them stand in its pooled tokens.
+    num_ontology_texts
+        Types of the whole ontology whose wordings are contrasted with one another at every step.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    num_attended_genes: int
+    match_weight: float
+    caption_weight: float
+    num_ontology_texts: int
+    ontology_text_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class MiniRecipe:
+    """Every number of the embedded model's training."""
+
+    sources: tuple[Source, ...]
+    development_studies: tuple[str, ...]
+    simulator: SimulatorSettings
+    model: dict[str, Any]
+    stage1: tuple[Stage1Part, ...]
+    seed: int = 0
+    tokenizer_size: int = 4096
+    max_text_tokens: int = 64
+    digest: str = field(default="", compare=False)
+
+    def cut_to(self, steps: int | None) -> MiniRecipe:
+        """The same recipe with no part longer than so many steps."""
+        if steps is None:
+            return self
+        return replace(self, stage1=tuple(replace(part, steps=min(part.steps, steps)) for part in self.stage1))
+
+
+def read_recipe(path: Path) -> MiniRecipe:
+    """The recipe in a yaml file; a key that does not exist is refused."""
+    text = path.read_bytes()
+    content = yaml.safe_load(text)
+    content["sources"] = tuple(_typed(Source, source) for source in content["sources"])
+    content["development_studies"] = tuple(content["development_studies"])
+    simulator = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content["simulator"].items()
+    }
+    content["simulator"] = _typed(SimulatorSettings, simulator)
+    content["stage1"] = tuple(_typed(Stage1Part, part) for part in content["stage1"])
+    return _typed(MiniRecipe, {**content, "digest": hashlib.sha256(text).hexdigest()})
+
+
+def _typed(kind: type, content: dict[str, Any]) -> Any:
+    known = {one.name for one in fields(kind)}
+    if strange := sorted(set(content) - known):
+        raise ValueError(
+            f"The recipe has no key {strange[0]!r} for {kind.__name__}; keys: {', '.join(sorted(known))}."
+        )
+    return kind(**content)
