@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +16,7 @@ import yaml
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, enable_full_determinism, set_seed
 
+from scmmgpt.errors import UserError
 from scmmgpt.training.checkpoints import TrainingStopped, last_checkpoint, remove_partial_checkpoints
 from scmmgpt.training.data import CorpusBatchSampler
 from scmmgpt.training.settings import RunSettings, check_names, read_recipe
@@ -79,6 +82,16 @@ def seed_everything(arguments: TrainingArguments) -> None:
         enable_full_determinism(arguments.seed)
     else:
         set_seed(arguments.seed)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What the person can mend is said in its own words, without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def begin(settings: RunSettings, arguments: TrainingArguments, *, fresh: bool = False) -> str | None:

@@ -80,6 +80,8 @@ class ModelSettings:
         Text tokenizers; None trains a small one on the corpus's texts.
     tokenizer_size
         Pieces of a tokenizer that is trained.
+    gene_tokenizer
+        Settings of the gene tokenizer that differ from the corpus's: `value_mode`, `max_genes`, `gene_order`, ...
     """
 
     start_from: str | None = None
@@ -90,6 +92,7 @@ class ModelSettings:
     tokenizer: str | None = None
     qformer_tokenizer: str | None = None
     tokenizer_size: int = 4096
+    gene_tokenizer: dict[str, Any] = Field(default_factory=dict)
     attention: str = "sdpa"
     dtype: Literal["float32", "bfloat16"] = "float32"
 

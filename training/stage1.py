@@ -9,17 +9,41 @@ The same command again goes on from the last whole checkpoint. Every checkpoint 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from scmmgpt.training.assembly import (
+    CellWriter,
+    assemble_config,
+    assemble_pretraining_model,
+    assemble_processor,
+    cell_collator,
+    row_order,
+    text_encoder,
+)
 from scmmgpt.training.checkpoints import whole_or_absent
+from scmmgpt.training.collators import CellTextCollator
+from scmmgpt.training.corpus_reading import Corpus, Selection
+from scmmgpt.training.curves import draw_curves
 from scmmgpt.training.flops import stage_1_flops
-from scmmgpt.training.meter import RunMeter
-from scmmgpt.training.run import begin, callbacks_of, training_arguments
+from scmmgpt.training.held_out import held_out_cells, nearest_class_mean
+from scmmgpt.training.meter import RunMeter, shape_of
+from scmmgpt.training.plan import Plan, make_plan
+from scmmgpt.training.run import (
+    begin,
+    callbacks_of,
+    plain_errors,
+    read_command,
+    seed_everything,
+    training_arguments,
+)
 from scmmgpt.training.settings import RecipeError, RunSettings
 from scmmgpt.training.towers import prepare_towers
 from scmmgpt.training.watch import RunWatch
@@ -82,35 +106,102 @@ def hide_values(inputs: dict, share: float, mask_value: float) -> dict[str, torc
     }
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a run trains on and is measured with.
+
+    Attributes
+    ----------
+    collate
+        Rows -> the arguments of `forward`.
+    order
+        The order of the training rows; None leaves it to Trainer.
+    scores
+        Model -> numbers on held-out cells.
+    baseline
+        What nearest-class-mean reaches on the same cells, by the names of `scores`.
+    """
+
+    train: Dataset
+    eval: Dataset | None
+    collate: Callable[[list], dict]
+    order: Sampler | None = None
+    scores: Callable | None = None
+    baseline: dict[str, float] = field(default_factory=dict)
+
+
 def train(
-    settings: RunSettings,
-    model: torch.nn.Module,
-    processor,
-    train_dataset: Dataset,
-    eval_dataset: Dataset | None,
-    collate: Callable[[list], dict],
-    *,
-    row_order: Callable[[TrainingArguments], Sampler] | None = None,
-    scores: Callable | None = None,
-    fresh: bool = False,
+    settings: RunSettings, model: PreTrainedModel, processor, rows: Rows, *, fresh: bool = False
 ) -> Stage1Trainer:
-    """Train a model on rows that `collate` turns into batches; the result lies in `settings.output`."""
+    """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`."""
     arguments = training_arguments(settings, TrainingArguments)
     checkpoint = begin(settings, arguments, fresh=fresh)
-    flops = partial(stage_1_flops, model.config, towers=settings.towers)
-    meters = [RunMeter(LOSSES, lambda shape: flops(shape=shape), settings.hardware.peak_tflops) for _ in range(2)]
+    step_flops = partial(stage_1_flops, model.config, towers=settings.towers)
+    meters = [RunMeter(LOSSES, step_flops, settings.hardware.peak_tflops) for _ in range(2)]
     trainer = Stage1Trainer(
         model=prepare_towers(model, settings.towers, settings.lora),
         args=arguments,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        data_collator=collate,
+        train_dataset=rows.train,
+        eval_dataset=rows.eval,
+        data_collator=rows.collate,
         processing_class=processor,
         callbacks=callbacks_of(settings),
-        watch=RunWatch(settings, *meters, scores=scores),
-        row_order=None if row_order is None else row_order(arguments),
+        watch=RunWatch(settings, *meters, scores=rows.scores),
+        row_order=rows.order,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    with whole_or_absent(arguments.output_dir, trainer.state.global_step):
+        trainer.save_model()
     trainer.save_state()
     return trainer
+
+
+def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: TrainingArguments) -> Rows:
+    """The corpus's training rows with their texts, and its validation rows to be measured on."""
+    data = settings.data
+    chosen = {"scheme": data.scheme, "is_labelled": True, "sources": tuple(data.sources)}
+    train_rows, held_out_rows = Selection("train", **chosen), Selection("validation", **chosen)
+    genes, encode = cell_collator(settings, corpus, processor), text_encoder(processor, data.max_text_tokens)
+    collate = CellTextCollator(genes, CellWriter(corpus.ontology), encode, corpus.ontology, seed=arguments.seed)
+    held_out = held_out_cells(corpus, held_out_rows, settings.evaluation.max_cells, genes, encode)
+    dataset = corpus.dataset.with_format("numpy")
+    return Rows(
+        train=dataset,
+        eval=None if held_out is None else dataset.select(held_out.rows),
+        collate=collate,
+        order=row_order(settings, corpus, train_rows, arguments),
+        scores=held_out,
+        baseline={} if held_out is None else nearest_class_mean(corpus, train_rows, held_out),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, or print the plan."""
+    command = read_command("Stage 1: align cells with texts.", arguments)
+    settings = command.settings
+    training = training_arguments(settings, TrainingArguments)
+    seed_everything(training)
+    corpus = Corpus.open(settings.data.corpus)
+    processor = assemble_processor(settings, corpus)
+    model = assemble_pretraining_model(settings, assemble_config(settings, processor))
+    rows = rows_of(settings, corpus, processor, training)
+    if command.dry_run:
+        print("\n".join(plan(settings, training, model, rows).lines()))
+        return
+    trainer = train(settings, model, processor, rows, fresh=command.fresh)
+    if training.process_index == 0:
+        draw_curves(trainer.state.log_history, Path(settings.output) / "curves.png", rows.baseline)
+        print(f"Stage 1 is in {settings.output}")
+
+
+def plan(settings: RunSettings, arguments: TrainingArguments, model: PreTrainedModel, rows: Rows) -> Plan:
+    """What the run will take, judged by its first batch."""
+    first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
+    step_flops = partial(stage_1_flops, model.config, towers=settings.towers)
+    prepared = prepare_towers(model, settings.towers, settings.lora)
+    return make_plan(settings, arguments, prepared, shape_of(rows.collate(first)), step_flops, len(rows.order))
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()

@@ -48,6 +48,10 @@ def prepare_towers(
 
     Parameters
     ----------
+    model
+        Either stage's; changed in place.
+    towers, lora
+        Of the recipe.
     new_token_ids
         Rows of the LLM's embedding that its pretrained weights do not know: trained and saved with its adapters.
     """

@@ -1,0 +1,260 @@
+"""The parts of a run, from its settings: processor, model with its pretrained towers, texts, rows and collators."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+
+from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
+from scmmgpt.ontology import Ontology
+from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
+from scmmgpt.processing.prompting_scmmgpt import (
+    ANNOTATION_QUESTIONS,
+    DESCRIPTION_QUESTIONS,
+    DESCRIPTIONS,
+    cell_request,
+    cell_text,
+    label_text,
+)
+from scmmgpt.training.collators import CellCollator, TokenizingCollator
+from scmmgpt.training.corpus_reading import GENE_TOKENIZER_FOLDER, Corpus, Selection
+from scmmgpt.training.data import BatchSettings, CorpusBatchSampler
+from scmmgpt.training.run import RowOrder
+from scmmgpt.training.settings import ModelSettings, RecipeError, RunSettings, check_names
+from scmmgpt.training.text_tokenizer import train_text_tokenizer
+
+NUM_TEXTS_FOR_TOKENIZER = 20_000
+# Share of texts that bring the type's definition, so that both forms are known.
+DEFINITION_SHARE = 0.5
+
+
+# ---- processor
+
+
+def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcessor:
+    """The starting checkpoint's processor, or one of the corpus's genes and the recipe's text tokenizers."""
+    model = settings.model
+    if model.start_from is not None:
+        processor = ScMMGPTProcessor.from_pretrained(model.start_from)
+        check_vocabulary(processor.gene_tokenizer, corpus, model.start_from)
+        return processor
+    genes = _changed(ScMMGPTGeneTokenizer.from_pretrained(corpus.path / GENE_TOKENIZER_FOLDER), model.gene_tokenizer)
+    num_query_tokens = _config_fields(model).get("qformer_config", {}).get("num_query_tokens", 32)
+    return ScMMGPTProcessor(
+        genes,
+        _text_tokenizer(model.tokenizer or model.language_model, model, corpus),
+        qformer_tokenizer=AutoTokenizer.from_pretrained(model.qformer_tokenizer) if model.qformer_tokenizer else None,
+        num_query_tokens=num_query_tokens,
+    )
+
+
+def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) -> None:
+    """Ids mean genes: a corpus made with another vocabulary would train nonsense in silence."""
+    ours, theirs = genes.vocabulary, {name: i for i, name in enumerate(corpus.genes)}
+    if ours == theirs:
+        return
+    first = next((name for name, i in theirs.items() if ours.get(name) != i), next(iter(set(ours) - set(theirs)), ""))
+    raise RecipeError(
+        f"{corpus.path} was made with another vocabulary ({len(theirs)} genes) than {model} has ({len(ours)}); the "
+        f"first that differs is {first!r}. Build it again with `scmmgpt corpus build ... --processor {model}`."
+    )
+
+
+def _changed(genes: ScMMGPTGeneTokenizer, changes: dict[str, Any]) -> ScMMGPTGeneTokenizer:
+    known = [name for name in genes.to_dict() if hasattr(genes, name)]
+    check_names(changes, known, "model.gene_tokenizer")
+    for name, value in changes.items():
+        setattr(genes, name, value)
+    return genes
+
+
+def _text_tokenizer(source: str | None, model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
+    if source is None:
+        return train_text_tokenizer(_sample_texts(corpus), model.tokenizer_size)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _sample_texts(corpus: Corpus):
+    """Texts of training cells, questions, and what the ontology says of every type."""
+    yield from itertools.chain(DESCRIPTIONS, ANNOTATION_QUESTIONS, DESCRIPTION_QUESTIONS)
+    for term in corpus.ontology.terms.values():
+        yield label_text(term.label, term.definition)
+    rows = corpus.rows(Selection("train"))
+    generator = np.random.default_rng(0)
+    chosen = np.sort(generator.permutation(rows)[:NUM_TEXTS_FOR_TOKENIZER])
+    write = CellWriter(corpus.ontology)
+    columns = [name for name in corpus.dataset.column_names if name not in ("gene_ids", "gene_values")]
+    for row in corpus.table(chosen, columns).to_pylist():
+        yield write(row, generator)
+        yield cell_request(row)
+
+
+# ---- texts
+
+
+class CellWriter:
+    """(row of a corpus, generator) -> a text about the cell; a type's definition in half of them."""
+
+    def __init__(self, ontology: Ontology):
+        self.ontology = ontology
+
+    def __call__(self, row: dict, generator: np.random.Generator) -> str:
+        definition = self.definition(row) if generator.random() < DEFINITION_SHARE else None
+        return cell_text(row, definition, paraphrase=int(generator.integers(len(DESCRIPTIONS))))
+
+    def definition(self, row: dict) -> str | None:
+        """What the ontology says of the row's type."""
+        term = self.ontology.terms.get(row["cell_type_ontology_term_id"])
+        return term.definition if term else None
+
+
+def text_encoder(processor: ScMMGPTProcessor, max_tokens: int) -> Callable[[list[str]], dict]:
+    """Texts -> the text arguments of the towers' forward."""
+
+    def encode(texts: list[str]) -> dict[str, torch.Tensor]:
+        options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+        inputs = processor.tokenizer(texts, return_token_type_ids=False, **options)
+        encoded = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if processor.qformer_tokenizer is not None:
+            inputs = processor.qformer_tokenizer(texts, return_token_type_ids=False, **options)
+            encoded |= {f"qformer_{name}": inputs[name] for name in ("input_ids", "attention_mask")}
+        return encoded
+
+    return encode
+
+
+# ---- rows
+
+
+def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProcessor) -> Callable:
+    """Rows -> genes: as the corpus holds them, or tokenised on the way from a corpus of counts."""
+    data, genes, stored = settings.data, processor.gene_tokenizer, corpus.manifest["value_mode"]
+    if stored == "counts" and genes.value_mode != "counts":
+        if data.max_genes is not None:
+            genes.max_genes = data.max_genes
+        return TokenizingCollator(genes, packed=data.packed)
+    if stored != genes.value_mode:
+        raise RecipeError(
+            f"{corpus.path} holds values of mode {stored!r} and the model reads {genes.value_mode!r}. Build the corpus "
+            f"with `tokens: {{value_mode: counts}}`, which serves every mode, or with {genes.value_mode!r}."
+        )
+    return CellCollator(stored, packed=data.packed, max_genes=data.max_genes, pad_token_id=genes.pad_token_id)
+
+
+def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, arguments: TrainingArguments) -> RowOrder:
+    """Training rows in the order of their batches, the same for any number of processes with the same global batch."""
+    data, global_batch = settings.data, arguments.train_batch_size * arguments.world_size
+    batches = BatchSettings(
+        batch_size=global_batch,
+        seed=arguments.data_seed if arguments.data_seed is not None else arguments.seed,
+        block_rows=data.block_rows,
+        distinct_types=data.distinct_types,
+        similar_lengths=data.similar_lengths,
+        type_balance=data.type_balance,
+        source_weights=data.source_weights,
+        drop_last=True,
+    )
+    order = RowOrder(CorpusBatchSampler(corpus, selection, batches))
+    if len(order) < global_batch:
+        raise RecipeError(
+            f"{corpus.path} has {len(order)} rows to train on, one step of all processes takes {global_batch}: lower "
+            "`training.per_device_train_batch_size`, or widen `data.sources`."
+        )
+    return order
+
+
+# ---- model
+
+
+def assemble_config(settings: RunSettings, processor: ScMMGPTProcessor) -> ScMMGPTConfig:
+    """The architecture of the recipe, with the sizes that the processor and the pretrained parts decide."""
+    model = settings.model
+    if model.start_from is not None:
+        config = ScMMGPTConfig.from_pretrained(model.start_from)
+        _update(config, model.config)
+        return config
+    chosen = _config_fields(model)
+    genes, text = processor.gene_tokenizer, processor.tokenizer
+    qformer_text = processor.qformer_tokenizer or text
+    if model.language_model is not None:
+        chosen["text_config"] = AutoConfig.from_pretrained(model.language_model).get_text_config().to_dict()
+    chosen["cell_config"] = _part_config(model.cell_encoder) | {
+        "vocab_size": genes.vocab_size,
+        "pad_token_id": genes.pad_token_id,
+        "cls_token_id": genes.cls_token_id if genes.add_cls else None,
+        **chosen.get("cell_config", {}),
+    }
+    chosen["qformer_config"] = _part_config(model.qformer) | {
+        "vocab_size": len(qformer_text),
+        "pad_token_id": qformer_text.pad_token_id,
+        **chosen.get("qformer_config", {}),
+    }
+    special = {name: getattr(text, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    chosen["text_config"] = {"model_type": "llama", "vocab_size": len(text), **special} | chosen.get("text_config", {})
+    chosen["text_config"]["vocab_size"] = max(chosen["text_config"]["vocab_size"], len(text))
+    return ScMMGPTConfig(cell_token_id=processor.cell_token_id, **chosen)
+
+
+def assemble_pretraining_model(settings: RunSettings, config: ScMMGPTConfig) -> ScMMGPTForPreTraining:
+    """Stage 1's model: from a checkpoint, or new with the recipe's pretrained towers."""
+    options = {"dtype": getattr(torch, settings.model.dtype), "attn_implementation": settings.model.attention}
+    if settings.model.start_from is not None:
+        return ScMMGPTForPreTraining.from_pretrained(settings.model.start_from, config=config, **options)
+    model = ScMMGPTForPreTraining._from_config(config, **options)
+    for part, place in (
+        (model.model.cell_encoder, settings.model.cell_encoder),
+        (model.model.qformer, settings.model.qformer),
+    ):
+        if place is not None:
+            part.load_state_dict(AutoModel.from_pretrained(place).state_dict())
+    return model
+
+
+def assemble_generative_model(
+    settings: RunSettings, config: ScMMGPTConfig, processor: ScMMGPTProcessor
+) -> ScMMGPTForConditionalGeneration:
+    """Stage 2's model: stage 1's towers, and a causal LM from its own checkpoint or new."""
+    model, options = (
+        settings.model,
+        {"dtype": getattr(torch, settings.model.dtype), "attn_implementation": settings.model.attention},
+    )
+    if model.language_model is None:
+        if model.start_from is not None:
+            return ScMMGPTForConditionalGeneration.from_pretrained(model.start_from, config=config, **options)
+        return ScMMGPTForConditionalGeneration._from_config(config, **options)
+    towers = AutoModel.from_pretrained(model.start_from) if model.start_from is not None else None
+    if model.start_from is not None:
+        config.text_config = AutoConfig.from_pretrained(model.language_model).get_text_config()
+    joined = ScMMGPTForConditionalGeneration.from_parts(config, model.language_model, **options)
+    if towers is not None:
+        joined.model.load_state_dict(towers.state_dict(), strict=False)
+    if len(processor.tokenizer) > joined.get_input_embeddings().num_embeddings:
+        joined.resize_token_embeddings(len(processor.tokenizer))
+    return joined
+
+
+def _config_fields(model: ModelSettings) -> dict[str, Any]:
+    check_names(model.config, [field.name for field in fields(ScMMGPTConfig)], "model.config")
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in model.config.items()}
+
+
+def _part_config(place: str | None) -> dict[str, Any]:
+    return AutoConfig.from_pretrained(place).to_diff_dict() if place is not None else {}
+
+
+def _update(config: Any, changes: dict[str, Any]) -> None:
+    check_names(changes, [field.name for field in fields(type(config))], f"model.config ({type(config).__name__})")
+    for name, value in changes.items():
+        if isinstance(value, dict) and hasattr(getattr(config, name), "to_dict"):
+            _update(getattr(config, name), value)
+        else:
+            setattr(config, name, value)
