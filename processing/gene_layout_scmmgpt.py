@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from .cell_reading_scmmgpt import CsrRows
+from .cell_matrix_scmmgpt import CsrRows
 from .gene_kernels_scmmgpt import count_expressed, order_genes
 from .gene_vocabulary_scmmgpt import CLS_ID, SPECIAL_TOKENS
 

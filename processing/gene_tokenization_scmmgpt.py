@@ -272,7 +272,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
             names = gene_name_columns(chosen.matrix.var, chosen.matrix.var_names, gene_column)
             match = self._match(names, species, gene_column)
             share = self.panel_share(match.rows[match.rows >= 0] + len(SPECIAL_TOKENS)) if self.panel_scaling else 1.0
-            account.begin(chosen, match, share, cells.num_repeated_names)
+            account.begin(cells, chosen, match, share)
             for start, stop in chosen.matrix.blocks(chunk_size):
                 rows, turned_back = chosen.linear_rows(start, stop)
                 total = float(rows.data[rows.entries].sum(dtype=np.float64))

@@ -43,7 +43,9 @@ class GeneVocabulary:
         known = medians > 0
         self.medians = np.where(known, medians, np.median(medians[known]) if known.any() else 1.0)
         masses = self._numbers("masses", masses)
-        self.masses = masses / (masses.sum() or 1.0)
+        # Kept in the short digits in which they are written, so that a saved vocabulary is the same to the last bit.
+        total = masses.sum() or 1.0
+        self.masses = (masses if abs(total - 1) < 1e-4 else masses / total).astype(np.float32).astype(np.float64)
         if len(self.ensembl_ids) != len(self.genes):
             raise ValueError(f"There are {len(self.ensembl_ids)} Ensembl ids for {len(self.genes)} genes.")
 
@@ -65,13 +67,13 @@ class GeneVocabulary:
         return len(SPECIAL_TOKENS) + len(self.genes)
 
     def write(self, path: str | Path) -> None:
-        """Write a table with one line per gene; numbers keep every digit."""
+        """Write a table with one line per gene."""
         text = io.StringIO()
         table = csv.writer(text, delimiter="\t", lineterminator="\n")
         table.writerow(COLUMNS)
-        numbers = zip(self.medians.tolist(), self.masses.tolist(), strict=True)
+        numbers = zip(self.medians, self.masses.astype(np.float32), strict=True)
         for gene, gene_id, (median, mass) in zip(self.genes, self.ensembl_ids, numbers, strict=True):
-            table.writerow([gene, gene_id, repr(median), repr(mass)])
+            table.writerow([gene, gene_id, str(median), str(mass)])
         Path(path).write_text(text.getvalue(), encoding="utf-8")
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from transformers.utils import logging
 
+from .cell_matrix_scmmgpt import Cells
 from .cell_reading_scmmgpt import ChosenMatrix
 from .gene_identity_scmmgpt import GeneMatch
 
@@ -25,7 +26,7 @@ class InputAccount:
         self.num_cells = self.empty_cells = self.cells_turned_back_into_counts = 0
         self.covered = self.total = 0.0
 
-    def begin(self, chosen: ChosenMatrix, match: GeneMatch, panel_share: float, duplicate_cell_names: int) -> None:
+    def begin(self, cells: Cells, chosen: ChosenMatrix, match: GeneMatch, panel_share: float) -> None:
         """Note what was decided before reading; of several sources the first speaks for all."""
         self.facts = self.facts or {
             **match.account(),
@@ -34,7 +35,8 @@ class InputAccount:
             "matrix_detail": chosen.state.detail,
             "looked_at": chosen.looked_at,
             "panel_share": panel_share,
-            "duplicate_cell_names": duplicate_cell_names,
+            "duplicate_cell_names": cells.num_repeated_names,
+            **({"modality": cells.modality} if cells.modality else {}),
         }
 
     def add(self, totals, total: float, turned_back: int) -> None:
@@ -82,7 +84,7 @@ def account_line(account: dict) -> str:
     routes = ", ".join(f"{count} {route}" for route, count in account["matched"].items() if count)
     parts = [
         f"{account['num_cells']} cells",
-        f"{account['matrix']}: {account['matrix_detail']}",
+        f"{account.get('modality', '')} {account['matrix']}: {account['matrix_detail']}".strip(),
         f"{account['num_matched']} of {account['num_genes']} {account['species']} genes ({account['scheme']}) matched"
         + (f" ({routes})" if routes else ""),
         f"{account['share_of_counts']:.1%} of counts covered",

@@ -62,11 +62,11 @@ def _recognise_fractions(block: sparse.csr_matrix, share_whole: float, log_base:
             if largest * np.log(base) <= np.log(1e8) and _holds_counts(block, base):
                 return MatrixState("log1p", f"log{_base_name(base)}(1 + x) of scaled counts", base, exact=True)
     if _holds_counts(block, None):
-        return MatrixState("normalised", f"counts scaled to {_scale_name(block)}", exact=True)
+        return MatrixState("normalised", f"scaled counts, {_scale_name(block)}", exact=True)
     if share_whole > ROWS_THAT_MUST_AGREE:
         return MatrixState("normalised", "nearly all whole numbers: expected or corrected counts")
     if _has_constant_sums(block) or largest > MAX_LOG2:
-        return MatrixState("normalised", f"linear, scaled to {_scale_name(block)}")
+        return MatrixState("normalised", f"linear, {_scale_name(block)}")
     if _has_unit_variance(block):
         return MatrixState("scaled", "every gene has unit variance")
     base = log_base or next((base for base in LOG_BASES if _has_constant_sums(_unlogged(block, base))), None)
@@ -166,7 +166,7 @@ def _has_unit_variance(block: sparse.csr_matrix) -> bool:
 
 def _scale_name(block: sparse.csr_matrix) -> str:
     if not _has_constant_sums(block):
-        return "no common total"
+        return "not whole numbers (TPM-like)"
     total = float(np.median(np.asarray(block.sum(axis=1)).ravel()))
     names = {1e4: "10,000 a cell (CP10k)", 1e6: "1,000,000 a cell (CPM or TPM)"}
     return next((name for size, name in names.items() if abs(total / size - 1) < 1e-2), f"{total:,.0f} a cell")
