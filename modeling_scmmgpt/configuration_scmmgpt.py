@@ -41,6 +41,8 @@ class ScMMGPTCellConfig(PreTrainedConfig):
     max_value: float | int = 512
     # What stands in the place of a value that the model has to predict.
     mask_value: float | int = -1
+    # The value that `<cls>` is read with; None = the processor's. scGPT's weights expect -2.
+    cls_value: float | int | None = None
     # Tokens that summarise *all* genes of the cell, so that none is cut; 0 = none, as in scGPT.
     num_pooled_tokens: int = 0
     pooled_intermediate_size: int = 512

@@ -110,9 +110,12 @@ def sample_negatives(similarity_BB: torch.Tensor, excluded_BB: torch.Tensor) -> 
 
 
 def caption_loss(logits_BSV: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Next-token cross-entropy over the real tokens of the text."""
-    labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
-    return F.cross_entropy(logits_BSV[:, :-1].float().flatten(0, 1), labels.flatten())
+    """Next-token cross-entropy over the real tokens of the text; 0 when no text has two tokens."""
+    # Both must be real: with padding in front, the last pad token is not to predict the first word.
+    is_pair = (attention_mask[:, 1:] * attention_mask[:, :-1]).bool()
+    labels = input_ids[:, 1:].masked_fill(~is_pair, -100)
+    total = F.cross_entropy(logits_BSV[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / is_pair.sum().clamp(min=1)
 
 
 __all__ = ["caption_loss", "contrast_loss", "gather", "lineage_overlap", "relations", "sample_negatives"]

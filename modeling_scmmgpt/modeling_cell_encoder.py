@@ -115,6 +115,8 @@ class ScMMGPTCellEmbeddings(nn.Module):
         genes_BLD = self.gene_norm(self.gene_projection(self.gene_embeddings(gene_ids)))
         if self.config.value_encoding == "none":
             return self.dropout(genes_BLD)
+        if self.config.cls_value is not None:
+            gene_values = gene_values.masked_fill(gene_ids == self.config.cls_token_id, self.config.cls_value)
         return genes_BLD + self.dropout(self.embed_values(gene_values))
 
     def embed_values(self, gene_values: torch.Tensor) -> torch.Tensor:

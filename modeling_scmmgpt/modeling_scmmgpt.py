@@ -10,6 +10,9 @@ loads into every class without a mapping, and `AutoModel` never reads the LLM.
 
 # Shape letters: B cells, N texts, Q query tokens, S text tokens, D embedding size.
 
+import copy
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -132,10 +135,11 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         super().__init__(config)
         width = config.qformer_config.hidden_size
         # Our own encoder by its class, so that remote code needs no registration; any other by the Auto class.
-        is_ours = config.cell_config.model_type == "scmmgpt_cell"
-        self.cell_encoder = (
-            ScMMGPTCellEncoder(config.cell_config) if is_ours else AutoModel.from_config(config.cell_config)
-        )
+        if config.cell_config.model_type == "scmmgpt_cell":
+            self.cell_encoder = ScMMGPTCellEncoder(config.cell_config)
+        else:
+            self.cell_encoder = AutoModel.from_config(config.cell_config)
+            self.cell_encoder.pooler = None  # BERT's: nobody reads it, so it could never train
         self.qformer = ScMMGPTQFormer(config.qformer_config)
         self.cell_projection = nn.Linear(width, config.projection_dim)
         self.text_projection = nn.Linear(width, config.projection_dim)
@@ -230,6 +234,22 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         if cell_embeds is not None and text_embeds is not None:
             logits = self.similarity_scale() * cell_embeds @ text_embeds.T
         return ScMMGPTOutput(cell_embeds=cell_embeds, text_embeds=text_embeds, logits_per_cell=logits)
+
+
+def _first_seeds(seed: int, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
+    """Where each text's random numbers start: by its words, not by its place among other texts.
+
+    A text that comes again continues elsewhere, so that its cells are new ones. 32 bits are all that torch's CPU
+    generator takes; cells count up from the start, so those of one text never meet.
+    """
+    seen: Counter = Counter()
+    seeds = []
+    for row, ids in enumerate(input_ids.cpu()):
+        words = tuple(ids.tolist() if attention_mask is None else ids[attention_mask[row].cpu().bool()].tolist())
+        key = repr((seed, words, seen[words])).encode()
+        seeds.append(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little"))
+        seen[words] += 1
+    return seeds
 
 
 def _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask):
@@ -358,9 +378,13 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
 
     _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
 
-    def __init__(self, config: ScMMGPTConfig):
+    def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        if getattr(config.text_config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"The text model must be a causal LM, {config.text_config.model_type} is an encoder-decoder."
+            )
+        self.language_model = AutoModel.from_config(config.text_config) if language_model is None else language_model
         self.cell_token_projector = nn.Sequential(
             nn.Linear(config.qformer_config.hidden_size, config.projector_hidden_size),
             nn.GELU(),
@@ -379,13 +403,16 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         queries = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens).last_hidden_state
         return self.cell_token_projector(queries)
 
+    def placeholder_mask(self, input_ids, inputs_embeds=None):
+        """(B, S) True where a cell's tokens go."""
+        if input_ids is not None:
+            return input_ids == self.config.cell_token_id
+        token = torch.full((), self.config.cell_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+
     def place_cells(self, input_ids, inputs_embeds, cell_tokens):
         """Put the cells' tokens where the prompts hold placeholders, in reading order."""
-        if input_ids is None:
-            token = torch.full((), self.config.cell_token_id, dtype=torch.long, device=inputs_embeds.device)
-            is_cell = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
-        else:
-            is_cell = input_ids == self.config.cell_token_id
+        is_cell = self.placeholder_mask(input_ids, inputs_embeds)
         num_placeholders, (num_cells, num_queries) = is_cell.sum(), cell_tokens.shape[:2]
         torch_compilable_check(
             num_placeholders == num_cells * num_queries,
@@ -397,6 +424,16 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         )
         cell_tokens = cell_tokens.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(is_cell.unsqueeze(-1), cell_tokens)
+
+    def refuse_unfilled_placeholders(self, input_ids):
+        num_placeholders = self.placeholder_mask(input_ids).sum()
+        torch_compilable_check(
+            num_placeholders == 0,
+            lambda: (
+                f"The prompts hold {int(num_placeholders)} <cell> placeholder tokens, that is "
+                f"{int(num_placeholders) / self.config.num_query_tokens:g} cells, but 0 cells were passed."
+            ),
+        )
 
     @can_return_tuple
     def forward(
@@ -419,6 +456,8 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         if gene_ids is not None:
             cell_tokens = self.get_cell_tokens(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
             inputs_embeds = self.place_cells(input_ids, inputs_embeds, cell_tokens)
+        elif input_ids is not None and past_key_values is None:
+            self.refuse_unfilled_placeholders(input_ids)
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -437,18 +476,22 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     generate = GenerationMixin.generate
 
-    def __init__(self, config: ScMMGPTConfig):
+    def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
-        self.model = ScMMGPTGenerativeModel(config)
+        self.model = ScMMGPTGenerativeModel(config, language_model)
         words = self.model.get_input_embeddings()
         self.lm_head = nn.Linear(words.embedding_dim, config.text_config.vocab_size, bias=False)
-        self.cell_decoder = ScMMGPTCellDecoder(
-            config.cell_decoder_config, config.cell_config, config.text_config.hidden_size
-        )
+        # The LLM's last states are as wide as its words, which need not be its `hidden_size` (OPT 350M).
+        self.cell_decoder = ScMMGPTCellDecoder(config.cell_decoder_config, config.cell_config, words.embedding_dim)
         # Every LLM calls its embeddings by another name: tie to whatever they are.
         name = next(name for name, weight in self.model.named_parameters() if weight is words.weight)
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}"}
         self.post_init()
+        self._never_write_placeholders()
+
+    def _never_write_placeholders(self):
+        if self.config.cell_token_id is not None:
+            self.generation_config.suppress_tokens = [self.config.cell_token_id]
 
     def get_cell_features(self, *args, **kwargs):
         return self.model.get_cell_features(*args, **kwargs)
@@ -558,6 +601,8 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
         )
+        if is_first_iteration and inputs.get("input_ids") is not None and inputs.get("gene_ids") is None:
+            self.model.refuse_unfilled_placeholders(inputs["input_ids"])
         if not is_first_iteration and use_cache:  # the cells already stand in the cache
             for name in CELL_INPUTS:
                 inputs.pop(name, None)
@@ -571,8 +616,10 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
             cells["gene_values"], _ = unpack_cells(cells["gene_values"], starts)
             cells["gene_ids"], cells["gene_mask"] = unpack_cells(cells["gene_ids"], starts)
         if cells and expand_size > 1:
-            per_prompt = (input_ids == self.config.cell_token_id).sum(-1) // self.config.num_query_tokens
-            groups = torch.arange(int(per_prompt.sum()), device=input_ids.device).split(per_prompt.tolist())
+            words = input_ids if input_ids is not None and input_ids.shape[1] else None
+            is_cell = self.model.placeholder_mask(words, model_kwargs.get("inputs_embeds"))
+            per_prompt = is_cell.sum(-1) // self.config.num_query_tokens
+            groups = torch.arange(int(per_prompt.sum()), device=is_cell.device).split(per_prompt.tolist())
             order = torch.cat([group.repeat(expand_size) for group in groups])
             cells = {name: value[order] for name, value in cells.items()}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
@@ -584,33 +631,49 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         return self.model.cell_encoder.get_input_embeddings().weight
 
     def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """What the cell decoder reads off texts (N, K, cell hidden). A text of no token has the features of no text."""
+        """What the cell decoder reads off texts (N, K, cell hidden). A text without words has the features of no text.
+
+        A tokenizer may give the empty text a first or last token of its own: they are not words.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if input_ids.shape[1] == 0:
-            input_ids = F.pad(input_ids, (0, 1))
-            attention_mask = F.pad(attention_mask, (0, 1))
-        visible = torch.where(attention_mask.any(1, keepdim=True), attention_mask, 1)
+            input_ids, attention_mask = F.pad(input_ids, (0, 1)), F.pad(attention_mask, (0, 1))
+        has_words = self._words(input_ids, attention_mask).any(1, keepdim=True)
+        visible = torch.where(has_words, attention_mask, 1)
         states = self.model.language_model(input_ids=input_ids, attention_mask=visible, use_cache=False)
-        return self.cell_decoder.text_features(states.last_hidden_state, attention_mask)
+        return self.cell_decoder.text_features(states.last_hidden_state, attention_mask * has_words)
+
+    def _words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Real tokens that are not the LLM's special ones, (N, S) bool."""
+        config, special = self.config.text_config, set()
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            token = getattr(config, name, None)
+            special |= set(token if isinstance(token, list) else [] if token is None else [token])
+        special = torch.tensor(sorted(special), dtype=input_ids.dtype, device=input_ids.device)
+        return attention_mask.bool() & ~torch.isin(input_ids, special)
 
     def cell_generation_loss(
         self, cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size=None
     ):
         """Losses of text -> cell. `cells` = (gene_ids, gene_values, gene_mask, cell_cu_seqlens) of the same cells."""
         gene_ids, gene_values, gene_mask, cell_cu_seqlens = cells
+        check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.cell_config.vocab_size)
         if cell_cu_seqlens is not None:
             gene_values, _ = unpack_cells(gene_values, cell_cu_seqlens)
             gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
         if gene_mask is not None:
             gene_values = gene_values * gene_mask
+        cls_token_id = getattr(self.config.cell_config, "cls_token_id", None)
+        if cls_token_id is not None:
+            gene_values = gene_values.masked_fill(gene_ids == cls_token_id, 0.0)
         if len(cell_prompt_ids) != len(gene_ids) or len(target_counts) != len(gene_ids):
             raise ValueError(
                 f"Text -> cell needs one text and one row of counts per cell: got {len(cell_prompt_ids)} texts, "
                 f"{len(target_counts)} rows and {len(gene_ids)} cells."
             )
         features = self.text_features(cell_prompt_ids, cell_prompt_mask)
-        cell = gene_ids[:, 1:], gene_values[:, 1:]
+        cell = gene_ids, gene_values
         library = target_counts.sum(1) if target_library_size is None else target_library_size
         return self.cell_decoder.losses(
             features, cell, target_gene_ids, target_counts, library, self.model.run_cell_layers, self._gene_table()
@@ -629,32 +692,44 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         batch_size: int = 64,
     ) -> Iterator[ScMMGPTCellOutput]:
         """Like `generate_cells`, a batch at a time: memory stays flat however many cells are asked for."""
-        if num_cells < 1:
-            raise ValueError(f"`num_cells` must be at least 1, got {num_cells}.")
-        config = self.config.cell_config
-        special = torch.tensor([i for i in (config.pad_token_id, config.cls_token_id) if i is not None])
-        genes = torch.arange(config.vocab_size)
-        genes = genes[~torch.isin(genes, special)]
+        for name, value in (("num_cells", num_cells), ("batch_size", batch_size), ("library_size", library_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        genes = self._genes()
         wanted = genes if gene_ids is None else gene_ids.cpu()
-        if len(wanted) and (wanted.max() >= config.vocab_size or wanted.min() < 0):
-            raise ValueError(f"`gene_ids` must lie within the vocabulary's {config.vocab_size} entries.")
-        column_of = torch.zeros(config.vocab_size, dtype=torch.long)
-        column_of[genes] = torch.arange(len(genes))
+        columns = self._columns(wanted, genes)
         scale = self.config.cell_decoder_config.guidance_scale if guidance_scale is None else guidance_scale
-        for text, features in enumerate(self.text_features(input_ids, attention_mask)):
+        features = self.text_features(input_ids, attention_mask)
+        for text, first_seed in enumerate(_first_seeds(seed, input_ids, attention_mask)):
             for start in range(0, num_cells, batch_size):
                 # One generator per cell: the same cell comes out whatever the batch size.
                 cells = range(start, min(start + batch_size, num_cells))
-                generators = [torch.Generator().manual_seed((seed * 1_000_003 + text) * 1_000_003 + c) for c in cells]
-                log_share, dispersion, library = self._draw_distribution(features, generators, genes, scale)
+                generators = [torch.Generator().manual_seed((first_seed + cell) % 2**32) for cell in cells]
+                log_share, dispersion, library = self._draw_distribution(features[text], generators, genes, scale)
                 if library_size is not None:
                     library = torch.full_like(library, library_size)
-                columns = column_of[wanted]
                 mean = (log_share[:, columns] + library.log()[:, None]).exp()
                 counts = [
                     sample_counts(mean[i], dispersion[columns], generator) for i, generator in enumerate(generators)
                 ]
                 yield ScMMGPTCellOutput(counts=torch.stack(counts), gene_ids=wanted, library_size=library)
+
+    def _genes(self) -> torch.Tensor:
+        """Vocabulary ids that stand for genes: all but the special tokens."""
+        config = self.config.cell_config
+        special = [getattr(config, name, None) for name in ("pad_token_id", "cls_token_id")]
+        ids = torch.arange(config.vocab_size)
+        return ids[~torch.isin(ids, torch.tensor([token for token in special if token is not None]))]
+
+    def _columns(self, wanted: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
+        """Places of the wanted genes among all genes."""
+        unknown = wanted[~torch.isin(wanted, genes)]
+        if wanted.ndim != 1 or not len(wanted) or len(unknown):
+            raise ValueError(
+                f"`gene_ids` must be a vector of the vocabulary's {len(genes)} genes, got a tensor of shape "
+                f"{tuple(wanted.shape)}{f' that holds {unknown[0]}, which is no gene' if len(unknown) else ''}."
+            )
+        return torch.searchsorted(genes, wanted)
 
     def _draw_distribution(self, features_KD, generators, genes, guidance_scale):
         """For one text and as many cells as generators: log shares, dispersions and library sizes, on the CPU."""
@@ -700,24 +775,37 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
     def from_parts(cls, config: ScMMGPTConfig, text: str, cell=None, qformer=None, **kwargs):
         """Join pretrained parts: a causal LM's directory or Hub name, a cell encoder, a Q-Former.
 
+        The LLM is loaded by its own class, so that every causal LM of transformers will do, and quantisation touches
+        nothing else.
+
         Parameters
         ----------
         config
-            The joint configuration; its `text_config` must be the causal LM's.
+            The joint configuration; its `text_config` gives way to the causal LM's.
         text
             Where the causal LM lies. Its tokenizer must know `<cell>`, see `resize_token_embeddings`.
         cell, qformer
             Modules whose weights are taken over; None leaves that part newly initialised.
         **kwargs
-            To `from_pretrained`: dtype, quantization_config, device_map, ...
+            To the LLM's `from_pretrained`: dtype, quantization_config, device_map, ...
         """
-        prefix = AutoModelForCausalLM._model_mapping[type(config.text_config)].base_model_prefix
-        renamed = {rf"^{prefix}\.": "model.language_model."}
-        model = cls.from_pretrained(text, config=config, key_mapping=renamed, **kwargs)
-        model._weight_conversions = None  # or the next save would write the LLM's own names again
+        llm = AutoModelForCausalLM.from_pretrained(text, **kwargs)
+        head = llm.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            raise ValueError(f"{llm.config.model_type} adds a bias to its logits, which `lm_head` has no place for.")
+        config = copy.deepcopy(config)
+        config.text_config = llm.config.get_text_config()
+        config.tie_word_embeddings = bool(getattr(config.text_config, "tie_word_embeddings", False))
+        model = cls(config, llm.base_model)
+        for name, part in [*model.model.named_children(), ("cell_decoder", model.cell_decoder)]:
+            if name != "language_model":
+                part.to(head.weight.device, llm.dtype)
+        model.lm_head.weight = head.weight
+        model.generation_config = llm.generation_config
+        model._never_write_placeholders()
         for part, weights in ((model.model.cell_encoder, cell), (model.model.qformer, qformer)):
             if weights is not None:
-                part.load_state_dict(weights.state_dict())
+                part.load_state_dict({k: v for k, v in weights.state_dict().items() if not k.startswith("pooler.")})
         return model
 
 
