@@ -98,6 +98,14 @@ def _sample_texts(corpus: Corpus):
         yield cell_request(row)
 
 
+def new_token_ids(settings: RunSettings, processor: ScMMGPTProcessor) -> list[int]:
+    """Tokens that the pretrained LLM's own tokenizer does not have: their rows must be learnt and kept."""
+    if settings.model.language_model is None:
+        return []
+    known = AutoTokenizer.from_pretrained(settings.model.language_model).get_vocab()
+    return sorted(index for token, index in processor.tokenizer.get_vocab().items() if token not in known)
+
+
 # ---- texts
 
 

@@ -46,6 +46,8 @@ class DataSettings:
         Cells end to end instead of padded: no token is wasted where the attention takes packed sequences.
     cells_to_text, text_to_cells
         Stage 2: the directions that are trained.
+    num_target_genes
+        Stage 2: genes whose counts a request must explain, drawn for each batch; None takes all.
     """
 
     corpus: str
@@ -62,6 +64,7 @@ class DataSettings:
     packed: bool = False
     cells_to_text: bool = True
     text_to_cells: bool = True
+    num_target_genes: int | None = 2048
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -110,11 +113,18 @@ class TowerSettings:
 
 @dataclass(config=CHECKED, frozen=True)
 class LoraSettings:
-    """Adapters of the towers that are trained by LoRA."""
+    """Adapters of the towers that are trained by LoRA.
+
+    Attributes
+    ----------
+    merge
+        At the end, also write the whole model with the adapters merged into its weights.
+    """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.05
+    merge: bool = True
 
 
 @dataclass(config=CHECKED, frozen=True)

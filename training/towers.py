@@ -58,9 +58,14 @@ def prepare_towers(
     config = lora_config(model, towers, lora, new_token_ids)
     if config is not None:
         return require("peft").get_peft_model(model, config)
+    freeze_towers(model, towers)
+    return model
+
+
+def freeze_towers(model: PreTrainedModel, towers: TowerSettings) -> None:
+    """Only the towers that train in full keep gradients."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(getattr(towers, tower_of(name)) == "full")
-    return model
 
 
 def lora_config(model: PreTrainedModel, towers: TowerSettings, lora: LoraSettings, new_token_ids: Iterable[int] = ()):

@@ -1,0 +1,246 @@
+"""Stage 2, generative: a causal LM reads cells and answers, and asks for cells and gets them, both in one run.
+
+    accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml
+    accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml --dry-run
+    accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/stage2.py --config ...
+
+The same command again goes on from the last whole checkpoint. With LoRA, `adapter/` in the output holds a few MB that
+load onto the base, and the output itself is the merged model; without, it is the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from scmmgpt.training.assembly import (
+    assemble_config,
+    assemble_generative_model,
+    assemble_processor,
+    cell_collator,
+    new_token_ids,
+    row_order,
+)
+from scmmgpt.training.checkpoints import whole_or_absent
+from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows
+from scmmgpt.training.corpus_reading import Corpus, Selection
+from scmmgpt.training.curves import draw_curves
+from scmmgpt.training.flops import stage_2_flops
+from scmmgpt.training.held_out import spread_over
+from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
+from scmmgpt.training.meter import RunMeter, shape_of
+from scmmgpt.training.plan import Plan, make_plan
+from scmmgpt.training.run import (
+    begin,
+    callbacks_of,
+    plain_errors,
+    read_command,
+    seed_everything,
+    training_arguments,
+)
+from scmmgpt.training.settings import RecipeError, RunSettings
+from scmmgpt.training.towers import freeze_towers, lora_config, prepare_towers
+from scmmgpt.training.watch import RunWatch
+
+LOSSES = ("language_loss", "cell_generation_loss")
+ADAPTER, BASE, SAMPLES = "adapter", "base", "samples.jsonl"
+# What TRL must leave alone: batches come from our collator, whole.
+LEAVE_TO_US = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+
+
+class Stage2Trainer(SFTTrainer):
+    """SFTTrainer with the model's own loss: TRL's would leave out text -> cell."""
+
+    def __init__(self, *args, watch: RunWatch, row_order: Sampler | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.watch, self.row_order = watch, row_order
+        self.add_callback(watch.meter)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
+        self.watch.observe(self, inputs, outputs, loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, start_time=None):
+        super().log(self.watch.add_to_log(self, logs), start_time)
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = super().evaluation_loop(*args, **kwargs)
+        output.metrics.update(self.watch.evaluate(self))
+        return output
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            self.optimizer = self.watch.optimizer(self, self.model if model is None else model)
+        return super().create_optimizer(model)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return super()._get_train_sampler(train_dataset) if self.row_order is None else self.row_order
+
+    def _save_checkpoint(self, model, trial):
+        with whole_or_absent(self.args.output_dir, self.state.global_step):
+            super()._save_checkpoint(model, trial)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run trains on and is measured with, see `stage1.Rows`."""
+
+    train: Dataset
+    eval: Dataset | None
+    collate: Callable[[list], dict]
+    order: Sampler | None = None
+    scores: HeldOutGeneration | None = None
+
+
+@dataclass
+class SampleWriter(TrainerCallback):
+    """After each evaluation: what the model said of held-out cells, one line of JSON each."""
+
+    scores: HeldOutGeneration
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and self.scores.samples:
+            with (Path(args.output_dir) / SAMPLES).open("a") as file:
+                file.writelines(json.dumps({"step": state.global_step, **said}) + "\n" for said in self.scores.samples)
+
+
+def train(
+    settings: RunSettings,
+    model: PreTrainedModel,
+    processor,
+    rows: Rows,
+    *,
+    new_tokens: Sequence[int] = (),
+    fresh: bool = False,
+) -> Stage2Trainer:
+    """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`."""
+    arguments = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
+    checkpoint = begin(settings, arguments, fresh=fresh)
+    adapters = lora_config(model, settings.towers, settings.lora, new_tokens)
+    if adapters is None:
+        freeze_towers(model, settings.towers)
+    elif settings.model.start_from is None or settings.model.language_model is not None:
+        keep_base(model, processor, Path(settings.output) / BASE, arguments)
+    step_flops = partial(stage_2_flops, model.config, towers=settings.towers)
+    meters = [RunMeter(LOSSES, step_flops, settings.hardware.peak_tflops) for _ in range(2)]
+    samples = [] if rows.scores is None else [SampleWriter(rows.scores)]
+    trainer = Stage2Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows.train,
+        eval_dataset=rows.eval,
+        data_collator=rows.collate,
+        processing_class=processor,
+        peft_config=adapters,
+        callbacks=[*callbacks_of(settings), *samples],
+        watch=RunWatch(settings, *meters, scores=rows.scores),
+        row_order=rows.order,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    with whole_or_absent(arguments.output_dir, trainer.state.global_step):
+        save(trainer, processor, settings, has_adapters=adapters is not None)
+    trainer.save_state()
+    return trainer
+
+
+def keep_base(model: PreTrainedModel, processor, place: Path, arguments: SFTConfig) -> None:
+    """Adapters load onto a base: a model joined from parts is written once, and they will name it."""
+    with arguments.main_process_first(local=False, desc="base model"):
+        if arguments.process_index == 0 and not (place / "config.json").is_file():
+            model.save_pretrained(place)
+            processor.save_pretrained(place)
+    model.name_or_path = model.config._name_or_path = str(place)
+
+
+def save(trainer: Stage2Trainer, processor, settings: RunSettings, *, has_adapters: bool) -> None:
+    """The whole model; with LoRA its adapters too. Sharded models are left as adapters."""
+    output = Path(settings.output)
+    if not has_adapters:
+        trainer.save_model()
+        return
+    trainer.save_model(str(output / ADAPTER))
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if settings.lora.merge and not is_sharded and trainer.args.process_index == 0:
+        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(output)
+        processor.save_pretrained(output)
+
+
+def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: SFTConfig) -> Rows:
+    """The corpus's training rows as conversations and requests, and its validation rows to be measured on."""
+    data, evaluation = settings.data, settings.evaluation
+    if data.text_to_cells and corpus.manifest["value_mode"] != "counts":
+        raise RecipeError(
+            f"{corpus.path} holds {corpus.manifest['value_mode']} values: text -> cell learns counts. Build it with "
+            "`tokens: {value_mode: counts}`, or set `data.text_to_cells: false`."
+        )
+    chosen = {"scheme": data.scheme, "is_labelled": True, "sources": tuple(data.sources)}
+    train_rows, held_out = Selection("train", **chosen), Selection("validation", **chosen)
+    collate = ConversationCollator(
+        cell_collator(settings, corpus, processor),
+        processor,
+        corpus.ontology,
+        max_tokens=data.max_text_tokens,
+        cells_to_text=data.cells_to_text,
+        text_to_cells=data.text_to_cells,
+        num_target_genes=data.num_target_genes,
+        packed=data.packed,
+        seed=arguments.seed,
+    )
+    order: Sampler = row_order(settings, corpus, train_rows, arguments)
+    if data.unlabelled_share:
+        others = np.setdiff1d(
+            corpus.rows(Selection("train", data.scheme, False, chosen["sources"])), corpus.rows(train_rows)
+        )
+        if not len(others):
+            raise RecipeError(f"{corpus.path} has no unlabelled rows: set `data.unlabelled_share: 0`.")
+        order = MixedOrder(order, ShuffledRows(others, arguments.seed), data.unlabelled_share)
+    dataset = corpus.dataset.with_format("numpy")
+    eval_rows = spread_over(corpus, corpus.rows(held_out), "study", evaluation.max_cells)
+    scores = held_out_generation(
+        corpus, held_out, collate, num_texts=evaluation.num_generated_texts, num_cells=evaluation.num_generated_cells
+    )
+    return Rows(dataset, dataset.select(eval_rows) if len(eval_rows) else None, collate, order, scores)
+
+
+def plan(settings: RunSettings, arguments: SFTConfig, model: PreTrainedModel, rows: Rows) -> Plan:
+    """What the run will take, judged by its first batch."""
+    first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
+    step_flops = partial(stage_2_flops, model.config, towers=settings.towers)
+    prepared = prepare_towers(model, settings.towers, settings.lora)
+    return make_plan(settings, arguments, prepared, shape_of(rows.collate(first)), step_flops, len(rows.order))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, or print the plan."""
+    command = read_command("Stage 2: cells to text and text to cells.", arguments)
+    settings = command.settings
+    training = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
+    seed_everything(training)
+    corpus = Corpus.open(settings.data.corpus)
+    processor = assemble_processor(settings, corpus)
+    model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
+    rows = rows_of(settings, corpus, processor, training)
+    if command.dry_run:
+        print("\n".join(plan(settings, training, model, rows).lines()))
+        return
+    new_tokens = new_token_ids(settings, processor)
+    trainer = train(settings, model, processor, rows, new_tokens=new_tokens, fresh=command.fresh)
+    if training.process_index == 0:
+        draw_curves(trainer.state.log_history, Path(settings.output) / "curves.png")
+        print(f"Stage 2 is in {settings.output}")
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()
