@@ -40,7 +40,9 @@ class NegativeBinomialGenerator:
             raise ValueError(
                 "The negative binomial needs raw counts; the training cells hold values that are not whole."
             )
-        self.fitted = {name: _fit(counts[types == name].toarray()) for name in np.unique(types)}
+        names, cells = np.unique(types, return_counts=True)
+        self.fitted = {name: _fit(counts[types == name].toarray()) for name in names}
+        self.share_of_type = dict(zip(names, cells / cells.sum(), strict=True))
 
     def sample(self, cell_type: str, num_cells: int, seed: int) -> np.ndarray:
         """`num_cells` new cells of a type, cells x genes, int64."""
@@ -50,6 +52,12 @@ class NegativeBinomialGenerator:
         library = np.exp(generator.normal(fitted.log_library_mean, fitted.log_library_std, size=(num_cells, 1)))
         shape = 1 / np.maximum(fitted.dispersion, 1e-8)
         return generator.poisson(library * fitted.share * generator.gamma(shape, 1 / shape, (num_cells, len(shape))))
+
+    def sample_mixture(self, num_cells: int, seed: int) -> np.ndarray:
+        """`num_cells` cells of types drawn by their share among the training cells."""
+        numbers = np.random.default_rng(seed).multinomial(num_cells, list(self.share_of_type.values()))
+        blocks = [self.sample(name, n, seed) for name, n in zip(self.share_of_type, numbers, strict=True) if n]
+        return np.vstack(blocks)
 
 
 def _fit(counts: np.ndarray) -> TypeOfCounts:

@@ -10,15 +10,13 @@ raises every baseline; `exact_labels=True` turns that off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.special import softmax
-
-from scmmgpt.errors import require
 
 from .expression import (
     linear_expression,
@@ -94,23 +92,43 @@ class TrainingCells:
         genes = upper_symbols(cells)
         key = (tuple(genes), tuple(labels), exact_labels)
         if self._last[0] != key:
-            self._last = (key, self._align(genes, list(labels), tree, exact_labels))
+            parts = list(self._aligned(genes, self._linear, list(labels), tree, exact_labels))
+            expression = [log_normalised(matrix) for matrix, _, _ in parts]
+            self._last = (
+                key,
+                Reference(
+                    sp.csr_matrix(sp.vstack([sp.csr_matrix((0, len(genes)), dtype=np.float32), *expression])),
+                    np.concatenate([np.array([], str), *(types for _, types, _ in parts)]),
+                    np.concatenate([np.array([], int), *(candidate for _, _, candidate in parts)]),
+                    len(labels),
+                ),
+            )
         return self._last[1]
 
-    def _align(self, genes: np.ndarray, labels: list[str], tree: TypeTree, exact_labels: bool) -> Reference:
+    def on_genes_of(self, genes: np.ndarray) -> sp.csr_matrix:
+        """Linear values of all training cells on some genes."""
+        return sp.csr_matrix(sp.vstack([on_genes(matrix, symbols, genes) for matrix, symbols, _ in self._linear]))
+
+    def counts(self, cells: AnnData, labels: Sequence[str], tree: TypeTree) -> tuple[sp.csr_matrix, np.ndarray]:
+        """Raw counts of the training cells that mean one of `labels`, on the genes of `cells`, and that label."""
+        genes = upper_symbols(cells)
+        with_counts = [one for one in self._linear if np.array_equal(one[0].data, np.round(one[0].data))]
+        parts = list(self._aligned(genes, with_counts, list(labels), tree, False))
+        matrices = [sp.csr_matrix((0, len(genes)), dtype=np.float32), *(matrix for matrix, _, _ in parts)]
+        meaning = np.concatenate([np.array([], int), *(candidate for _, _, candidate in parts)])
+        return sp.csr_matrix(sp.vstack(matrices)), np.asarray(labels, object)[meaning]
+
+    def _aligned(
+        self, genes: np.ndarray, sources: list, labels: list[str], tree: TypeTree, exact_labels: bool
+    ) -> Iterator[tuple[sp.csr_matrix, np.ndarray, np.ndarray]]:
+        """Of each source the cells that mean a label: linear values on `genes`, own types, indices of labels."""
         index = {label: i for i, label in enumerate(labels)}
         means = {name: index.get(name if exact_labels else tree.nearest_of(name, labels), -1) for name in self.types}
-        expression, kept_types, candidate = [sp.csr_matrix((0, len(genes)), dtype=np.float32)], [], []
-        for matrix, symbols, types in self._linear:
+        for matrix, symbols, types in sources:
             meaning = np.array([means[name] for name in types], int)
             kept = meaning >= 0
             if kept.any():
-                expression.append(log_normalised(on_genes(matrix[kept], symbols, genes)))
-                kept_types.append(types[kept])
-                candidate.append(meaning[kept])
-        types = np.concatenate(kept_types) if kept_types else np.array([], str)
-        candidate = np.concatenate(candidate) if candidate else np.array([], int)
-        return Reference(sp.csr_matrix(sp.vstack(expression)), types, candidate, len(labels))
+                yield on_genes(matrix[kept], symbols, genes), types[kept], meaning[kept]
 
 
 def majority(reference: Reference, cells: sp.csr_matrix) -> np.ndarray:
@@ -173,17 +191,6 @@ def marker_score(reference: Reference, cells: sp.csr_matrix) -> np.ndarray:
         markers = np.argsort(-excess, kind="stable")[: max(min(NUM_MARKERS, int((excess > 0).sum())), 1)]
         columns.append(standard[:, markers].mean(1))
     return reference.spread(softmax(np.column_stack(columns), axis=1), seen)
-
-
-def celltypist(reference: Reference, cells: sp.csr_matrix) -> np.ndarray:
-    """CellTypist trained on the same cells with its own defaults (optional package `celltypist`)."""
-    import anndata
-
-    package = require("celltypist")
-    training = anndata.AnnData(reference.expression, obs={"type": reference.candidate.astype(str)})
-    model = package.train(training, labels="type", check_expression=False, max_iter=200, n_jobs=1)
-    votes = package.annotate(anndata.AnnData(cells), model=model).probability_matrix
-    return reference.spread(_rows_to_one(votes.to_numpy()), votes.columns.astype(int))
 
 
 Method = Callable[[Reference, sp.csr_matrix], np.ndarray]
@@ -251,7 +258,3 @@ def _unit(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def _rows_to_one(scores: np.ndarray) -> np.ndarray:
-    return scores / np.maximum(scores.sum(1, keepdims=True), 1e-12)

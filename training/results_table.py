@@ -1,0 +1,199 @@
+"""Tables and pictures from results/*.json: the only way in which a number reaches a README, a page or a card.
+
+python -m scmmgpt.training.results_table hub_cards/results/dev_annotation.json [--metrics accuracy macro_f1]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .results import Record, read_records
+
+# Metric shown first for each task: the picture shows it, the table starts with these.
+LEADING = {
+    "annotation": ["accuracy", "macro_f1", "balanced_accuracy", "exact_or_parent", "ontology_distance", "ece"],
+    "candidates": ["accuracy", "macro_f1", "exact_or_parent", "exact_or_parent_at_80_coverage", "ece"],
+    "wording": ["accuracy", "macro_f1", "chance", "reworded_types"],
+    "unknown types": ["unknown_auroc", "unknown_auroc_std"],
+    "controls": ["accuracy", "balanced_accuracy", "mean_confidence", "chance"],
+    "few-shot": ["macro_f1", "macro_f1_std", "accuracy"],
+    "clustering": ["avg_bio", "ari", "nmi", "asw", "avg_batch"],
+    "retrieval": ["cell_to_text_r@1", "text_to_cell_r@1", "text_to_cell_precision@20", "text_to_cell_r@1_blind"],
+    "description": ["fact_precision", "type_precision", "tissue_precision", "gene_precision", "bleu_4", "rougeL"],
+    "generation": [
+        "knn_5",
+        "mmd",
+        "sliced_wasserstein",
+        "real_or_generated_auc_forest",
+        "covariance_agreement",
+        "components_within_factor_3",
+        "nearest_training_ratio",
+    ],
+}
+# Conditions that tell rows of one task apart, and so become columns.
+SHOWN_CONDITIONS = ("candidates", "wording", "control", "shots")
+
+
+def markdown_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
+    """One row a system and study, with intervals; the best system of each study and metric is bold.
+
+    Simulated studies carry the word; a cell without a number is a dash.
+
+    Parameters
+    ----------
+    records
+        Of one task.
+    metrics
+        Columns; None takes the leading metrics of the task that occur.
+    """
+    shown = [m for m in metrics or LEADING.get(records[0].task, []) if any(m in r.values for r in records)]
+    conditions = [c for c in SHOWN_CONDITIONS if len({r.conditions.get(c) for r in records}) > 1]
+    header = ["study", "cells", *conditions, "system", *(metric.replace("_", " ") for metric in shown)]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for record in records:
+        rivals = [
+            r for r in records if r.study == record.study and _setting(r, conditions) == _setting(record, conditions)
+        ]
+        row = [
+            record.study + (" (simulated)" if record.conditions.get("simulated") else ""),
+            record.conditions.get("cells", ""),
+            *(record.conditions.get(condition, "") for condition in conditions),
+            record.system,
+            *(_number(record, metric, rivals) for metric in shown),
+        ]
+        lines.append("| " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
+
+
+def mean_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
+    """One row a system: the mean over the studies that every system has, real and simulated studies apart."""
+    shown = [m for m in metrics or LEADING.get(records[0].task, [])[:4] if any(m in r.values for r in records)]
+    systems = list(dict.fromkeys(r.system for r in records))
+    lines = ["| cells | studies | system | " + " | ".join(m.replace("_", " ") for m in shown) + " |"]
+    lines.append("|" + "---|" * (3 + len(shown)))
+    for kind, is_simulated in (("real", False), ("simulated", True)):
+        rows = [r for r in records if bool(r.conditions.get("simulated")) == is_simulated]
+        shared = set.intersection(*({r.study for r in rows if r.system == s} for s in systems)) if rows else set()
+        for system in systems if shared else []:
+            mine = [r for r in rows if r.system == system and r.study in shared]
+            means = (np.mean([r.values.get(m, np.nan) for r in mine]) for m in shown)
+            lines.append(f"| {kind} | {len(shared)} | {system} | " + " | ".join(f"{m:.3f}" for m in means) + " |")
+    return "\n".join(lines)
+
+
+def page(path: Path, metrics: Sequence[str] | None = None) -> str:
+    """The Markdown page of one results file: what was run, the notes, the means and the whole table."""
+    content, records = read_records(path)
+    run = content["run"]
+    parts = [
+        f"# {content['task'].capitalize()}",
+        f"`{run['command']}` · commit {run['commit'][:12] or 'unknown'} · {run['device']} · seed {run['seed']} "
+        f"· {run['date']} · peak memory {run['peak_memory_mb']} MB",
+    ]
+    notes = dict.fromkeys(f"- {study}: {note}" for study, lines in content["notes"].items() for note in lines)
+    if len({r.study for r in records}) > 1 and not any(
+        c in r.conditions for r in records for c in ("control", "shots")
+    ):
+        parts.append(mean_table(records, metrics))
+    return "\n\n".join([*parts, markdown_table(records, metrics), "\n".join(notes)]).rstrip() + "\n"
+
+
+def draw(records: Sequence[Record], path: Path, metric: str | None = None) -> Path:
+    """One picture of one metric: a group of bars a study, a bar a system, whiskers for intervals.
+
+    Parameters
+    ----------
+    records
+        Of one task.
+    path
+        Where to write; the suffix chooses the format (.png, .svg).
+    metric
+        None takes the task's first leading metric that occurs.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    leading = LEADING.get(records[0].task, list(records[0].values))
+    metric = metric or next((m for m in leading if any(m in r.values for r in records)), leading[0])
+    group_of, groups = _names(records, lambda r: _group(r))
+    bar_of, bars = _names(records, lambda r: r.system)
+    figure = Figure(figsize=(max(6, 1.3 + 0.35 * len(groups) * max(len(bars), 2)), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    width = 0.85 / len(bars)
+    for name in bars:
+        mine = [r for r in records if bar_of(r) == name and metric in r.values]
+        place = [groups.index(group_of(r)) + (bars.index(name) - (len(bars) - 1) / 2) * width for r in mine]
+        height = [r.values[metric] for r in mine]
+        whiskers = [r.intervals.get(metric, (r.values[metric],) * 2)[:2] for r in mine]
+        error = np.abs(np.array(whiskers).reshape(-1, 2).T - height)
+        axes.bar(place, height, width, label=name, yerr=error, error_kw={"elinewidth": 0.8})
+    axes.set_xticks(
+        range(len(groups)), groups, rotation=30 if len(groups) > 2 else 0, ha="right" if len(groups) > 2 else "center"
+    )
+    axes.set_ylabel(metric.replace("_", " "))
+    axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
+
+
+def _number(record: Record, metric: str, rivals: Sequence[Record]) -> str:
+    if metric not in record.values:
+        return "–"
+    value = record.values[metric]
+    text = f"{value:.3f}"
+    if len(rivals) > 1 and value == _best(metric, rivals):
+        text = f"**{text}**"
+    if metric in record.intervals:
+        low, high, _ = record.intervals[metric]
+        text += f" ({low:.3f}–{high:.3f})"
+    return text
+
+
+# The smaller the better; nothing is best of chance, counts and confidence.
+_SMALLER = ("ontology_distance", "ece", "mmd", "sliced_wasserstein", "gromov_wasserstein", "area_under", "_distance")
+_NEITHER = ("chance", "_blind", "mean_confidence", "reworded_types", "_std", "nearest_training_ratio", "duplicates")
+
+
+def _best(metric: str, rivals: Sequence[Record]) -> float:
+    values = [r.values[metric] for r in rivals if metric in r.values]
+    if any(part in metric for part in _NEITHER):
+        return float("nan")
+    if "real_or_generated_auc" in metric or any(part in metric for part in _SMALLER):
+        return min(values)
+    return max(values)
+
+
+def _setting(record: Record, conditions: Sequence[str]) -> tuple:
+    return tuple(record.conditions.get(condition) for condition in conditions)
+
+
+def _group(record: Record) -> str:
+    extra = [str(record.conditions[c]) for c in ("wording", "control", "shots") if c in record.conditions]
+    if record.task == "candidates":
+        extra = [f"{record.conditions['candidates']} candidates"]
+    if record.task == "annotation":
+        extra = []
+    return "\n".join([record.study.replace("_", " "), *extra])
+
+
+def _names(records: Sequence[Record], name_of: Callable[[Record], str]) -> tuple[Callable[[Record], str], list[str]]:
+    return name_of, list(dict.fromkeys(map(name_of, records)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--metrics", nargs="*")
+    arguments = parser.parse_args()
+    for path in arguments.results:
+        print(page(path, arguments.metrics))
+
+
+if __name__ == "__main__":
+    main()
