@@ -50,6 +50,7 @@ class ScMMGPTCellConfig(PreTrainedConfig):
     num_attended_genes: int | None = None
     pad_token_id: int | None = 60_694
     cls_token_id: int | None = 60_695
+    mask_token_id: int | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

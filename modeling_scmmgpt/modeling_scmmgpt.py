@@ -806,7 +806,17 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         for part, weights in ((model.model.cell_encoder, cell), (model.model.qformer, qformer)):
             if weights is not None:
                 part.load_state_dict({k: v for k, v in weights.state_dict().items() if not k.startswith("pooler.")})
+        model.eval()._compare_logits(llm)
         return model
+
+    @torch.no_grad()
+    def _compare_logits(self, llm: PreTrainedModel):
+        """Refuse an LLM that does to its logits what a plain matrix does not, such as Gemma 2's soft cap."""
+        words = [token for token in range(4) if token != self.config.cell_token_id]
+        input_ids = torch.tensor([words], device=self.lm_head.weight.device)
+        ours, theirs = self(input_ids=input_ids).logits, llm(input_ids=input_ids).logits
+        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * theirs.abs().max().item()):
+            raise ValueError(f"{llm.config.model_type} changes its logits after the last matrix: it cannot be joined.")
 
 
 __all__ = [
