@@ -246,6 +246,8 @@ class ScMMGPTProcessor(ProcessorMixin):
         num_genes = len(genes.genes)
         gene_ids = genes.vocab_size - num_genes + np.arange(num_genes) if gene_ids is None else np.asarray(gene_ids)
         rows = genes.gene_rows(gene_ids)
+        if (rows < 0).any():
+            raise ValueError(f"Ids {gene_ids[rows < 0].tolist()} are special tokens, no genes.")
         if counts.ndim != 2 or counts.shape[1] != len(rows):
             raise ValueError(f"`counts` has shape {counts.shape}, but {len(rows)} genes are named.")
         symbols, ensembl_ids = np.array(genes.genes)[rows], np.array(genes.ensembl_ids)[rows]
