@@ -23,7 +23,7 @@ from scmmgpt.processing.prompting_scmmgpt import (
     label_text,
 )
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
-from scmmgpt.training.corpus_reading import GENE_TOKENIZER_FOLDER, Corpus, Selection
+from scmmgpt.training.corpus_reading import Corpus, Selection
 from scmmgpt.training.data import BatchSettings, CorpusBatchSampler
 from scmmgpt.training.run import RowOrder
 from scmmgpt.training.settings import ModelSettings, RecipeError, RunSettings, check_names
@@ -44,7 +44,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
         processor = ScMMGPTProcessor.from_pretrained(model.start_from)
         check_vocabulary(processor.gene_tokenizer, corpus, model.start_from)
         return processor
-    genes = _changed(ScMMGPTGeneTokenizer.from_pretrained(corpus.path / GENE_TOKENIZER_FOLDER), model.gene_tokenizer)
+    genes = _changed(corpus.gene_tokenizer(), model.gene_tokenizer)
     num_query_tokens = _config_fields(model).get("qformer_config", {}).get("num_query_tokens", 32)
     return ScMMGPTProcessor(
         genes,
@@ -56,7 +56,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
 
 def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) -> None:
     """Ids mean genes: a corpus made with another vocabulary would train nonsense in silence."""
-    ours, theirs = genes.vocabulary, {name: i for i, name in enumerate(corpus.genes)}
+    ours, theirs = genes.vocabulary, corpus.gene_tokenizer().vocabulary
     if ours == theirs:
         return
     first = next((name for name, i in theirs.items() if ours.get(name) != i), next(iter(set(ours) - set(theirs)), ""))
@@ -155,7 +155,7 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
             f"{corpus.path} holds values of mode {stored!r} and the model reads {genes.value_mode!r}. Build the corpus "
             f"with `tokens: {{value_mode: counts}}`, which serves every mode, or with {genes.value_mode!r}."
         )
-    return CellCollator(stored, packed=data.packed, max_genes=data.max_genes, pad_token_id=genes.pad_token_id)
+    return CellCollator(stored, packed=data.packed, max_genes=data.max_genes, pad_token_id=genes.vocabulary["<pad>"])
 
 
 def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, arguments: TrainingArguments) -> RowOrder:
@@ -197,8 +197,9 @@ def assemble_config(settings: RunSettings, processor: ScMMGPTProcessor) -> ScMMG
         chosen["text_config"] = AutoConfig.from_pretrained(model.language_model).get_text_config().to_dict()
     chosen["cell_config"] = _part_config(model.cell_encoder) | {
         "vocab_size": genes.vocab_size,
-        "pad_token_id": genes.pad_token_id,
-        "cls_token_id": genes.cls_token_id if genes.add_cls else None,
+        "pad_token_id": genes.vocabulary["<pad>"],
+        "cls_token_id": genes.vocabulary["<cls>"] if genes.add_cls else None,
+        "mask_token_id": genes.vocabulary["<mask>"],
         **chosen.get("cell_config", {}),
     }
     chosen["qformer_config"] = _part_config(model.qformer) | {
