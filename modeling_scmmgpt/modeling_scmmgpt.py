@@ -717,7 +717,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
     def _genes(self) -> torch.Tensor:
         """Vocabulary ids that stand for genes: all but the special tokens."""
         config = self.config.cell_config
-        special = [getattr(config, name, None) for name in ("pad_token_id", "cls_token_id")]
+        special = [getattr(config, name, None) for name in ("pad_token_id", "cls_token_id", "mask_token_id")]
         ids = torch.arange(config.vocab_size)
         return ids[~torch.isin(ids, torch.tensor([token for token in special if token is not None]))]
 
