@@ -128,7 +128,7 @@ class CellTextCollator:
     seed: int = 0
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
-        facts = as_rows(rows) if isinstance(rows, pa.Table) else rows
+        facts = facts_of(rows)
         texts = [self.write_text(row, row_generator(row, self.seed)) for row in facts]
         return {
             **self.collate_cells(rows),
@@ -172,6 +172,11 @@ def text_labels(texts: list[str]) -> torch.Tensor:
 def row_generator(row: dict, seed: int) -> np.random.Generator:
     """Random numbers that belong to a row, wherever and in whichever batch it is read."""
     return np.random.default_rng([seed, row["cell_hash"]])
+
+
+def facts_of(rows: Rows) -> list[dict]:
+    """The rows as dicts; gene lists stay arrays."""
+    return as_rows(rows) if isinstance(rows, pa.Table) else rows
 
 
 def _genes_of(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ from .corpus_sources import CellSource, SourceError, find_sources
 
 _PLAN_FOLDER = "plans"
 _SETTINGS_FILE = "settings.json"
-_VOCABULARY_FILE = "gene_vocabulary.tsv"
+_TOKENIZER_CONFIGS = ("processor_config.json", "preprocessor_config.json")
 
 
 def build_corpus(
@@ -131,7 +131,7 @@ def audit_corpus(corpus: str | Path, *, test_set: str | None = None, scheme: str
 
 def default_gene_tokenizer() -> ScMMGPTGeneTokenizer:
     """The embedded model's gene tokenizer; before there is one, all human genes of the gene table."""
-    if (EMBEDDED_MODEL / _VOCABULARY_FILE).is_file():
+    if any((EMBEDDED_MODEL / name).is_file() for name in _TOKENIZER_CONFIGS):
         return ScMMGPTGeneTokenizer.from_pretrained(EMBEDDED_MODEL)
     names = GeneNames.read(EMBEDDED_MODEL / GENE_NAMES_FILE)
     id_of = {gene.symbol: gene.ensembl_id for gene in names.genes("human")}
