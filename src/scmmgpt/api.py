@@ -147,7 +147,7 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     compute = match_batch(verb.loaded, texts, label_embeds, rerank) if rerank else embed_batch(verb.loaded)
     arrays = run.compute("annotate", compute)
     embeds = smooth_embeds(arrays["embeds"], smooth) if smooth else arrays["embeds"]
-    scale = float(towers_of(verb.loaded).similarity_scale())
+    scale = towers_of(verb.loaded).similarity_scale().item()
     scorer = Scorer(embeds, label_embeds, candidates, verb.loaded.calibration, scale=scale, prior_share=prior_share)
     probabilities = _probabilities(scorer, arrays)
     calls = call_cells(len(embeds), probabilities, Caller(candidates, verb.loaded.ontology, least), clusters)

@@ -12,7 +12,7 @@ import numpy as np
 from .device import Batches
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
-from .writing import embed_prompt, tokenize_prompt
+from .writing import generate_ids, tokenize_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -57,10 +57,12 @@ class Conversation:
 
         if not question.strip():
             raise UserError("The question is empty.")
-        messages, embeds = self._prompt(question, max_new_tokens)
-        streamer = TextIteratorStreamer(self.loaded.processor.tokenizer, skip_special_tokens=True)
+        messages, input_ids = self._prompt(question, max_new_tokens)
+        streamer = TextIteratorStreamer(
+            self.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
         failure: list[BaseException] = []
-        writer = Thread(target=self._write, args=(embeds, streamer, max_new_tokens, failure), daemon=True)
+        writer = Thread(target=self._write, args=(input_ids, streamer, max_new_tokens, failure), daemon=True)
         writer.start()
         answer = ""
         for piece in streamer:
@@ -71,31 +73,28 @@ class Conversation:
             raise failure[0]
         self.messages = [*messages, _message("assistant", answer.strip())]
 
-    def _write(self, embeds: torch.Tensor, streamer: Any, max_new_tokens: int, failure: list[BaseException]) -> None:
-        from .writing import generate_ids
+    def _write(self, input_ids: torch.Tensor, streamer: Any, max_new_tokens: int, failure: list[BaseException]) -> None:
+        import torch
 
         try:
-            generate_ids(self.loaded, embeds, max_new_tokens, streamer=streamer)
+            with torch.inference_mode():
+                generate_ids(self.loaded, input_ids, self.cell_tokens, max_new_tokens, streamer=streamer)
         except Exception as error:  # the thread that reads the stream must hear of it
             failure.append(error)
             streamer.end()
 
     def _prompt(self, question: str, max_new_tokens: int) -> tuple[list[dict], torch.Tensor]:
-        """The turns that fit into the model's context, with the new question, as vectors."""
-        import torch
-
+        """The turns that fit into the model's context, with the new question, and their token ids."""
         turns = [*self.messages, self._question(question)]
         room = getattr(self.loaded.config.text_config, "max_position_embeddings", 1 << 20) - max_new_tokens
         while True:
             template = self.loaded.processor.apply_chat_template
             ids = tokenize_prompt(self.loaded, template(turns, add_generation_prompt=True, tokenize=False))
             if ids.shape[1] <= room:
-                break
+                return turns, ids
             if len(turns) < 3:
                 raise UserError(f"The question and {len(self.names)} cells do not fit into the model's context.")
             turns = self._without_oldest_answer(turns)
-        with torch.inference_mode():
-            return turns, embed_prompt(self.loaded, ids, self.cell_tokens)
 
     def _question(self, question: str) -> dict[str, Any]:
         from .processing.prompting_scmmgpt import conversation

@@ -55,11 +55,11 @@ class PrefixTree:
         answer
             Its number.
         logits
-            (tokens of the answer, vocabulary): the model's, at each place of the answer.
+            (..., tokens of the answer, vocabulary): the model's, at each place of the answer.
         """
         tokens = self.answers[answer]
-        total = logits.new_zeros((), dtype=logits.dtype)
+        total = logits.new_zeros(logits.shape[:-2])
         for place, token in enumerate(tokens):
             choices = self._following[tokens[:place]]
-            total = total + logits[place, choices].log_softmax(-1)[choices.index(token)]
+            total = total + logits[..., place, choices].log_softmax(-1)[..., choices.index(token)]
         return total

@@ -110,8 +110,9 @@ def _write_batch(verb: Verb, question: str, max_new_tokens: int) -> Compute:
     prompt_ids = tokenize_prompt(loaded, question)
 
     def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
-        embeds = _prompts_with_cells(verb, prompt_ids, inputs)
-        return {"ids": generate_ids(loaded, embeds, max_new_tokens).cpu().numpy()}
+        cell_tokens = loaded.model.get_cell_tokens(**inputs)
+        prompts = prompt_ids.expand(len(cell_tokens), -1)
+        return {"ids": generate_ids(loaded, prompts, cell_tokens, max_new_tokens).cpu().numpy()}
 
     return compute
 
@@ -122,12 +123,8 @@ def _choose_batch(verb: Verb, question: str, choices: LabelSet) -> Compute:
     prompt_ids, tree = tokenize_prompt(loaded, question), answers_tree(loaded, choices.labels)
 
     def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
-        embeds = _prompts_with_cells(verb, prompt_ids, inputs)
+        cell_tokens = loaded.model.get_cell_tokens(**inputs)
+        embeds = embed_prompt(loaded, prompt_ids.expand(len(cell_tokens), -1), cell_tokens)
         return {"probabilities": answer_probabilities(loaded, embeds, tree).float().cpu().numpy()}
 
     return compute
-
-
-def _prompts_with_cells(verb: Verb, prompt_ids: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    cell_tokens = verb.loaded.model.get_cell_tokens(**inputs)
-    return embed_prompt(verb.loaded, prompt_ids.expand(len(cell_tokens), -1), cell_tokens)

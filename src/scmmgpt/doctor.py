@@ -16,10 +16,10 @@ _FEW_COVERED = 0.5
 
 def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     """What the processor would decide about some cells: matrix, genes, species, and what is doubtful."""
-    from .processing.processing_scmmgpt import ScMMGPTProcessor
+    from . import auto, processing  # noqa: F401 - `auto` registers the processor
 
     opened = open_cells(cells)
-    tokenizer = ScMMGPTProcessor.from_pretrained(find_model(model)).feature_extractor
+    tokenizer = processing.ScMMGPTProcessor.from_pretrained(find_model(model)).feature_extractor
     source = opened.path if opened.path is not None else opened.adata
     num_genes: list[int] = []
     for features in tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):

@@ -62,12 +62,16 @@ class CellRun:
     def results(self, what: str, compute: Compute) -> Iterator[tuple[slice, dict[str, np.ndarray], Arrays]]:
         """(rows, their tokens, their results) of every chunk that was not finished before an interruption."""
         done = self.workspace.done(what)
-        with progress_bar(what, self.cells.num_cells, shown=self.progress, done=done) as advance:
-            for rows, features in self._chunks():
-                if rows.stop <= done:
-                    continue  # read again for the account of the genes, but not computed again
-                yield rows, features, run_chunk(features, compute, self.batches, self.loaded.device)
-                advance(rows.stop - rows.start)
+        try:
+            with progress_bar(what, self.cells.num_cells, shown=self.progress, done=done) as advance:
+                for rows, features in self._chunks():
+                    if rows.stop <= done:
+                        continue  # read again for the account of the genes, but not computed again
+                    yield rows, features, run_chunk(features, compute, self.batches, self.loaded.device)
+                    advance(rows.stop - rows.start)
+        except BaseException:
+            self.workspace.remove_if_unused()
+            raise
 
     def _chunks(self) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
         start = 0

@@ -90,7 +90,7 @@ def load(
     """
     if isinstance(model, LoadedModel):
         return _with_generation(model) if generative else model
-    from . import modeling_scmmgpt, processing
+    from . import auto, modeling_scmmgpt, processing  # noqa: F401 - `auto` registers the processor
 
     directory = find_model(model)
     chosen = choose_device(device)

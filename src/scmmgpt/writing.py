@@ -35,20 +35,28 @@ def embed_prompt(loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torc
     return loaded.model.model.place_cells(input_ids, words, cell_tokens)
 
 
-def generate_ids(loaded: LoadedModel, embeds: torch.Tensor, max_new_tokens: int, **settings: Any) -> torch.Tensor:
-    """New token ids, (B, max_new_tokens), padded at the end."""
+def generate_ids(
+    loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torch.Tensor, max_new_tokens: int, **settings: Any
+) -> torch.Tensor:
+    """New token ids, (B, max_new_tokens), padded at the end.
+
+    The prompt is read from vectors that hold the cells; what was read stays in the cache that generation goes on from.
+    """
     import torch
     from torch.nn.functional import pad
 
     tokenizer = loaded.processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    embeds = embed_prompt(loaded, input_ids, cell_tokens)
+    read = loaded.model(inputs_embeds=embeds[:, :-1], use_cache=True, logits_to_keep=1)
     ids = loaded.model.generate(
-        inputs_embeds=embeds,
-        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        past_key_values=read.past_key_values,
         max_new_tokens=max_new_tokens,
         pad_token_id=filler,
         **{"do_sample": False, **settings},
-    )
+    )[:, input_ids.shape[1] :]
     return pad(ids, (0, max_new_tokens - ids.shape[1]), value=filler)
 
 
@@ -68,19 +76,19 @@ def answers_tree(loaded: LoadedModel, answers: Sequence[str]) -> PrefixTree:
 
 
 def draw_answers(
-    loaded: LoadedModel, embeds: torch.Tensor, tree: PrefixTree, num_draws: int, temperature: float = 1.0
+    loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torch.Tensor, tree: PrefixTree, temperature: float = 1.0
 ) -> list[str]:
-    """Answers drawn by the model, each one of the tree's; rows of a prompt are consecutive."""
+    """One answer for each prompt, drawn by the model, and always one of the tree's."""
     end = loaded.processor.tokenizer.eos_token_id
     ids = generate_ids(
         loaded,
-        embeds,
+        input_ids,
+        cell_tokens,
         max(map(len, tree.answers)),
         do_sample=True,
         temperature=temperature,
         top_k=0,
-        num_return_sequences=num_draws,
-        prefix_allowed_tokens_fn=tree.allowed_tokens_function(0, end),
+        prefix_allowed_tokens_fn=tree.allowed_tokens_function(input_ids.shape[1], end),
     )
     return decode(loaded, ids)
 
