@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
@@ -141,6 +142,22 @@ def text_encoder(processor: ScMMGPTProcessor, max_tokens: int) -> Callable[[list
 
 
 # ---- rows
+
+
+class CorpusRows(Dataset):
+    """The corpus's rows by number; a batch of them comes as one Arrow table, which the collators take as it is."""
+
+    def __init__(self, corpus: Corpus, rows: np.ndarray | None = None):
+        self.corpus, self.rows = corpus, np.arange(len(corpus)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index]).to_pylist()[0]
+
+    def __getitems__(self, indices: list[int]):
+        return self.corpus.table(self.rows[indices])
 
 
 def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProcessor) -> Callable:

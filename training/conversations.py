@@ -34,6 +34,8 @@ class ConversationCollator:
         Genes whose counts a request has to explain, drawn anew for each batch; None takes all.
     packed
         Prompts end to end in one row, as `collate_cells` then gives the cells.
+    ask
+        (row, generator) -> a question about the cell and its answer; None asks what the row's metadata can answer.
     """
 
     collate_cells: Callable[[Rows], dict]
@@ -44,11 +46,13 @@ class ConversationCollator:
     text_to_cells: bool = True
     num_target_genes: int | None = 2048
     packed: bool = False
+    ask: Callable[[dict, np.random.Generator], tuple[str, str]] | None = None
     seed: int = 0
 
     def __call__(self, rows: Rows) -> dict:
         facts = facts_of(rows)
-        generators = [row_generator(row, self.seed) for row in facts]
+        # numpy's format of `datasets` reads the unsigned hash as a signed number.
+        generators = [row_generator({"cell_hash": int(row["cell_hash"]) % 2**64}, self.seed) for row in facts]
         batch = dict(self.collate_cells(rows))
         if self.cells_to_text:
             batch |= self.conversations(facts, generators)
@@ -63,14 +67,17 @@ class ConversationCollator:
         return flatten_prompts(inputs) if self.packed else inputs
 
     def _question(self, row: dict, generator: np.random.Generator) -> tuple[str, str]:
-        known = questions(row, self.definition(row), paraphrase=int(generator.integers(NUM_WORDINGS)))
-        question, answer = known[int(generator.integers(len(known)))]
-        if is_missing(row["cell_type"]):
-            answer = ""
+        question, answer = (self.ask or self.ask_metadata)(row, generator)
         prompt = self.render(conversation(question), add_generation_prompt=True)
         if not answer:
             return prompt, ""
         return prompt, self.render(conversation(question, answer)).removeprefix(prompt)
+
+    def ask_metadata(self, row: dict, generator: np.random.Generator) -> tuple[str, str]:
+        """One of the questions that the row's metadata answers; without a cell type, the answer is left open."""
+        known = questions(row, self.definition(row), paraphrase=int(generator.integers(NUM_WORDINGS)))
+        question, answer = known[int(generator.integers(len(known)))]
+        return question, "" if is_missing(row["cell_type"]) else answer
 
     def render(self, messages: list[dict], **options) -> str:
         """A conversation in the words of the chat template."""

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from scmmgpt.training.assembly import (
     CellWriter,
+    CorpusRows,
     assemble_config,
     assemble_pretraining_model,
     assemble_processor,
@@ -164,10 +165,9 @@ def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: Trainin
     genes, encode = cell_collator(settings, corpus, processor), text_encoder(processor, data.max_text_tokens)
     collate = CellTextCollator(genes, CellWriter(corpus.ontology), encode, corpus.ontology, seed=arguments.seed)
     held_out = held_out_cells(corpus, held_out_rows, settings.evaluation.max_cells, genes, encode)
-    dataset = corpus.dataset.with_format("numpy")
     return Rows(
-        train=dataset,
-        eval=None if held_out is None else dataset.select(held_out.rows),
+        train=CorpusRows(corpus),
+        eval=None if held_out is None else CorpusRows(corpus, held_out.rows),
         collate=collate,
         order=row_order(settings, corpus, train_rows, arguments),
         scores=held_out,

@@ -1,0 +1,407 @@
+"""Teach a model your own labels or your own descriptions, from a whole study down to one cell of each type.
+
+    scmmgpt finetune my.h5ad --label cell_type --output my-model --lora
+    python training/finetune.py my.h5ad --label cell_type --shots 5 --output my-model
+
+The output is a complete model, as good as any other for every verb; with LoRA, `adapter/` in it holds the few MB that
+were learnt and that load onto the base. New types without a single cell need no training: annotate with `labels=`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedModel
+
+from scmmgpt.errors import UserError, require
+from scmmgpt.modeling_scmmgpt import (
+    ScMMGPTConfig,
+    ScMMGPTForConditionalGeneration,
+    ScMMGPTForPreTraining,
+    ScMMGPTModel,
+)
+from scmmgpt.ontology import Ontology
+from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, description_question, is_missing, label_text
+from scmmgpt.training import stage1
+from scmmgpt.training.assembly import text_encoder
+from scmmgpt.training.collators import CellCollator, CellTextCollator, text_labels
+from scmmgpt.training.corpus_shards import to_stored_values
+from scmmgpt.training.held_out import CELLS_PER_BATCH, HeldOutCells
+from scmmgpt.training.run import plain_errors, seed_everything, training_arguments
+from scmmgpt.training.settings import RunSettings, TowerSettings, read_recipe
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+RECIPE = Path(__file__).parent / "recipes" / "finetune.yaml"
+ADAPTER, RUN = "adapter", "run"
+MOST_HELD_OUT = 1000
+# Files of a model directory that training does not touch and that the result needs as well.
+KEPT_FILES = ("cell_ontology.json.gz",)
+
+
+def finetune(
+    data: AnnData | str | os.PathLike,
+    *,
+    label: str,
+    output: str | os.PathLike,
+    model: str | os.PathLike | None = None,
+    lora: bool = True,
+    shots: int | None = None,
+    batch_key: str | None = None,
+    text: str | None = None,
+    recipe: str | os.PathLike | None = None,
+    **training: Any,
+) -> dict[str, float | int | str]:
+    """Write a model that knows your labels; return how well it names cells it was not shown, before and after.
+
+    Parameters
+    ----------
+    data
+        Labelled cells, or the path of an h5ad. Not changed. Cells without a label are left out.
+    label
+        Column of `obs` with the label of each cell; labels need not be in any ontology.
+    output
+        Folder of the new model.
+    model
+        Where to start: a directory, a Hub repository, None for the embedded model.
+    lora
+        Learn small adapters (and merge them into the result); False trains both towers in full.
+    shots
+        Cells of each label to learn from; all others are held out. None: nine in ten.
+    batch_key
+        Column of `obs` with batches, donors or studies: every label is shown equally often from each, so that a
+        label's text pulls them together.
+    text
+        Column of `obs` with a description of each cell: the language model learns to write it as well.
+    recipe
+        A yaml with the numbers of the run in place of `training/recipes/finetune.yaml`.
+    **training
+        Numbers of the recipe's section `training` that differ, such as `max_steps=50`.
+    """
+    from scmmgpt.loading import find_model
+
+    base = find_model(model)
+    settings = _settings(Path(output), recipe, training, lora=lora)
+    adata = _read(data)
+    processor = ScMMGPTProcessor.from_pretrained(base)
+    cells = LabelledCells.of(adata, processor, label=label, batch_key=batch_key, text=text)
+    ontology = _ontology(base)
+    train_rows, held_out_rows = split_cells(cells.labels, shots, seed=settings.training.get("seed", 0))
+    held_out = _held_out(cells, held_out_rows, processor, ontology, settings)
+    config = ScMMGPTConfig.from_pretrained(base)
+    for name, value in settings.model.config.items():
+        setattr(config, name, value)
+    seed_everything(_arguments(settings))
+    network = ScMMGPTForPreTraining.from_pretrained(base, config=config)
+    before = _score(network, held_out)
+    trainer = stage1.train(
+        settings, network, processor, _rows(cells, train_rows, processor, ontology, settings), fresh=True
+    )
+    trained = trainer.accelerator.unwrap_model(trainer.model).eval()
+    after = _score(trained, held_out)
+    _write(Path(output), base, trained, processor, cells, has_adapters=lora)
+    if text is not None:
+        _learn_to_describe(Path(output), settings, cells, train_rows, ontology)
+    shutil.rmtree(settings.output)
+    return {
+        "labels": len(set(cells.labels)),
+        "cells_shown": len(train_rows),
+        "cells_held_out": len(held_out_rows),
+        **{f"{name}_before": value for name, value in before.items()},
+        **{f"{name}_after": value for name, value in after.items()},
+    }
+
+
+# ---- cells
+
+
+@dataclass(frozen=True)
+class LabelledCells(Dataset):
+    """Tokenised cells with their labels, one dict a cell, as the collators take rows of a corpus."""
+
+    rows: list[dict]
+    labels: np.ndarray
+    batches: np.ndarray
+    value_mode: str
+    pad_token_id: int
+
+    @classmethod
+    def of(cls, adata: AnnData, processor: ScMMGPTProcessor, *, label: str, batch_key: str | None, text: str | None):
+        """The cells of `adata` that have a label."""
+        for column in filter(None, (label, batch_key, text)):
+            if column not in adata.obs:
+                known = ", ".join(map(str, adata.obs.columns[:20]))
+                raise UserError(f"`obs` has no column {column!r}. It has: {known}.")
+        labels = np.array([str(name).strip() for name in adata.obs[label]], dtype=object)
+        kept = np.array([not is_missing(name) for name in adata.obs[label]])
+        if len(set(labels[kept])) < 2:
+            raise UserError(
+                f"obs[{label!r}] names {len(set(labels[kept]))} label(s): at least two must be told apart."
+            )
+        adata, labels = adata[kept], labels[kept]
+        genes = processor.gene_tokenizer
+        tokens = genes(adata, packed=True, return_tensors="np")
+        stored = to_stored_values(tokens["gene_values"].ravel(), genes.value_mode)
+        bounds = tokens["cell_cu_seqlens"][1:-1]
+        texts = adata.obs[text].astype(str) if text else [""] * len(labels)
+        rows = [
+            {
+                "gene_ids": ids,
+                "gene_values": values,
+                "cell_type": name,
+                "cell_type_ontology_term_id": "",
+                "description": said,
+                "cell_hash": number,
+            }
+            for number, (ids, values, name, said) in enumerate(
+                zip(np.split(tokens["gene_ids"].ravel(), bounds), np.split(stored, bounds), labels, texts, strict=True)
+            )
+        ]
+        batches = adata.obs[batch_key].astype(str).to_numpy() if batch_key else np.full(len(labels), "")
+        return cls(rows, labels, batches, genes.value_mode, genes.vocabulary["<pad>"])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.rows[index]
+
+    @property
+    def collate(self) -> CellCollator:
+        """Rows -> genes."""
+        return CellCollator(self.value_mode, pad_token_id=self.pad_token_id)
+
+
+def split_cells(labels: np.ndarray, shots: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells to learn from and cells to be measured on, for every label; a label's only cell is learnt from."""
+    if shots is not None and shots < 1:
+        raise UserError(f"shots must be at least 1, got {shots}. New types without a cell: `annotate(labels=...)`.")
+    generator = np.random.default_rng(seed)
+    shown, held_out = [], []
+    for name in np.unique(labels.astype(str)):
+        cells = generator.permutation(np.flatnonzero(labels == name))
+        num_shown = min(len(cells), shots) if shots is not None else max(1, len(cells) - max(1, len(cells) // 10))
+        shown.append(cells[:num_shown])
+        held_out.append(cells[num_shown:])
+    rest = generator.permutation(np.concatenate(held_out))[:MOST_HELD_OUT]
+    return np.sort(np.concatenate(shown)), np.sort(rest)
+
+
+class BalancedOrder(Sampler[int]):
+    """Cells in random order, each label equally often and, within a label, each batch equally often."""
+
+    def __init__(self, rows: np.ndarray, labels: np.ndarray, batches: np.ndarray, num_draws: int, seed: int):
+        self.rows, self.num_draws, self.seed, self.epoch = rows, num_draws, seed, 0
+        _, group = np.unique(
+            [f"{a}\t{b}" for a, b in zip(labels[rows], batches[rows], strict=True)], return_inverse=True
+        )
+        _, label = np.unique(labels[rows].astype(str), return_inverse=True)
+        groups_of_label = np.array([len(set(group[label == i])) for i in range(label.max() + 1)])
+        self.weights = 1 / (np.bincount(group)[group] * groups_of_label[label] * (label.max() + 1))
+
+    def __iter__(self):
+        generator = np.random.default_rng([self.seed, self.epoch])
+        return iter(generator.choice(self.rows, self.num_draws, p=self.weights / self.weights.sum()).tolist())
+
+    def __len__(self) -> int:
+        return self.num_draws
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+@dataclass
+class LabelCollator:
+    """`CellTextCollator` for labels of any origin: cells of one label are never each other's negatives."""
+
+    collate: CellTextCollator
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        return {**self.collate(rows), "text_labels": text_labels([row["cell_type"] for row in rows])}
+
+
+@dataclass
+class LabelWriter:
+    """A label in words: half of the time the plain ones that annotation uses."""
+
+    ontology: Ontology
+
+    def __call__(self, row: dict, generator: np.random.Generator) -> str:
+        wording = 0 if generator.random() < 0.5 else int(generator.integers(len(DESCRIPTIONS)))
+        return label_text(row["cell_type"], definition_of(row["cell_type"], self.ontology), wording)
+
+
+def definition_of(label: str, ontology: Ontology) -> str | None:
+    """What the ontology says of a label, None for a label of your own."""
+    term = ontology.find(label)
+    return term.definition if term else None
+
+
+# ---- steps
+
+
+def _settings(output: Path, recipe: str | os.PathLike | None, training: dict, *, lora: bool) -> RunSettings:
+    settings = read_recipe(recipe or RECIPE)
+    if not lora:
+        towers = {name: "full" if way == "lora" else way for name, way in asdict(settings.towers).items()}
+        settings = replace(settings, towers=TowerSettings(**towers))
+    return replace(settings, output=str(output / RUN), training={**settings.training, **training})
+
+
+def _arguments(settings: RunSettings):
+    from transformers import TrainingArguments
+
+    return training_arguments(settings, TrainingArguments)
+
+
+def _read(data: Any) -> AnnData:
+    if not isinstance(data, (str, os.PathLike)):
+        return data
+    import anndata
+
+    if not Path(data).exists():
+        raise UserError(f"There is no file {str(data)!r}.")
+    return anndata.read_zarr(data) if str(data).endswith(".zarr") else anndata.read_h5ad(data)
+
+
+def _ontology(base: Path) -> Ontology:
+    from scmmgpt.loading import EMBEDDED_MODEL
+    from scmmgpt.ontology import read_ontology
+
+    return read_ontology(base, EMBEDDED_MODEL)
+
+
+def _rows(
+    cells: LabelledCells, shown: np.ndarray, processor, ontology: Ontology, settings: RunSettings
+) -> stage1.Rows:
+    arguments = _arguments(settings)
+    encode = text_encoder(processor, settings.data.max_text_tokens)
+    collate = CellTextCollator(cells.collate, LabelWriter(ontology), encode, ontology, seed=arguments.seed)
+    size = arguments.train_batch_size * arguments.world_size
+    num_draws = max(len(shown), size)
+    order = BalancedOrder(shown, cells.labels, cells.batches, num_draws, arguments.seed)
+    return stage1.Rows(cells, None, LabelCollator(collate), order)
+
+
+def _held_out(cells: LabelledCells, rows: np.ndarray, processor, ontology: Ontology, settings: RunSettings):
+    if not len(rows):
+        return None
+    names = sorted(set(cells.labels))
+    texts = [label_text(name, definition_of(name, ontology)) for name in names]
+    parts = [rows[start : start + CELLS_PER_BATCH] for start in range(0, len(rows), CELLS_PER_BATCH)]
+    return HeldOutCells(
+        rows=rows,
+        batches=[cells.collate([cells[i] for i in part]) for part in parts],
+        types=cells.labels[rows].astype(str),
+        studies=np.full(len(rows), "yours"),
+        candidates=names,
+        candidate_texts=text_encoder(processor, settings.data.max_text_tokens)(texts),
+    )
+
+
+@torch.no_grad()
+def _score(network: torch.nn.Module, held_out: HeldOutCells | None) -> dict[str, float]:
+    if held_out is None:
+        return {}
+    scores = held_out(network.eval())
+    return {"accuracy": scores["zero_shot_accuracy"], "macro_f1": scores["zero_shot_macro_f1"]}
+
+
+def _write(output: Path, base: Path, trained, processor, cells: LabelledCells, *, has_adapters: bool) -> None:
+    """The base with what was learnt in its weights, and the adapters beside it."""
+    network = whole_model(base)
+    if has_adapters:
+        trained.save_pretrained(output / ADAPTER)
+        network = require("peft").PeftModel.from_pretrained(network, output / ADAPTER).merge_and_unload()
+    else:
+        _take_over(network, trained)
+    summary = dict(getattr(network.config, "training_summary", None) or {})
+    network.config.training_summary = {**summary, "finetuned_labels": sorted(set(cells.labels))}
+    network.save_pretrained(output)
+    processor.save_pretrained(output)
+    for name in KEPT_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, output / name)
+
+
+def whole_model(base: Path) -> PreTrainedModel:
+    """Everything a directory holds: with its language model if it has one."""
+    made_as = json.loads((base / "config.json").read_text()).get("architectures") or []
+    kinds = {kind.__name__: kind for kind in (ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining, ScMMGPTModel)}
+    return kinds.get(made_as[0] if made_as else "", ScMMGPTForPreTraining).from_pretrained(base)
+
+
+def _take_over(network: PreTrainedModel, trained: ScMMGPTForPreTraining) -> None:
+    towers = trained.model.state_dict()
+    target = network if isinstance(network, ScMMGPTModel) else network.model
+    target.load_state_dict(towers, strict=False)
+
+
+def _learn_to_describe(
+    output: Path, settings: RunSettings, cells: LabelledCells, shown: np.ndarray, ontology: Ontology
+):
+    """Stage 2 on the user's own texts: the language model answers what it is asked about these cells."""
+    require("trl")
+    from scmmgpt.training import stage2
+    from scmmgpt.training.conversations import ConversationCollator, ShuffledRows
+
+    network = whole_model(output)
+    if not isinstance(network, ScMMGPTForConditionalGeneration):
+        raise UserError(f"{output} has no language model that could learn descriptions: start from a stage-2 model.")
+    from datasets import Dataset as Table
+
+    processor = ScMMGPTProcessor.from_pretrained(output)
+    run = output / RUN / "description"
+    towers = TowerSettings(
+        cell_encoder="freeze", qformer="freeze", heads="freeze", language_model="lora", cell_decoder="freeze"
+    )
+    model = replace(settings.model, start_from=str(output), config={})
+    settings = replace(settings, output=str(run), towers=towers, model=model, lora=replace(settings.lora, merge=False))
+    collate = ConversationCollator(
+        cells.collate,
+        processor,
+        ontology,
+        max_tokens=settings.data.max_text_tokens,
+        text_to_cells=False,
+        ask=lambda row, generator: (description_question(int(generator.integers(4))), str(row["description"])),
+    )
+    table = Table.from_list([cells[i] for i in shown]).with_format("numpy")
+    order = ShuffledRows(np.arange(len(shown)), settings.training.get("seed", 0))
+    trainer = stage2.train(settings, network, processor, stage2.Rows(table, None, collate, order), fresh=True)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained.save_pretrained(output / f"{ADAPTER}_description")
+    trained.merge_and_unload().save_pretrained(output)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`finetune` from the shell, for every option."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cells", help="an h5ad or zarr with labelled cells")
+    parser.add_argument("--label", required=True, help="column of obs to learn")
+    parser.add_argument("--output", required=True, help="folder of the new model")
+    parser.add_argument("--model", help="where to start; the embedded model by default")
+    parser.add_argument("--full", action="store_true", help="train both towers in full instead of LoRA adapters")
+    parser.add_argument("--shots", type=int, help="cells of each label to learn from")
+    parser.add_argument("--batch-key", help="column of obs with batches that should mix")
+    parser.add_argument("--text", help="column of obs with descriptions to learn to write")
+    parser.add_argument("--recipe", help="a yaml with the numbers of the run")
+    given = vars(parser.parse_args(arguments))
+    figures = finetune(given.pop("cells"), lora=not given.pop("full"), **given)
+    print("\n".join(f"{name}: {value}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()
