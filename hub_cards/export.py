@@ -1,0 +1,153 @@
+"""Write a model as one complete, flat Hub repository that works where this package was never installed.
+
+    python -m scmmgpt.hub_cards.export --refresh-code [DIRECTORY]
+
+brings the code of a model directory, the embedded one by default, up to date with the islands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import modeling_scmmgpt, ontology, processing
+from ..errors import UserError
+from ..modeling_scmmgpt.modeling_scmmgpt import AUTO_MAP
+from . import EMBEDDED_MODEL
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_SHARD_SIZE = "4GB"
+HERE = Path(__file__).parent
+ISLANDS = (Path(modeling_scmmgpt.__file__).parent, Path(processing.__file__).parent)
+# Beside the islands: what an inference endpoint runs.
+ENDPOINT_CODE = {
+    "handler.py": HERE / "handler.py",
+    "naming_scmmgpt.py": HERE / "naming_scmmgpt.py",
+    "ontology_scmmgpt.py": Path(ontology.__file__),
+    "request_cells_scmmgpt.py": HERE / "request_cells_scmmgpt.py",
+    "schema_scmmgpt.py": HERE / "schema_scmmgpt.py",
+}
+# What an endpoint installs; the Auto classes need none of it.
+REQUIREMENTS = "anndata>=0.12\nh5py\nnumpy\npydantic>=2\nscipy\n"
+# Tables that any model may use and that training does not write.
+TABLES = ("cell_ontology.json.gz",)
+
+
+def export(
+    model: Any,
+    processor: Any,
+    directory: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> Path:
+    """Write weights, config, processor, tables, code, endpoint handler and card; return the directory.
+
+    Parameters
+    ----------
+    model
+        A `ScMMGPTModel`, `ScMMGPTForPreTraining` or `ScMMGPTForConditionalGeneration`. Not changed.
+    processor
+        Its `ScMMGPTProcessor`.
+    directory
+        Where to write. Files of the same name are replaced.
+    dtype
+        Store the weights in this type; they are still loaded in the model's own. None stores them as they are.
+    max_shard_size
+        Weights above it are split into several files.
+    """
+    directory = Path(directory)
+    if getattr(model.config, "model_type", None) != "scmmgpt":
+        raise UserError(f"Only scmmgpt models can be exported, got {type(model).__name__}.")
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.glob("*.safetensors*"):
+        stale.unlink()
+    state = (
+        model.state_dict()
+        if dtype is None
+        else {name: _stored(part, dtype) for name, part in model.state_dict().items()}
+    )
+    model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
+    processor.save_pretrained(directory)
+    for name in TABLES:
+        if not (directory / name).exists():
+            shutil.copyfile(EMBEDDED_MODEL / name, directory / name)
+    refresh_code(directory)
+    # write_card(directory)
+    return directory
+
+
+def _stored(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return weight.to(dtype) if weight.is_floating_point() else weight
+
+
+def code_files() -> dict[str, Path]:
+    """{name in a repository: its source} of all code that travels."""
+    islands = {
+        path.name: path for island in ISLANDS for path in sorted(island.glob("*.py")) if path.stem != "__init__"
+    }
+    return {**islands, **ENDPOINT_CODE}
+
+
+def refresh_code(directory: Path) -> list[str]:
+    """Bring code and the references to it up to date; return the names of the files that changed."""
+    wanted = {name: source.read_bytes() for name, source in code_files().items()}
+    wanted["requirements.txt"] = REQUIREMENTS.encode()
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = dict(AUTO_MAP)
+    config["custom_pipelines"] = custom_pipelines()
+    wanted["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    stale = [path for path in directory.glob("*.py") if path.name not in wanted]
+    for path in stale:
+        path.unlink()
+    changed = [
+        name
+        for name, content in wanted.items()
+        if not (directory / name).exists() or (directory / name).read_bytes() != content
+    ]
+    for name in changed:
+        (directory / name).write_bytes(wanted[name])
+    return sorted(changed + [path.name for path in stale])
+
+
+def custom_pipelines() -> dict[str, dict[str, Any]]:
+    """The `pipeline(...)` tasks of the processing island, as a config names them."""
+    try:
+        from ..processing import pipeline_scmmgpt
+    except ImportError:
+        return {}
+    return {
+        task: {"impl": f"pipeline_scmmgpt.{kind.__name__}", "pt": [auto_class], "type": "multimodal"}
+        for task, (kind, auto_class) in pipeline_scmmgpt.PIPELINES.items()
+    }
+
+
+def write_card(directory: Path) -> None:
+    """Render README.md, with the results that were measured for this model."""
+    from .render import render_model_card
+
+    (directory / "README.md").write_text(render_model_card(directory), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path, nargs="?", default=EMBEDDED_MODEL)
+    parser.add_argument("--refresh-code", action="store_true", help="bring the code files up to date")
+    parser.add_argument("--refresh-card", action="store_true", help="render README.md anew")
+    arguments = parser.parse_args()
+    if not (arguments.directory / "config.json").is_file():
+        parser.error(f"{arguments.directory} is not a model directory: it has no config.json")
+    if arguments.refresh_code:
+        print(*refresh_code(arguments.directory) or ["nothing changed"], sep="\n")  # noqa: T201
+    if arguments.refresh_card:
+        write_card(arguments.directory)
+
+
+if __name__ == "__main__":
+    main()

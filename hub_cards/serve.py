@@ -1,0 +1,300 @@
+"""The endpoint's schema over HTTP, on your own machine: `scmmgpt serve`, with an OpenAPI page at /docs.
+
+Requests that come at the same time go through the model together. Language and generation have a queue of their own,
+so that a long text never holds up an annotation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..errors import require
+from .schema_scmmgpt import (
+    MAX_BODY_BYTES,
+    AnnotateRequest,
+    AnnotateResponse,
+    BadRequest,
+    DescribeRequest,
+    DescribeResponse,
+    EmbedRequest,
+    EmbedResponse,
+    GenerateRequest,
+    GenerateResponse,
+    Refusal,
+    SearchRequest,
+    SearchResponse,
+    explain,
+    read_request,
+)
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from .handler import EndpointHandler
+
+MAX_REQUESTS_TOGETHER = 32
+MAX_WAITING = 256
+SECONDS_TO_GATHER = 0.004
+SECONDS_TO_FINISH = 30
+_SLOW_TASKS = ("describe", "generate")
+
+
+class Busy(Exception):
+    """More requests wait than can be answered soon."""
+
+
+@dataclass
+class Batcher:
+    """One thread that answers whatever has gathered in its queue.
+
+    Parameters
+    ----------
+    answer
+        Requests -> an answer, or the exception that explains its absence, for each.
+    """
+
+    answer: Callable[[list[Any]], list[Any]]
+    waiting: queue.Queue = field(default_factory=lambda: queue.Queue(MAX_WAITING))
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what is waiting, then end."""
+        self.waiting.put(None)
+        self._thread.join(SECONDS_TO_FINISH)
+
+    def submit(self, request: Any) -> Future:
+        future: Future = Future()
+        try:
+            self.waiting.put_nowait((request, future))
+        except queue.Full:
+            raise Busy from None
+        return future
+
+    def _run(self) -> None:
+        while (first := self.waiting.get()) is not None:
+            batch = [first, *self._gather()]
+            self._answer([entry for entry in batch if entry is not None])
+            if None in batch:
+                return
+
+    def _gather(self) -> list[Any]:
+        """Requests that arrive within a few milliseconds of the first."""
+        gathered: list[Any] = []
+        end = monotonic() + SECONDS_TO_GATHER
+        while len(gathered) + 1 < MAX_REQUESTS_TOGETHER and None not in gathered:
+            try:
+                gathered.append(self.waiting.get(timeout=max(0.0, end - monotonic())))
+            except queue.Empty:
+                break
+        return gathered
+
+    def _answer(self, batch: list[tuple[Any, Future]]) -> None:
+        running = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
+        try:
+            answers = self.answer([request for request, _ in running]) if running else []
+        except Exception as error:  # one faulty batch must not end the thread that serves all
+            answers = [error] * len(running)
+        for (_, future), answer in zip(running, answers, strict=True):
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+
+class LimitedBody:
+    """ASGI middleware: a body larger than the limit is refused before it is read to its end."""
+
+    def __init__(self, app: Any, limit: int = MAX_BODY_BYTES):
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > self.limit:
+            await self._refuse(send)
+            return
+        body, more = bytearray(), True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the sender has gone
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.limit:
+                await self._refuse(send)
+                return
+        whole = {"type": "http.request", "body": bytes(body), "more_body": False}
+        pending = [whole]
+
+        async def replay() -> dict:
+            return pending.pop() if pending else await receive()
+
+        await self.app(scope, replay, send)
+
+    async def _refuse(self, send: Callable) -> None:
+        content = json.dumps({"error": f"The body is larger than {self.limit} bytes; send fewer cells at a time."})
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": content.encode()})
+
+
+@dataclass
+class Service:
+    """A handler and its two queues."""
+
+    handler: EndpointHandler
+    name: str
+
+    def __post_init__(self) -> None:
+        self.fast, self.slow = Batcher(self.handler.answer), Batcher(self.handler.answer)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        self.fast.start()
+        self.slow.start()
+        yield
+        for batcher in (self.fast, self.slow):
+            await asyncio.to_thread(batcher.stop)
+
+    async def answer(self, request: Any) -> Any:
+        batcher = self.slow if request.task in _SLOW_TASKS else self.fast
+        return await asyncio.wrap_future(batcher.submit(request))
+
+    async def answer_body(self, body: dict[str, Any]) -> Any:
+        """A body in the form of an inference endpoint: {"inputs": one request or several, "parameters": ...}."""
+        inputs, parameters = body.get("inputs"), body.get("parameters") or {}
+        if not isinstance(parameters, dict) or not isinstance(inputs, (dict, list)):
+            raise BadRequest("`inputs` is a request or a list of requests, and `parameters` an object.")
+        contents = inputs if isinstance(inputs, list) else [inputs]
+        if len(contents) > MAX_REQUESTS_TOGETHER:
+            raise BadRequest(f"{len(contents)} requests are too many for one body; at most {MAX_REQUESTS_TOGETHER}.")
+        requests = [
+            read_request(content | parameters if isinstance(content, dict) else content) for content in contents
+        ]
+        answers = await asyncio.gather(*(self.answer(request) for request in requests))
+        return answers if isinstance(inputs, list) else answers[0]
+
+    def health(self) -> dict[str, Any]:
+        return {
+            "status": "ok",
+            "model": self.name,
+            "trained": bool(self.handler.training_summary),
+            "device": str(self.handler.device),
+            "waiting": self.fast.waiting.qsize() + self.slow.waiting.qsize(),
+        }
+
+
+def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
+    """The web application around a loaded model."""
+    require("fastapi")
+    from fastapi import FastAPI
+    from fastapi.responses import RedirectResponse, StreamingResponse
+
+    from .. import __version__
+
+    service = Service(handler, name)
+    app = FastAPI(
+        title="scmmgpt",
+        version=__version__,
+        summary="Single cells and language: annotate, embed, describe, search and generate single cells.",
+        lifespan=service.lifespan,
+    )
+    app.add_middleware(LimitedBody)
+    _explain_errors(app)
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (400, 413, 422, 503)}
+
+    def add(path: str, kind: type, answer_kind: type) -> None:
+        async def answer(request: Any) -> Any:
+            return await service.answer(request)
+
+        answer.__annotations__["request"] = kind
+        name = kind.__name__.removesuffix("Request").lower()
+        app.post(path, response_model=answer_kind, responses=refusals, name=name, description=kind.__doc__)(answer)
+
+    add("/annotate", AnnotateRequest, AnnotateResponse)
+    add("/embed", EmbedRequest, EmbedResponse)
+    add("/describe", DescribeRequest, DescribeResponse)
+    add("/search", SearchRequest, SearchResponse)
+    add("/generate", GenerateRequest, GenerateResponse)
+
+    @app.post("/describe/stream", responses=refusals, response_class=StreamingResponse)
+    def describe_stream(request: DescribeRequest) -> StreamingResponse:
+        """The description of one cell as it is written: server-sent events with `data: {"text": ...}`."""
+        pieces = handler.stream_description(request)
+        return StreamingResponse(_events(pieces), media_type="text/event-stream")
+
+    @app.post("/", responses=refusals)
+    async def endpoint(body: dict[str, Any]) -> Any:
+        """The same requests in the form of a Hugging Face inference endpoint."""
+        return await service.answer_body(body)
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Whether the model is loaded and how many requests wait."""
+        return service.health()
+
+    @app.get("/", include_in_schema=False)
+    def start() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app
+
+
+def _events(pieces: Iterator[str]) -> Iterator[str]:
+    for piece in pieces:
+        yield f"data: {json.dumps({'text': piece})}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def _explain_errors(app: FastAPI) -> None:
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
+    def refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        return JSONResponse({"error": reason}, status, headers)
+
+    app.exception_handler(RequestValidationError)(lambda _, error: refusal(422, explain(error.errors())))
+    app.exception_handler(BadRequest)(lambda _, error: refusal(400, str(error)))
+    app.exception_handler(HTTPException)(lambda _, error: refusal(error.status_code, str(error.detail)))
+    app.exception_handler(Busy)(lambda *_: refusal(503, "Too many requests wait; try again.", {"Retry-After": "2"}))
+    app.exception_handler(Exception)(lambda *_: refusal(500, "This is an error of the server; its log says more."))
+
+
+def serve(model: str | None = None, host: str = "127.0.0.1", port: int = 8000, device: str | None = None) -> None:
+    """Answer requests until stopped; running ones are finished first.
+
+    Parameters
+    ----------
+    model
+        A directory, a Hub repository, or None for the model that comes with the package.
+    host, port
+        Where to listen.
+    device
+        None takes the best there is.
+    """
+    uvicorn = require("uvicorn")
+    require("fastapi")
+    from .. import auto  # noqa: F401 - the package's own classes, not the repository's copies
+    from ..device import choose_device
+    from ..loading import find_model
+    from .handler import EndpointHandler
+
+    directory = find_model(model)
+    handler = EndpointHandler(str(directory), device=str(choose_device(device)))
+    app = create_app(handler, directory.name)
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_FINISH)

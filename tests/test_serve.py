@@ -1,0 +1,211 @@
+"""`scmmgpt serve`: the handler's schema over HTTP, for many people at once."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi")
+import httpx
+from fastapi.testclient import TestClient
+
+from scmmgpt.hub_cards.handler import EndpointHandler
+from scmmgpt.hub_cards.schema_scmmgpt import MAX_BODY_BYTES, BadRequest
+from scmmgpt.hub_cards.serve import MAX_WAITING, Batcher, Busy, create_app
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_repository import as_dicts, make_cells, make_repository
+
+LABELS = ["B cell", "monocyte"]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return make_repository(tmp_path_factory.mktemp("repository") / "model")
+
+
+@pytest.fixture(scope="module")
+def client(repository):
+    with TestClient(create_app(EndpointHandler(str(repository), device="cpu"), "tiny")) as client:
+        yield client
+
+
+def test_health_says_what_is_loaded(client):
+    health = client.get("/health").json()
+
+    assert (health["status"], health["model"], health["trained"]) == ("ok", "tiny", False)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        pytest.param("/annotate", {"cells": as_dicts(make_cells(2)), "labels": LABELS}, "calls", id="annotate"),
+        pytest.param("/embed", {"cells": as_dicts(make_cells(2))}, "embeddings", id="embed"),
+        pytest.param(
+            "/describe", {"cells": as_dicts(make_cells(2)), "max_new_tokens": 4}, "descriptions", id="describe"
+        ),
+        pytest.param("/search", {"cells": as_dicts(make_cells(2)), "text": "B cells"}, "hits", id="search"),
+        pytest.param("/generate", {"text": "a B cell", "num_cells": 2}, "cells", id="generate"),
+    ],
+)
+def test_every_task_has_its_path(client, path, body, key):
+    answer = client.post(path, json=body)
+
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()[key]) >= 2
+
+
+def test_the_form_of_an_inference_endpoint_is_taken_too(client):
+    request = {"task": "embed", "cells": as_dicts(make_cells(2))}
+
+    one = client.post("/", json={"inputs": request}).json()
+    two = client.post("/", json={"inputs": [request, request]}).json()
+
+    assert two == [one, one]
+
+
+def test_text_is_streamed_as_server_sent_events(client):
+    body = {"cells": as_dicts(make_cells(1)), "max_new_tokens": 8}
+
+    with client.stream("POST", "/describe/stream", json=body) as answer:
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert lines[-1] == "[DONE]"
+    text = "".join(json.loads(line)["text"] for line in lines[:-1]).strip()
+    assert text == client.post("/describe", json=body).json()["descriptions"][0]
+
+
+def test_the_openapi_page_documents_every_task_and_refusal(client):
+    paths = client.get("/openapi.json").json()["paths"]
+
+    assert {"/annotate", "/embed", "/describe", "/search", "/generate", "/health"} <= set(paths)
+    assert {"400", "413", "422"} <= set(paths["/annotate"]["post"]["responses"])
+    assert client.get("/docs").status_code == 200
+
+
+def post(client, content: bytes, path: str = "/annotate", kind: str = "application/json"):
+    return client.post(path, content=content, headers={"content-type": kind})
+
+
+BAD_BODIES = [
+    pytest.param(b"", 422, id="nothing"),
+    pytest.param(b"{", 422, id="broken JSON"),
+    pytest.param(b"\xff\xfe", 400, id="not UTF-8"),
+    pytest.param(b"[" * 100_000, 400, id="nested a hundred thousand deep"),
+    pytest.param(b'{"cells": ' + b"9" * 10_000 + b"}", 400, id="a number of ten thousand digits"),
+    pytest.param(b'{"cells": [{"CD3D": NaN}]}', 422, id="NaN"),
+    pytest.param(b'{"cells": [{"CD3D": 1e400}]}', 422, id="beyond floating point"),
+    pytest.param(b'{"cells": [{"CD3D": 1}], "labels": ["a", "a"]}', 422, id="a label twice"),
+    pytest.param(b'{"cells": [{"NOGENE": 1}], "labels": ["a"]}', 400, id="unknown genes"),
+    pytest.param(b'{"cells": [{"CD3D": 1}], "model": "other"}', 422, id="a field too many"),
+    pytest.param(b'{"cells": {"h5ad": "AAAAAAAAAAAA"}}', 400, id="an h5ad that is none"),
+    pytest.param(b" " * (MAX_BODY_BYTES + 1), 413, id="larger than allowed"),
+]
+
+
+@pytest.mark.parametrize(("content", "status"), BAD_BODIES)
+def test_a_bad_body_gets_a_4xx_with_its_reason(client, content, status):
+    answer = post(client, content)
+
+    assert answer.status_code == status, answer.text
+    assert 0 < len(answer.json()["error"]) < 1200
+
+
+def test_a_body_that_hides_its_length_is_cut_off(client):
+    def pieces():
+        for _ in range(MAX_BODY_BYTES // 2**20 + 2):
+            yield b" " * 2**20
+
+    answer = client.post("/annotate", content=pieces(), headers={"content-type": "application/json"})
+
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nothing", 404), ("/../../etc/passwd", 404)])
+def test_an_unknown_path_is_a_404(client, path, status):
+    assert client.get(path).status_code == status
+
+
+def test_requests_at_the_same_time_are_answered_together_and_each_gets_its_own():
+    sizes = []
+
+    def answer(requests):
+        sizes.append(len(requests))
+        time.sleep(0.05)
+        return [BadRequest("no") if request == 3 else request * 10 for request in requests]
+
+    batcher = Batcher(answer)
+    batcher.start()
+    futures = [batcher.submit(number) for number in range(8)]
+    batcher.stop()
+
+    assert [future.result() for number, future in enumerate(futures) if number != 3] == [0, 10, 20, 40, 50, 60, 70]
+    with pytest.raises(BadRequest):
+        futures[3].result()
+    assert len(sizes) < 4
+
+
+def test_a_fault_in_one_batch_does_not_end_the_service():
+    def answer(requests):
+        if requests == ["bad"]:
+            raise RuntimeError("bug")
+        return requests
+
+    batcher = Batcher(answer)
+    batcher.start()
+    bad = batcher.submit("bad")
+    with pytest.raises(RuntimeError):
+        bad.result(timeout=5)
+
+    good = batcher.submit("good")
+
+    assert good.result(timeout=5) == "good"
+    batcher.stop()
+
+
+def test_more_than_can_wait_is_turned_away():
+    batcher = Batcher(lambda requests: requests)  # not started: nothing is taken from the queue
+
+    for number in range(MAX_WAITING):
+        batcher.submit(number)
+
+    with pytest.raises(Busy):
+        batcher.submit("one more")
+
+
+def test_a_stop_signal_lets_running_requests_finish(repository):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = f"from scmmgpt.hub_cards.serve import serve; serve({str(repository)!r}, port={port}, device='cpu')"
+    server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until_up(f"http://127.0.0.1:{port}/health", server)
+        body = {"text": "a B cell", "num_cells": 256}
+        with ThreadPoolExecutor() as threads:
+            answer = threads.submit(httpx.post, f"http://127.0.0.1:{port}/generate", json=body, timeout=60)
+            time.sleep(0.3)
+            server.send_signal(signal.SIGTERM)
+            assert answer.result().status_code == 200
+        assert server.wait(timeout=60) in (0, -signal.SIGTERM)
+        assert "Traceback" not in server.stderr.read()
+    finally:
+        server.kill()
+
+
+def wait_until_up(url: str, server: subprocess.Popen) -> None:
+    for _ in range(600):
+        try:
+            httpx.get(url, timeout=1)
+            return
+        except httpx.TransportError:
+            assert server.poll() is None, server.stderr.read()
+            time.sleep(0.1)
+    raise TimeoutError(url)
