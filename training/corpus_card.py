@@ -50,7 +50,9 @@ from scmmgpt.training.corpus_reading import Corpus, Selection
 
 corpus = Corpus.open("this/folder")
 train = corpus.select(Selection("train", "study"))  # a datasets.Dataset
-```"""
+```
+
+`datasets.load_dataset("this/folder", streaming=True)` reads the rows of all splits without scmmgpt."""
 
 
 def _summary(manifest: dict) -> str:

@@ -6,7 +6,6 @@ same bytes as one that was never stopped.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import DatasetInfo
 
 from .corpus_building import BuildJob, SourcePlan
 from .corpus_card import render_card
@@ -68,8 +66,6 @@ def finish_corpus(
         "findings": _findings(receipts),
         "left_out": dict(sorted(sum((Counter(receipt.left_out) for _, receipt in receipts), Counter()).items())),
     }
-    write_json(job.corpus / "state.json", _dataset_state(job, shards))
-    write_json(job.corpus / "dataset_info.json", json.loads(json.dumps(asdict(DatasetInfo(features=job.features)))))
     corpus = Corpus(job.corpus, manifest, splits)
     write_json(job.corpus / MARKER_FILE, _markers(job, corpus, shards))
     write_text(job.corpus / "README.md", render_card(manifest, splits, _label_counts(index, names)))
@@ -173,19 +169,6 @@ def _findings(receipts: list[tuple[Shard, Receipt]]) -> list[dict]:
             counts[finding["source"], finding["kind"], finding["detail"]] += finding["num_cells"]
     keys = ("source", "kind", "detail", "num_cells")
     return [dict(zip(keys, (*key, num_cells), strict=True)) for key, num_cells in sorted(counts.items())]
-
-
-def _dataset_state(job: BuildJob, shards: list[Shard]) -> dict:
-    """What `datasets.load_from_disk` reads first."""
-    return {
-        "_data_files": [{"filename": shard.file_name} for shard in shards],
-        "_fingerprint": job.settings_hash,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
 
 
 def _label_counts(index: dict[str, np.ndarray], names: dict[str, list[str]]) -> dict[str, int]:

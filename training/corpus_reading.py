@@ -82,8 +82,9 @@ class Corpus:
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
-        """All rows, mapped from disk, as `datasets.load_from_disk` gives them."""
-        return datasets.load_from_disk(str(self.path))
+        """All rows, mapped from disk."""
+        shards = [datasets.Dataset.from_file(str(self.path / shard["file"])) for shard in self.manifest["shards"]]
+        return datasets.concatenate_datasets(shards)
 
     @cached_property
     def ontology(self) -> Ontology:
@@ -130,8 +131,14 @@ class Corpus:
 
     def table(self, rows: np.ndarray | list[int], columns: list[str] | None = None) -> pa.Table:
         """Some rows as one Arrow table."""
-        dataset = self.dataset if columns is None else self.dataset.select_columns(columns)
-        return dataset.with_format("arrow")[rows].combine_chunks()
+        chosen = tuple(columns or self.dataset.column_names)
+        if chosen not in self._readers:  # making a view costs more than reading a batch
+            self._readers[chosen] = self.dataset.select_columns(list(chosen)).with_format("arrow")
+        return self._readers[chosen][rows].combine_chunks()
+
+    @cached_property
+    def _readers(self) -> dict[tuple[str, ...], datasets.Dataset]:
+        return {}
 
     def matrix(self, rows: np.ndarray) -> sp.csr_matrix:
         """Values of some cells, cells x vocabulary, without the special tokens."""
