@@ -36,8 +36,6 @@ class SimulatorSettings:
         Largest share of transcripts from the study's mean profile.
     mixing_rate
         Share of cells mixed with another profile of the same type.
-    doublet_rate
-        Share of cells that hold two types of one study; they belong to neither.
     panel_rate, panel_genes
         Share of cells that see a gene panel, and its smallest and largest size.
     """
@@ -49,7 +47,6 @@ class SimulatorSettings:
     cell_noise: float = 0.58
     ambient: float = 0.15
     mixing_rate: float = 0.5
-    doublet_rate: float = 0.0
     panel_rate: float = 0.35
     panel_genes: tuple[int, int] = (200, 4_000)
 
@@ -96,8 +93,8 @@ class CellSimulator:
         types = generator.choice(len(self.types), number, p=self.type_weights)
         return np.array([generator.choice(self.rows_of_type[i]) for i in types])
 
-    def draw_cell(self, row: int, generator: np.random.Generator) -> DrawnCell:
-        """A new cell of the profile `row`."""
+    def draw_cell(self, row: int, generator: np.random.Generator, whole: bool = False) -> DrawnCell:
+        """A new cell of the profile `row`; `whole` never hides genes behind a panel."""
         settings = self.settings
         share, measured = self._mixed(row, generator)
         share = self._with_ambient(share, measured, row, generator)
@@ -105,7 +102,8 @@ class CellSimulator:
         share = share * np.exp(spread * generator.standard_normal(len(share), dtype=np.float32))
         library = generator.lognormal(np.log(settings.library_median), settings.library_spread)
         library = np.clip(library, *settings.library_range)
-        if measured.sum() >= WHOLE_TRANSCRIPTOME and generator.random() < settings.panel_rate:
+        on_panel = not whole and measured.sum() >= WHOLE_TRANSCRIPTOME and generator.random() < settings.panel_rate
+        if on_panel:
             measured, whole = self._panel(row, measured, generator), share.sum()
             share = np.where(measured, share, 0)
             # Targeted assays often read their genes deeper than a whole transcriptome would.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from scmmgpt.hub_cards.export import export
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForPreTraining
 from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
@@ -25,8 +26,10 @@ from scmmgpt.training.cell_simulator import CellSimulator
 from scmmgpt.training.gene_tables import vocabulary_genes
 from scmmgpt.training.mini_recipe import MiniRecipe, read_recipe
 from scmmgpt.training.mini_stage1 import train_stage1
-from scmmgpt.training.mini_texts import TypeTexts, marker_genes, tokenizer_corpus, train_tokenizer
+from scmmgpt.training.mini_stage2 import train_stage2
+from scmmgpt.training.mini_texts import TypeTexts, marker_genes, tokenizer_corpus
 from scmmgpt.training.profiles import Profiles, read_profiles
+from scmmgpt.training.text_tokenizer import train_text_tokenizer
 
 EMBEDDED = Path("hub_cards/scmmgpt-mini")
 ONTOLOGY_FILE = "cell_ontology.json.gz"
@@ -35,31 +38,43 @@ ONTOLOGY_FILE = "cell_ontology.json.gz"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("training/recipes/mini.yaml"))
-    parser.add_argument("--output", type=Path, required=True, help="the model directory to write")
+    parser.add_argument("--output", type=Path, default=Path("runs/scmmgpt-mini"), help="the model directory to write")
     parser.add_argument("--development", action="store_true", help="leave the development studies out")
     parser.add_argument("--steps", type=int, default=None, help="cut every part of the training to so many steps")
+    parser.add_argument("--towers", type=Path, help="go on from the `stage1` folder of another run")
     arguments = parser.parse_args()
     recipe = read_recipe(arguments.config).cut_to(arguments.steps)
     data = Path(os.environ.get("SCMMGPT_DATA") or parser.error("set SCMMGPT_DATA to the folder with the cells"))
-    torch.manual_seed(recipe.seed)
 
     ontology = Ontology.read(EMBEDDED / ONTOLOGY_FILE)
     names = GeneNames.read(EMBEDDED / GENE_NAMES_FILE)
     profiles, genes, ensembl_ids = corpus_profiles(recipe, data, names)
-    masses, medians = profiles.masses, profiles.medians
+    if arguments.towers is None:
+        processor = build_processor(recipe, genes, ensembl_ids, profiles, names, ontology)
+    else:
+        processor = ScMMGPTProcessor.from_pretrained(arguments.towers)
+    medians, masses = processor.feature_extractor.gene_statistics.values()
     if arguments.development:
         profiles = profiles.without(recipe.development_studies)
-    processor = build_processor(recipe, genes, ensembl_ids, medians, masses, names, ontology)
-    model = ScMMGPTForPreTraining(build_config(recipe, processor))
+    simulator = CellSimulator(profiles, medians, masses, recipe.simulator)
 
-    simulator = CellSimulator(
-        profiles, processor.feature_extractor.gene_statistics["median"], masses, recipe.simulator
-    )
-    texts = TypeTexts(ontology, marker_genes(profiles, genes))
-    history = train_stage1(model, recipe, simulator, texts, processor.tokenizer)
+    torch.manual_seed(recipe.seed)
+    towers = ScMMGPTForPreTraining(build_config(recipe, processor))
+    losses = []
+    if arguments.towers is None:
+        texts = TypeTexts(ontology, marker_genes(profiles, genes))
+        losses = train_stage1(towers, recipe, simulator, texts, processor.tokenizer)
+        towers.config.training_summary = summary(recipe, profiles, losses, arguments.development)
+        export(towers, processor, arguments.output / "stage1", dtype=torch.float16)
+    else:
+        trained = ScMMGPTForPreTraining.from_pretrained(arguments.towers)
+        towers.load_state_dict(trained.state_dict())
+        towers.config.training_summary = trained.config.training_summary
 
-    model.config.training_summary = summary(recipe, profiles, history, arguments.development)
-    save(model, processor, arguments.output)
+    model, more = train_stage2(towers, recipe, simulator, ontology, processor)
+    model.config.training_summary = towers.config.training_summary | {"stage2_steps": recipe.stage2.steps}
+    print(json.dumps({"losses": [entry["loss"] for entry in losses + more]}))
+    export(model, processor, arguments.output, dtype=torch.float16)
 
 
 def corpus_profiles(recipe: MiniRecipe, data: Path, names: GeneNames) -> tuple[Profiles, list[str], list[str]]:
@@ -74,27 +89,22 @@ def corpus_profiles(recipe: MiniRecipe, data: Path, names: GeneNames) -> tuple[P
     return profiles, [symbol for symbol, _ in kept], [gene_id for _, gene_id in kept]
 
 
-def build_processor(recipe, genes, ensembl_ids, medians, masses, names, ontology) -> ScMMGPTProcessor:
+def build_processor(recipe, genes, ensembl_ids, profiles, names, ontology) -> ScMMGPTProcessor:
     """The processor of the model: all genes of a cell, ordered by how far they lie above their median."""
     gene_tokenizer = ScMMGPTGeneTokenizer(
         genes,
         ensembl_ids,
-        medians,
-        masses,
+        profiles.medians,
+        profiles.masses,
         names,
         value_mode="log1p",
         max_genes=None,
         gene_order="median_ratio",
         panel_scaling=True,
     )
-    tokenizer = train_tokenizer(
-        tokenizer_corpus(ontology, genes),
-        recipe.tokenizer_size,
-        recipe.model["qformer_config"]["max_position_embeddings"],
-    )
-    return ScMMGPTProcessor(
-        gene_tokenizer, tokenizer, num_query_tokens=recipe.model["qformer_config"]["num_query_tokens"]
-    )
+    qformer = recipe.model["qformer_config"]
+    tokenizer = train_text_tokenizer(tokenizer_corpus(ontology, genes), recipe.tokenizer_size)
+    return ScMMGPTProcessor(gene_tokenizer, tokenizer, num_query_tokens=qformer["num_query_tokens"])
 
 
 def build_config(recipe: MiniRecipe, processor: ScMMGPTProcessor) -> ScMMGPTConfig:
@@ -106,11 +116,19 @@ def build_config(recipe: MiniRecipe, processor: ScMMGPTProcessor) -> ScMMGPTConf
         "vocab_size": len(vocabulary),
         "pad_token_id": vocabulary["<pad>"],
         "cls_token_id": vocabulary["<cls>"],
+        "mask_token_id": vocabulary["<mask>"],
     }
     fields["qformer_config"] = {
         **fields["qformer_config"],
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
+    }
+    fields["text_config"] = {
+        **fields["text_config"],
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
     }
     return ScMMGPTConfig(**fields, cell_token_id=processor.cell_token_id)
 
@@ -137,18 +155,17 @@ def summary(recipe: MiniRecipe, profiles: Profiles, history: list[dict], develop
 def code_digest() -> str:
     """One hash over the modules that make the weights."""
     digest = hashlib.sha256()
-    for name in ("profiles.py", "cell_simulator.py", "mini.py", "mini_recipe.py", "mini_stage1.py", "mini_texts.py"):
+    for name in (
+        "profiles.py",
+        "cell_simulator.py",
+        "mini.py",
+        "mini_recipe.py",
+        "mini_stage1.py",
+        "mini_stage2.py",
+        "mini_texts.py",
+    ):
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()
-
-
-def save(model, processor: ScMMGPTProcessor, output: Path) -> None:
-    """Write weights in 16 bits, but loaded as float32: in 16 bits padding alone would move an embedding by 1e-2."""
-    model.to(torch.float16).save_pretrained(output)
-    config = json.loads((output / "config.json").read_text())
-    config["dtype"] = "float32"
-    (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    processor.save_pretrained(output)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,31 @@ class Stage1Part:
 
 
 @dataclass(frozen=True)
+class Stage2Settings:
+    """The second stage: language about cells, and cells from language.
+
+    Attributes
+    ----------
+    choice_rate
+        Share of the questions that name candidates to choose from.
+    num_requests
+        Cells per step that a text should lead to.
+    num_leading_genes, num_other_genes
+        Genes of a request that are compared: those that fill the cells, and a changing few of the others.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    choice_rate: float = 0.2
+    max_answer_tokens: int = 72
+    num_requests: int = 24
+    max_request_tokens: int = 48
+    num_leading_genes: int = 4_000
+    num_other_genes: int = 500
+
+
+@dataclass(frozen=True)
 class MiniRecipe:
     """Every number of the embedded model's training."""
 
@@ -52,6 +77,8 @@ class MiniRecipe:
     simulator: SimulatorSettings
     model: dict[str, Any]
     stage1: tuple[Stage1Part, ...]
+    stage2: Stage2Settings
+    tissue_names: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     tokenizer_size: int = 4096
     max_text_tokens: int = 64
@@ -61,7 +88,11 @@ class MiniRecipe:
         """The same recipe with no part longer than so many steps."""
         if steps is None:
             return self
-        return replace(self, stage1=tuple(replace(part, steps=min(part.steps, steps)) for part in self.stage1))
+        return replace(
+            self,
+            stage1=tuple(replace(part, steps=min(part.steps, steps)) for part in self.stage1),
+            stage2=replace(self.stage2, steps=min(self.stage2.steps, steps)),
+        )
 
 
 def read_recipe(path: Path) -> MiniRecipe:
@@ -74,6 +105,7 @@ def read_recipe(path: Path) -> MiniRecipe:
         key: tuple(value) if isinstance(value, list) else value for key, value in content["simulator"].items()
     }
     content["simulator"] = _typed(SimulatorSettings, simulator)
+    content["stage2"] = _typed(Stage2Settings, content["stage2"])
     content["stage1"] = tuple(_typed(Stage1Part, part) for part in content["stage1"])
     return _typed(MiniRecipe, {**content, "digest": hashlib.sha256(text).hexdigest()})
 

@@ -14,7 +14,7 @@ from scmmgpt.modeling_scmmgpt.losses_scmmgpt import contrast_loss
 
 from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, pad_cells
 from .collators import Lineages, text_labels
-from .mini_recipe import MiniRecipe, Stage1Part
+from .mini_recipe import MiniRecipe
 from .mini_texts import TypeTexts
 
 TEXT_PREFIX = "ontology_text_"
@@ -62,31 +62,52 @@ class Stage1Batch:
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
-class Stage1Trainer(Trainer):
-    """Trainer whose batches come whole from a stream, and whose loss also contrasts wordings with each other."""
-
-    def __init__(self, *arguments, ontology_text_weight: float = 0.5, num_workers: int = 1, **keywords):
-        super().__init__(*arguments, **keywords)
-        self.ontology_text_weight = ontology_text_weight
-        self.num_stream_workers = num_workers
+class StreamTrainer(Trainer):
+    """Trainer whose batches come whole from a stream."""
 
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, batch_size=None, num_workers=self.num_stream_workers)
+        return DataLoader(self.train_dataset, batch_size=None, num_workers=1)
+
+
+class Stage1Trainer(StreamTrainer):
+    """Stage 1's losses, and wordings of one type contrasted with those of other types."""
+
+    def __init__(self, *arguments, ontology_text_weight: float, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.ontology_text_weight = ontology_text_weight
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        pairs = {
-            name.removeprefix(TEXT_PREFIX): inputs.pop(name) for name in list(inputs) if name.startswith(TEXT_PREFIX)
-        }
+        names = [name for name in inputs if name.startswith(TEXT_PREFIX)]
+        pairs = {name.removeprefix(TEXT_PREFIX): inputs.pop(name) for name in names}
         output = model(**inputs)
         loss = output.loss
         if pairs:
             lineage = pairs.pop("lineage")
-            embeds = model.get_text_features(**pairs).pooler_output
-            first, second = embeds.chunk(2)
-            scale = model.model.similarity_scale()
-            between = contrast_loss(first, second, scale, None, lineage, model.config.target_temperature)
-            loss = loss + self.ontology_text_weight * between
+            first, second = model.get_text_features(**pairs).pooler_output.chunk(2)
+            scale, softness = model.model.similarity_scale(), model.config.target_temperature
+            loss = loss + self.ontology_text_weight * contrast_loss(first, second, scale, None, lineage, softness)
         return (loss, output) if return_outputs else loss
+
+
+def training_arguments(steps: int, learning_rate: float, seed: int) -> TrainingArguments:
+    """What all parts of the training share."""
+    return TrainingArguments(
+        output_dir="runs/mini",
+        max_steps=steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 8),
+        weight_decay=0.05,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        logging_steps=10,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+    )
 
 
 def train_stage1(
@@ -95,45 +116,22 @@ def train_stage1(
     simulator: CellSimulator,
     texts: TypeTexts,
     tokenizer: PreTrainedTokenizerBase,
-    num_workers: int = 1,
 ) -> list[dict]:
     """Train all parts of stage 1 in turn; returns the logged losses."""
     history: list[dict] = []
     full = model.config.cell_config.num_attended_genes
     for number, part in enumerate(recipe.stage1):
-        history += _train_part(model, recipe, part, number, simulator, texts, tokenizer, num_workers)
+        compose = Stage1Batch(simulator, texts, tokenizer, recipe.max_text_tokens, part.num_ontology_texts)
+        model.config.cell_config.num_attended_genes = part.num_attended_genes
+        model.config.match_weight, model.config.caption_weight = part.match_weight, part.caption_weight
+        seed = recipe.seed * 100 + number
+        trainer = Stage1Trainer(
+            model=model,
+            args=training_arguments(part.steps, part.learning_rate, seed),
+            train_dataset=SimulatedBatches(simulator, compose, part.batch_size, seed),
+            ontology_text_weight=part.ontology_text_weight,
+        )
+        trainer.train()
+        history += [entry for entry in trainer.state.log_history if "loss" in entry]
     model.config.cell_config.num_attended_genes = full
     return history
-
-
-def _train_part(model, recipe, part: Stage1Part, number, simulator, texts, tokenizer, num_workers) -> list[dict]:
-    model.config.cell_config.num_attended_genes = part.num_attended_genes
-    model.config.match_weight, model.config.caption_weight = part.match_weight, part.caption_weight
-    compose = Stage1Batch(simulator, texts, tokenizer, recipe.max_text_tokens, part.num_ontology_texts)
-    seed = recipe.seed * 100 + number
-    trainer = Stage1Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir="runs/mini-stage1",
-            max_steps=part.steps,
-            learning_rate=part.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, part.steps // 8),
-            weight_decay=0.05,
-            optim="adamw_torch_fused",
-            max_grad_norm=1.0,
-            logging_steps=10,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-            seed=seed,
-        ),
-        train_dataset=SimulatedBatches(simulator, compose, part.batch_size, seed),
-        ontology_text_weight=part.ontology_text_weight,
-        num_workers=num_workers,
-    )
-    trainer.train()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]

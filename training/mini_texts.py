@@ -1,23 +1,19 @@
-"""What the embedded model reads: many wordings of each cell type, markers counted from profiles, a small tokenizer."""
+"""What the embedded model reads: many wordings of each cell type, markers counted from profiles."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, Term
 from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, cell_text
 
 from .expression import TARGET_SUM
 from .profiles import Profiles
+from .type_tree import TypeTree
 
-SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-FURTHER_TOKENS = ("<cell>", "<|system|>", "<|user|>", "<|assistant|>")
 NUM_MARKERS = 25
 NUM_NAMED_MARKERS = 6
 
@@ -38,6 +34,10 @@ class TypeTexts:
     markers: dict[str, list[str]] = field(default_factory=dict)
     marker_rate: float = 0.35
     tissue_rate: float = 0.15
+    tree: TypeTree = field(init=False)
+
+    def __post_init__(self):
+        self.tree = TypeTree(self.ontology)
 
     def draw(self, term_id: str, generator: np.random.Generator, tissue: str | None = None) -> str:
         """A new text about the type."""
@@ -64,7 +64,7 @@ class TypeTexts:
         if kind < 0.65:
             return cell_text({"cell_type": name, **place}, term.definition, paraphrase)
         if kind < 0.8:
-            return without_name(term)
+            return self.tree.definition_without_name(term.id) or name
         parents = [self.ontology.terms[parent].label for parent in term.parents if parent in self.ontology.terms]
         kinship = f", a kind of {' and '.join(parents[:2])}" if parents else ""
         return cell_text({"cell_type": f"{name}{kinship}", **place}, paraphrase=paraphrase)
@@ -77,14 +77,6 @@ class TypeTexts:
         )
 
 
-def without_name(term: Term) -> str:
-    """The definition in which nothing spells the name of the type."""
-    text = term.definition
-    for name in sorted([term.label, *term.synonyms], key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?:s|es)?(?!\w)", "this cell", text, flags=re.IGNORECASE)
-    return text
-
-
 def marker_genes(profiles: Profiles, genes: Sequence[str]) -> dict[str, list[str]]:
     """For each type the genes whose log expression stands out most among all types, by standard deviations."""
     terms = profiles.table.term_id.to_numpy()
@@ -95,31 +87,6 @@ def marker_genes(profiles: Profiles, genes: Sequence[str]) -> dict[str, list[str
     outstanding = (mean - mean.mean(0)) / (mean.std(0) + 0.3)
     order = np.argsort(-outstanding, axis=1)[:, :NUM_MARKERS]
     return {term: [genes[i] for i in row] for term, row in zip(known, order, strict=True)}
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the texts, shared by the text branch and the decoder; `<bos>` begins every text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [*SPECIAL_TOKENS.values(), *FURTHER_TOKENS]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet)
-    )
-    bos = SPECIAL_TOKENS["bos_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_length,
-        padding_side="left",
-        additional_special_tokens=list(FURTHER_TOKENS),
-        **SPECIAL_TOKENS,
-    )
 
 
 def tokenizer_corpus(ontology: Ontology, genes: Sequence[str]) -> list[str]:

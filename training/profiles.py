@@ -142,6 +142,6 @@ class _ValuesByGene:
         self.values.append((sample.data / totals[sample.row] * TARGET_SUM).astype(np.float32))
 
     def medians(self) -> np.ndarray:
-        genes, values = np.concatenate(self.genes), np.concatenate(self.values)
+        genes, values = np.concatenate([np.array([], int), *self.genes]), np.concatenate([[], *self.values])
         median = pd.Series(values).groupby(genes).median()
         return median.reindex(range(self.num_genes)).to_numpy()

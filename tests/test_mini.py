@@ -1,0 +1,278 @@
+"""The embedded model: how its cells are drawn, what it was trained on, and a guard on its committed weights."""
+
+import json
+import os
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from safetensors import safe_open
+from torch.utils.flop_counter import FlopCounterMode
+
+from scmmgpt.loading import EMBEDDED_MODEL, load
+from scmmgpt.ontology import Ontology
+from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.training.cell_simulator import CellSimulator, SimulatedBatches, SimulatorSettings, pad_cells
+from scmmgpt.training.mini_development import TEST_STUDIES
+from scmmgpt.training.mini_guard import guard_numbers
+from scmmgpt.training.mini_recipe import read_recipe
+from scmmgpt.training.mini_texts import TypeTexts, marker_genes
+from scmmgpt.training.profiles import Profiles, read_profiles
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "training" / "recipes" / "mini.yaml"
+GUARD_CELLS = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
+NUM_GENES = 6_000
+CONFIG = EMBEDDED_MODEL / "config.json"
+IS_TRAINED = CONFIG.exists() and json.loads(CONFIG.read_text()).get("training_summary") is not None
+needs_weights = pytest.mark.skipif(not IS_TRAINED, reason="the embedded model is not trained yet")
+
+
+@pytest.fixture(scope="module")
+def profiles() -> Profiles:
+    generator = np.random.default_rng(0)
+    share = generator.lognormal(0, 2, (6, NUM_GENES)).astype(np.float32)
+    measured = np.ones((6, NUM_GENES), bool)
+    measured[5, 200:] = False  # a panel
+    share = np.where(measured, share, 0)
+    table = pd.DataFrame(
+        {
+            "study": ["lung", "lung", "lung", "blood", "blood", "panel"],
+            "family": ["tissues", "tissues", "tissues", "tissues", "tissues", "panel"],
+            "term_id": ["CL:0000236", "CL:0000084", "CL:0000576", "CL:0000236", "CL:0000084", "CL:0000236"],
+            "label": ["B cell", "T cell", "monocyte", "B cell", "T cell", "B cell"],
+            "tissue": ["lung"] * 3 + ["blood"] * 3,
+        }
+    )
+    return Profiles(table, share / share.sum(1, keepdims=True), measured, np.ones(NUM_GENES))
+
+
+def simulator_of(profiles: Profiles, **settings) -> CellSimulator:
+    return CellSimulator(profiles, np.ones(NUM_GENES), profiles.masses, SimulatorSettings(**settings))
+
+
+def drawn(simulator: CellSimulator, row: int, number: int = 20, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    return [simulator.draw_cell(row, generator) for _ in range(number)]
+
+
+# ---- the simulator
+
+
+def test_a_drawn_cell_has_the_counts_of_a_real_one(profiles):
+    cells = drawn(simulator_of(profiles, panel_rate=0), row=0)
+
+    totals = np.array([cell.counts.sum() for cell in cells])
+    assert totals.min() >= 300
+    assert totals.max() <= 10_000
+    assert len(set(totals)) > 10
+
+
+def test_a_drawn_cell_shows_no_gene_that_its_study_did_not_measure(profiles):
+    for cell in drawn(simulator_of(profiles), row=5):
+        assert cell.genes.max() < 200
+
+
+def test_a_panel_hides_all_other_genes_and_keeps_its_size(profiles):
+    for cell in drawn(simulator_of(profiles, panel_rate=1.0, panel_genes=(300, 900), mixing_rate=0), row=0):
+        assert 300 <= cell.measured.sum() <= 900
+        assert cell.measured[cell.genes].all()
+
+
+def test_a_whole_cell_is_never_hidden_behind_a_panel(profiles):
+    simulator = simulator_of(profiles, panel_rate=1.0)
+
+    assert simulator.draw_cell(0, np.random.default_rng(0), whole=True).measured.all()
+
+
+def test_cells_of_one_type_resemble_their_profile_more_than_another(profiles):
+    simulator = simulator_of(profiles, panel_rate=0, mixing_rate=0)
+
+    for cell in drawn(simulator, row=0):
+        vector = np.zeros(NUM_GENES)
+        vector[cell.genes] = cell.values
+        own, other = (np.corrcoef(vector, np.log1p(1e4 * profiles.share[row]))[0, 1] for row in (0, 1))
+        assert own > other
+
+
+def test_drawn_cells_look_as_the_processor_would_give_them(profiles):
+    """Same ids, values, order and panel scale: what the model learns on is what it will be shown."""
+    simulator = simulator_of(profiles, panel_rate=0.5)
+    genes = [f"GENE{i}" for i in range(NUM_GENES)]
+    tokenizer = ScMMGPTGeneTokenizer(
+        genes, None, np.ones(NUM_GENES), profiles.masses, gene_order="median_ratio", max_genes=None, panel_scaling=True
+    )
+
+    for cell in drawn(simulator, row=0, number=6):
+        counts = np.zeros((1, NUM_GENES), np.float32)
+        counts[0, cell.genes] = cell.counts
+        columns = np.flatnonzero(cell.measured)
+        given = tokenizer((counts[:, columns], [genes[i] for i in columns]), return_tensors="pt")
+        ours = pad_cells([cell])
+        assert torch.equal(ours["gene_ids"], given["gene_ids"])
+        assert torch.equal(ours["gene_mask"], given["gene_mask"])
+        torch.testing.assert_close(ours["gene_values"], given["gene_values"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_stream_is_the_same_however_many_workers_write_it(profiles):
+    def totals(num_workers):
+        stream = SimulatedBatches(simulator_of(profiles), lambda rows, cells, _: pad_cells(cells), 3, seed=7)
+        loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=num_workers)
+        return [float(batch["gene_values"].sum()) for batch, _ in zip(loader, range(4), strict=False)]
+
+    assert totals(0) == totals(2)
+
+
+def test_rare_types_are_drawn_more_often_than_their_share_of_profiles(profiles):
+    simulator = simulator_of(profiles)
+
+    rows = simulator.draw_rows(6_000, np.random.default_rng(0))
+
+    assert (rows == 2).mean() > 1 / 6 * 1.2  # the only monocyte among six profiles
+
+
+# ---- profiles and texts
+
+
+def test_profiles_are_shares_by_study_and_original_label(tmp_path):
+    counts = sp.csr_matrix(np.array([[4, 0, 0], [0, 4, 4], [2, 2, 0], [9, 9, 9]], np.float32))
+    obs = pd.DataFrame(
+        {
+            "cell_type": ["B cell", "T cell", "B cell", "?"],
+            "cell_type_ontology_term_id": ["CL:0000236", "CL:0000084", "CL:0000236", "unknown"],
+            "cell_type_original": ["B", "T", "B", "odd"],
+            "tissue": "blood",
+            "organism": "Homo sapiens",
+        },
+        index=list("abcd"),
+    )
+    path = tmp_path / "study.h5ad"
+    anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=["A", "B", "C"])).write_h5ad(path)
+    tokenizer = ScMMGPTGeneTokenizer(["C", "A", "B"], min_matched_genes=1)
+
+    found = read_profiles([path], tokenizer._identifier, 3)
+
+    assert list(found.table.original) == ["B", "T"]
+    np.testing.assert_allclose(found.share, [[0, 0.75, 0.25], [0.5, 0, 0.5]])
+
+
+def test_leaving_out_a_family_leaves_out_all_its_studies(profiles):
+    assert set(profiles.without(["tissues"]).table.study) == {"panel"}
+
+
+def test_leaving_out_a_study_that_does_not_exist_is_refused(profiles):
+    with pytest.raises(ValueError, match="'lungs'"):
+        profiles.without(["lungs"])
+
+
+def test_markers_are_the_genes_that_set_a_type_apart(profiles):
+    share = np.full((6, NUM_GENES), 1e-4, np.float32)
+    share[[0, 3], 17] = 0.2
+    planted = Profiles(profiles.table, share, np.ones_like(profiles.measured), profiles.medians)
+
+    markers = marker_genes(planted, [f"GENE{i}" for i in range(NUM_GENES)])
+
+    assert markers["CL:0000236"][0] == "GENE17"
+
+
+def test_texts_of_a_type_vary_and_some_do_not_give_its_name_away():
+    texts = TypeTexts(Ontology.read(EMBEDDED_MODEL / "cell_ontology.json.gz"))
+    generator = np.random.default_rng(0)
+
+    drawn_texts = {texts.draw("CL:0000084", generator) for _ in range(200)}
+
+    assert len(drawn_texts) > 8
+    assert any("T cell" in text for text in drawn_texts)
+    assert any("T cell" not in text and "T-cell" not in text and "T lymphocyte" not in text for text in drawn_texts)
+
+
+# ---- what it was trained on
+
+
+def test_no_test_study_and_no_closed_licence_is_among_the_sources():
+    recipe = read_recipe(RECIPE)
+
+    assert not {Path(source.file).stem for source in recipe.sources} & set(TEST_STUDIES)
+    open_licences = ("CC BY", "MIT", "BSD", "Apache")
+    assert all(source.licence.startswith(open_licences) for source in recipe.sources)
+    assert all(source.simulated == source.file.startswith("sim/") for source in recipe.sources)
+
+
+def test_a_misspelt_key_of_the_recipe_is_refused(tmp_path):
+    path = tmp_path / "mini.yaml"
+    path.write_text(RECIPE.read_text().replace("tokenizer_size", "tokeniser_size"))
+
+    with pytest.raises(ValueError, match="tokeniser_size"):
+        read_recipe(path)
+
+
+# ---- the committed weights
+
+
+def test_the_directory_stays_within_thirty_megabytes_and_holds_no_pickle():
+    files = [path for path in EMBEDDED_MODEL.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+
+    assert sum(path.stat().st_size for path in files) <= 30e6
+    assert not [path.name for path in files if path.suffix in {".bin", ".pt", ".pkl", ".pth"}]
+
+
+@needs_weights
+def test_weights_lie_in_sixteen_bits_and_load_in_thirty_two():
+    with safe_open(EMBEDDED_MODEL / "model.safetensors", "pt") as weights:
+        kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+
+    assert kinds == {"F16"}
+    assert load().model.dtype == torch.float32
+
+
+@needs_weights
+def test_annotation_costs_a_tenth_of_a_gigaflop_a_cell():
+    loaded = load()
+    gene_ids = torch.randint(3, loaded.processor.feature_extractor.vocab_size, (8, 2_001))
+    gene_ids[:, 0] = 1
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        loaded.model.get_cell_features(gene_ids, torch.rand(8, 2_001), torch.ones_like(gene_ids))
+
+    assert counter.get_total_flops() / 8 <= 1.05e8
+
+
+@needs_weights
+def test_the_weights_say_what_they_have_seen():
+    summary = load().training_summary
+
+    assert not set(summary["studies"]) & set(TEST_STUDIES)
+    assert not summary["development"]
+    assert len(summary["cell_types"]) > 100
+    assert summary["simulated_sources"]
+    assert {"recipe_sha256", "corpus_sha256", "code_sha256", "date", "sources"} <= set(summary)
+
+
+@needs_weights
+def test_the_weights_do_on_known_cells_what_the_card_says():
+    loaded = load(generative=True)
+    promised = loaded.training_summary["guard"]
+
+    found = guard_numbers(loaded, anndata.read_h5ad(GUARD_CELLS))
+
+    for name, value in promised.items():
+        assert found[name] >= value - 0.05, f"{name} fell from {value} to {found[name]}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SCMMGPT_DATA" not in os.environ, reason="SCMMGPT_DATA names no cells to train on")
+def test_a_short_training_run_gives_the_same_losses_twice(tmp_path, monkeypatch, capsys):
+    from scmmgpt.training import mini
+
+    def losses(name):
+        monkeypatch.setattr("sys.argv", ["mini", "--steps", "10", "--output", str(tmp_path / name)])
+        mini.main()
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('{"losses"'))
+        return json.loads(line)["losses"]
+
+    monkeypatch.chdir(ROOT)
+    assert losses("one") == losses("two")

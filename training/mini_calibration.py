@@ -1,0 +1,153 @@
+"""Fit `calibration.json` of the embedded model: prior correction, bias of trained types, temperatures, abstention.
+
+    python -m scmmgpt.training.mini_calibration DEVELOPMENT_MODEL_DIR --output hub_cards/scmmgpt-mini/calibration.json
+
+Everything is fitted on the development studies with a model that has not seen them. The shipped model, which has, is
+read with the same numbers: its own confidence on these studies would be too good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from scipy.special import log_softmax
+
+from scmmgpt.annotation import Scorer
+from scmmgpt.calibration import Calibration
+from scmmgpt.embedding import embed_texts, towers_of
+from scmmgpt.labels import ontology_labels, read_labels
+from scmmgpt.loading import LoadedModel, load
+from scmmgpt.prompts import label_texts
+from scmmgpt.training.metrics import expected_calibration_error, macro_f1
+from scmmgpt.training.mini_development import EmbeddedStudy, embed_study, read_studies
+from scmmgpt.training.mini_recipe import read_recipe
+
+PRIOR_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SEEN_BIASES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+NUMBERS_OF_CANDIDATES = (5, 30, 300, 3000)
+TEMPERATURES = np.geomspace(0.2, 8.0, 60)
+COVERAGE = 0.8
+
+
+class Studies:
+    """Development studies embedded once, with every label of the ontology and of the studies embedded once."""
+
+    def __init__(self, loaded: LoadedModel, studies: Sequence[EmbeddedStudy]):
+        self.studies = studies
+        own = sorted({name for study in studies for name in study.truth})
+        everything = list(dict.fromkeys([*own, *ontology_labels(loaded.ontology).labels]))
+        labels = read_labels(everything, loaded.ontology)
+        self.ontology, self.row_of = loaded.ontology, {label: i for i, label in enumerate(everything)}
+        self.embeds = embed_texts(loaded, label_texts(labels))
+        self.scale = float(towers_of(loaded).similarity_scale().detach())
+
+    def logits(self, study: EmbeddedStudy, labels: list[str], calibration: Calibration) -> np.ndarray:
+        """What `annotate` softens with the temperature and turns into confidences."""
+        embeds = self.embeds[[self.row_of[label] for label in labels]]
+        candidates = read_labels(labels, self.ontology)
+        return Scorer(study.embeds, embeds, candidates, calibration, scale=self.scale).logits(slice(None))
+
+    def candidates(self, study: EmbeddedStudy, number: int, generator: np.random.Generator) -> list[str]:
+        """The study's types, cut or filled up by lot from the whole ontology to so many."""
+        own = study.types
+        if number < len(own):
+            return sorted(generator.choice(own, number, replace=False))
+        others = [label for label in self.row_of if label not in own]
+        return own + list(generator.choice(others, min(number - len(own), len(others)), replace=False))
+
+
+def fit(studies: Studies, trained_types: Sequence[str]) -> Calibration:
+    """First what moves the winner, by accuracy and macro-F1; then the temperatures, by likelihood."""
+    grid = [
+        Calibration(prior_share=share, class_bias=dict.fromkeys(trained_types, bias))
+        for share, bias in product(PRIOR_SHARES, SEEN_BIASES)
+    ]
+    best = max(grid, key=lambda calibration: merit(studies, calibration))
+    pairs = tuple((float(number), temperature(studies, best, number)) for number in NUMBERS_OF_CANDIDATES)
+    best = replace(best, temperature_by_candidates=pairs)
+    return replace(best, min_confidence=threshold(studies, best))
+
+
+def merit(studies: Studies, calibration: Calibration) -> float:
+    """Mean of accuracy and macro-F1 over the studies, with each study's own types as candidates."""
+    scores = []
+    for study in studies.studies:
+        named = np.array(study.types, object)[studies.logits(study, study.types, calibration).argmax(1)]
+        scores.append((np.mean(named == study.truth) + macro_f1(study.truth, named)) / 2)
+    return float(np.mean(scores))
+
+
+def temperature(studies: Studies, calibration: Calibration, number: int) -> float:
+    """The temperature of the best mean log-likelihood, studies counting alike."""
+    generator, likelihood = np.random.default_rng(0), np.zeros(len(TEMPERATURES))
+    for study in studies.studies:
+        labels = studies.candidates(study, number, generator)
+        place = {label: i for i, label in enumerate(labels)}
+        known = np.array([name in place for name in study.truth])
+        truth = [place[name] for name in study.truth[known]]
+        logits = studies.logits(study, labels, calibration)[known]
+        for i, value in enumerate(TEMPERATURES):
+            likelihood[i] += log_softmax(logits / value, axis=1)[np.arange(len(truth)), truth].mean()
+    return float(TEMPERATURES[likelihood.argmax()])
+
+
+def confidences(studies: Studies, calibration: Calibration, number: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(confidence, correct) of each study; None for its own types."""
+    generator, found = np.random.default_rng(1), []
+    for study in studies.studies:
+        labels = study.types if number is None else studies.candidates(study, number, generator)
+        value = calibration.temperature(len(labels))
+        chances = np.exp(log_softmax(studies.logits(study, labels, calibration) / value, axis=1))
+        known = np.isin(study.truth, labels)
+        correct = np.array(labels, object)[chances.argmax(1)] == study.truth
+        found.append((chances.max(1)[known], correct[known]))
+    return found
+
+
+def threshold(studies: Studies, calibration: Calibration) -> float:
+    """The confidence that four fifths of a study's cells reach, on average."""
+    return float(
+        np.mean([np.quantile(confidence, 1 - COVERAGE) for confidence, _ in confidences(studies, calibration, None)])
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="a model trained with --development")
+    parser.add_argument("--config", type=Path, default=Path("training/recipes/mini.yaml"))
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--bias-of", type=Path, help="the model that will be shipped: its types take the bias")
+    arguments = parser.parse_args()
+    loaded = load(arguments.model)
+    if not loaded.training_summary["development"]:
+        parser.error(f"{arguments.model} has seen the development studies: train one with --development")
+    names = read_recipe(arguments.config).development_studies
+    embedded = [embed_study(loaded, *one) for one in read_studies(list(names), Path(os.environ["SCMMGPT_DATA"]))]
+    studies = Studies(loaded, embedded)
+    calibration = fit(studies, loaded.training_summary["cell_types"])
+    print(f"merit {merit(studies, Calibration(prior_share=0.0)):.3f} -> {merit(studies, calibration):.3f}")
+    for number in (None, *NUMBERS_OF_CANDIDATES):
+        pairs = confidences(studies, calibration, number)
+        errors = [expected_calibration_error(*pair) for pair in pairs]
+        pooled = expected_calibration_error(*(np.concatenate(part) for part in zip(*pairs, strict=True)))
+        print(f"{number or 'own'} candidates: ECE {np.mean(errors):.3f} by study, {pooled:.3f} pooled")
+    shipped = load(arguments.bias_of).training_summary if arguments.bias_of else loaded.training_summary
+    bias = max(calibration.class_bias.values())
+    content = {
+        "temperature_by_candidates": calibration.temperature_by_candidates,
+        "prior_share": calibration.prior_share,
+        "min_confidence": round(calibration.min_confidence, 3),
+        "class_bias": dict.fromkeys(shipped["cell_types"], bias) if bias else {},
+    }
+    arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""How good a model directory is on whole studies, beside nearest class mean and logistic regression.
+
+    python -m scmmgpt.training.mini_development MODEL_DIR [--studies development|test] [--baselines] [--json FILE]
+
+The development studies are those of the recipe; nothing is ever chosen on the test studies. Candidates are the types
+of each study. The baselines are trained on exactly the cells behind the model's profiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+
+from scmmgpt.annotation import Scorer
+from scmmgpt.embedding import Batches, embed_batch, embed_texts, run_chunk, towers_of
+from scmmgpt.labels import read_labels
+from scmmgpt.loading import LoadedModel, load
+from scmmgpt.prompts import label_texts
+from scmmgpt.training import baselines
+from scmmgpt.training.metrics import accuracy, expected_calibration_error, macro_f1
+from scmmgpt.training.mini_recipe import MiniRecipe, read_recipe
+from scmmgpt.training.profiles import UNKNOWN
+from scmmgpt.training.task_annotation import reword
+from scmmgpt.training.type_tree import TypeTree
+
+TEST_STUDIES = ("pbmc_10x3tech_symphony", "pancreas_wang_xin", "kang_lupus_muscat", "osmfish_mouse_cortex")
+WORDINGS = ("name", "synonym", "definition without the name", "shuffled names")
+
+
+@dataclass
+class EmbeddedStudy:
+    """A study whose cells went through the model once."""
+
+    name: str
+    cells: anndata.AnnData
+    truth: np.ndarray
+    embeds: np.ndarray
+
+    @property
+    def types(self) -> list[str]:
+        return sorted(set(self.truth))
+
+
+def read_studies(names: list[str], data: Path) -> Iterator[tuple[str, anndata.AnnData]]:
+    """Labelled cells of studies, which are files or `study_profile`s of the simulated files."""
+    simulated = sorted((data / "sim").glob("*.h5ad"))
+    opened: dict[Path, anndata.AnnData] = {}
+    for name in names:
+        path = data / "real" / f"{name}.h5ad"
+        for file in [path] if path.exists() else simulated:
+            cells = opened.setdefault(file, anndata.read_h5ad(file))
+            mine = np.ones(cells.n_obs, bool) if file == path else (cells.obs["study_profile"] == name).to_numpy()
+            mine &= (cells.obs["cell_type_ontology_term_id"] != UNKNOWN).to_numpy()
+            if mine.any():
+                yield name, cells[mine].copy()
+                break
+        else:
+            raise ValueError(f"No study is called {name!r} in {data}.")
+
+
+def embed_study(loaded: LoadedModel, name: str, cells: anndata.AnnData) -> EmbeddedStudy:
+    features = dict(loaded.processor.feature_extractor(cells, return_tensors="np"))
+    embeds = run_chunk(features, embed_batch(loaded), Batches(loaded.device, 256), loaded.device)["embeds"]
+    return EmbeddedStudy(name, cells, cells.obs["cell_type"].astype(str).to_numpy(), embeds)
+
+
+def probabilities(
+    loaded: LoadedModel, study: EmbeddedStudy, labels: list[str], prior_share: float | None
+) -> np.ndarray:
+    """What annotation would say, before it backs off."""
+    candidates = read_labels(labels, loaded.ontology)
+    scale = float(towers_of(loaded).similarity_scale())
+    label_embeds = embed_texts(loaded, label_texts(candidates))
+    scorer = Scorer(study.embeds, label_embeds, candidates, loaded.calibration, scale=scale, prior_share=prior_share)
+    return scorer.probabilities(slice(None))
+
+
+def measure(loaded: LoadedModel, study: EmbeddedStudy, tree: TypeTree, trained: set[str]) -> dict[str, float]:
+    """Accuracy and macro-F1 in every wording, with the prior correction off and as calibrated."""
+    result: dict[str, float] = {"cells": len(study.truth), "candidates": len(study.types)}
+    for wording in WORDINGS:
+        scores = probabilities(loaded, study, reword(study.types, wording, tree), prior_share=0.0)
+        named = np.array(study.types, object)[scores.argmax(1)]
+        result[wording] = accuracy(study.truth, named)
+        if wording == "name":
+            result["name_f1"] = macro_f1(study.truth, named)
+    scores = probabilities(loaded, study, study.types, prior_share=None)
+    named = np.array(study.types, object)[scores.argmax(1)]
+    result["calibrated"], result["calibrated_f1"] = accuracy(study.truth, named), macro_f1(study.truth, named)
+    result["ece"] = expected_calibration_error(scores.max(1), named == study.truth)
+    unseen = np.array([tree.find(name) not in trained for name in study.truth])
+    result["unseen_share"] = float(unseen.mean())
+    if unseen.any():
+        result["unseen"] = accuracy(study.truth[unseen], named[unseen])
+    return result
+
+
+def measure_baselines(training: baselines.TrainingCells, study: EmbeddedStudy, tree: TypeTree) -> dict[str, float]:
+    reference = training.reference(study.cells, study.types, tree)
+    expression = baselines.log_expression(study.cells)
+    result = {}
+    for name, method in (("ncm", baselines.nearest_mean), ("lr", baselines.logistic_regression)):
+        named = np.array(study.types, object)[method(reference, expression).argmax(1)]
+        result[name], result[f"{name}_f1"] = accuracy(study.truth, named), macro_f1(study.truth, named)
+    return result
+
+
+def training_cells(recipe: MiniRecipe, data: Path, left_out: set[str]) -> baselines.TrainingCells:
+    """The cells behind the profiles: the recipe's sources without the studies left out."""
+    sources = []
+    for source in recipe.sources:
+        cells = anndata.read_h5ad(data / source.file)
+        study = cells.obs["study_profile"].astype(str) if "study_profile" in cells.obs else Path(source.file).stem
+        kept = (cells.obs["cell_type_ontology_term_id"] != UNKNOWN).to_numpy() & ~np.isin(study, list(left_out))
+        if kept.any():
+            sources.append(cells[kept].copy())
+    return baselines.TrainingCells(sources)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--config", type=Path, default=Path("training/recipes/mini.yaml"))
+    parser.add_argument("--studies", choices=("development", "test"), default="development")
+    parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    data, recipe = Path(os.environ["SCMMGPT_DATA"]), read_recipe(arguments.config)
+    loaded, tree = load(arguments.model), TypeTree.load()
+    summary = loaded.training_summary
+    names = list(recipe.development_studies if arguments.studies == "development" else TEST_STUDIES)
+    left_out = set(recipe.development_studies) if summary["development"] else set()
+    training = training_cells(recipe, data, left_out) if arguments.baselines else None
+    results = {}
+    for name, cells in read_studies(names, data):
+        study = embed_study(loaded, name, cells)
+        results[name] = measure(loaded, study, tree, set(summary["cell_types"]))
+        if training is not None:
+            results[name] |= measure_baselines(training, study, tree)
+        print(name, " ".join(f"{key}={value:.3f}" for key, value in results[name].items()), flush=True)
+    keys = {key for row in results.values() for key in row}
+    print(
+        "mean",
+        {key: round(float(np.mean([row[key] for row in results.values() if key in row])), 3) for key in sorted(keys)},
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Three numbers on 300 known cells that say whether the embedded model's weights are still whole.
+
+    python -m scmmgpt.training.mini_guard hub_cards/scmmgpt-mini --write
+
+writes them into the model's `training_summary`; `tests/test_mini.py` fails when one falls 5 points. The model has seen
+profiles of this study: the numbers guard, they do not judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+
+from scmmgpt.api import generate_cells
+from scmmgpt.embedding import embed_texts
+from scmmgpt.loading import LoadedModel, load
+from scmmgpt.prompts import query_text
+from scmmgpt.training.expression import log_expression, on_genes, upper_symbols
+from scmmgpt.training.metrics import accuracy
+from scmmgpt.training.mini_development import EmbeddedStudy, embed_study, probabilities
+
+NUM_GENERATED, NUM_NEIGHBOURS, NUM_GENES = 8, 5, 1_000
+
+
+def guard_numbers(loaded: LoadedModel, cells: anndata.AnnData) -> dict[str, float]:
+    """Accuracy among the cells' types; precision of a search for each type; k-NN accuracy of generated cells."""
+    study = embed_study(loaded, "guard", cells)
+    named = np.array(study.types, object)[probabilities(loaded, study, study.types, prior_share=0.0).argmax(1)]
+    return {
+        "accuracy": accuracy(study.truth, named),
+        "retrieval": search_precision(loaded, study),
+        "generation_knn": generated_accuracy(loaded, study),
+    }
+
+
+def search_precision(loaded: LoadedModel, study: EmbeddedStudy) -> float:
+    """Of the cells nearest to a type's name, as many as there are of the type, the share that are of the type."""
+    similarity = embed_texts(loaded, [query_text(name) for name in study.types]) @ study.embeds.T
+    shares = []
+    for name, row in zip(study.types, similarity, strict=True):
+        nearest = np.argsort(-row)[: (study.truth == name).sum()]
+        shares.append(np.mean(study.truth[nearest] == name))
+    return float(np.mean(shares))
+
+
+def generated_accuracy(loaded: LoadedModel, study: EmbeddedStudy) -> float:
+    """Share of cells generated from a type's name whose nearest real cells are mostly of that type."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    made = [generate_cells(name, NUM_GENERATED, seed=0, model=loaded, progress=False) for name in study.types]
+    generated = anndata.concat(made)
+    genes = np.intersect1d(upper_symbols(study.cells), upper_symbols(generated))
+    real = on_genes(log_expression(study.cells), upper_symbols(study.cells), genes).toarray()
+    fake = on_genes(log_expression(generated), upper_symbols(generated), genes).toarray()
+    variable = np.argsort(-real.var(0))[:NUM_GENES]
+    neighbours = KNeighborsClassifier(NUM_NEIGHBOURS, metric="cosine").fit(real[:, variable], study.truth)
+    return accuracy(np.repeat(study.types, NUM_GENERATED), neighbours.predict(fake[:, variable]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--cells", type=Path, default=Path("tests/data/pbmc_facs_300.h5ad"))
+    parser.add_argument("--write", action="store_true", help="write the numbers into the model's config")
+    arguments = parser.parse_args()
+    loaded = load(arguments.model, generative=True)
+    numbers = {
+        name: round(value, 4) for name, value in guard_numbers(loaded, anndata.read_h5ad(arguments.cells)).items()
+    }
+    print(json.dumps(numbers))
+    if arguments.write:
+        path = arguments.model / "config.json"
+        config = json.loads(path.read_text())
+        config["training_summary"]["guard"] = numbers
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
