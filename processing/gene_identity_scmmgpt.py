@@ -212,8 +212,8 @@ class GeneIdentifier:
             known = self.gene_names.genes(species) if self.gene_names is not None else []
             self._add_known_genes(lookup, known, "direct" if species == "human" else "ortholog")
             # Last and least sure: the same name in other capitals.
-            for name, (row, _) in list(lookup.items()):
-                lookup.setdefault(name.upper(), (row, "spelling" if species == "human" else "ortholog"))
+            for name, (row, route) in list(lookup.items()):
+                lookup.setdefault(name.upper(), (row, "spelling" if route == "direct" else route))
             self._lookups[species] = lookup
         return self._lookups[species]
 

@@ -20,6 +20,19 @@ VALUE_MODES = ("log1p", "bins", "counts", "rank")
 GENE_ORDERS = ("value", "median_ratio")
 MIN_MATCHED_GENES = 20
 MATCHES_REMEMBERED = 8
+SETTINGS = (
+    "value_mode",
+    "max_genes",
+    "target_sum",
+    "num_bins",
+    "gene_order",
+    "panel_scaling",
+    "add_cls",
+    "include_zero_genes",
+    "species",
+    "min_matched_genes",
+    "strict",
+)
 UNSAVED = ("_vocabulary", "_gene_names", "_identifier", "_matches", "_account")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # A panel's share of the reference mass is rounded to quarter octaves: a few unexpressed genes more or less in the
@@ -156,6 +169,17 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         other = copy.copy(self)
         other._set_vocabulary(GeneVocabulary(self.genes, self.ensembl_ids, medians, masses), self._gene_names)
         return other
+
+    def with_settings(self, **settings) -> "ScMMGPTGeneTokenizer":
+        """The same vocabulary and tables under other settings."""
+        return type(self)(
+            genes=self.genes,
+            ensembl_ids=self.ensembl_ids,
+            medians=self._vocabulary.medians,
+            masses=self._vocabulary.masses,
+            gene_names=self._gene_names,
+            **{**{name: value for name, value in self.to_dict().items() if name in SETTINGS}, **settings},
+        )
 
     def panel_share(self, gene_ids: np.ndarray) -> float:
         """Reference mass of the measured genes, rounded to quarter octaves: what `panel_scaling` multiplies by."""
