@@ -125,6 +125,22 @@ class ScMMGPTProcessor(ProcessorMixin):
             features = {**self._tokenize_text(text, num_cells, options), **features}
         return BatchFeature(features, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
+    def prompts(self, text: str | Sequence[str], num_cells: int, **kwargs) -> BatchFeature:
+        """The text half of a call, for cells whose tokens are at hand already.
+
+        Parameters
+        ----------
+        text, kwargs
+            As in the call.
+        num_cells
+            How many cells the prompts are about.
+        """
+        options = self._merge_kwargs(
+            ScMMGPTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        return_tensors = options["text_kwargs"].pop("return_tensors", None)
+        return BatchFeature(self._tokenize_text(text, num_cells, options), tensor_type=return_tensors)
+
     def _tokenize_text(self, text: str | Sequence[str], num_cells: int | None, options: dict) -> dict[str, Any]:
         text_options = options["text_kwargs"]
         text_options.pop("return_mm_token_type_ids", None)

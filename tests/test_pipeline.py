@@ -1,0 +1,107 @@
+"""The custom pipelines: AnnData in, AnnData out, on a tiny untrained model."""
+
+import numpy as np
+import pytest
+from tiny_directory import GENES, tiny_cells, write_tiny_model
+from transformers import pipeline
+
+import scmmgpt  # noqa: F401 - registers the tasks
+from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
+
+LABELS = {"T cell": "A lymphocyte that matures in the thymus.", "B cell": None, "monocyte": None}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return str(write_tiny_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def pipe(directory):
+    made = {}
+
+    def make(task):
+        if task not in made:
+            made[task] = pipeline(task, model=directory, device="cpu")
+        return made[task]
+
+    return make
+
+
+def test_annotation_returns_a_copy_with_labels_in_obs(pipe):
+    cells = tiny_cells(20)
+    columns = list(cells.obs)
+
+    annotated = pipe("cell-annotation")(cells, labels=LABELS)
+
+    assert set(annotated.obs["scmmgpt_cell_type"]) <= set(LABELS)
+    assert (annotated.obs["scmmgpt_cell_type"] != annotated.obs["scmmgpt_second_choice"]).all()
+    assert annotated.obs["scmmgpt_confidence"].between(1 / 3, 1).all()
+    assert annotated.uns["scmmgpt"]["genes"]["num_matched"] == len(GENES)
+    assert list(cells.obs) == columns
+
+
+def test_annotation_does_not_depend_on_the_chunk_size(pipe):
+    whole = pipe("cell-annotation")(tiny_cells(20), labels=list(LABELS))
+
+    pieces = pipe("cell-annotation")(tiny_cells(20), labels=list(LABELS), chunk_size=7)
+
+    assert (whole.obs["scmmgpt_cell_type"] == pieces.obs["scmmgpt_cell_type"]).all()
+    np.testing.assert_allclose(whole.obs["scmmgpt_confidence"], pieces.obs["scmmgpt_confidence"], atol=1e-5)
+
+
+def test_annotation_of_a_matrix_returns_rows(pipe):
+    cells = tiny_cells(3)
+
+    rows = pipe("cell-annotation")((cells.X, list(cells.var_names)), labels=["T cell", "B cell"])
+
+    assert [sorted(row) for row in rows] == [["cell_type", "confidence", "second_choice"]] * 3
+
+
+def test_options_may_be_given_when_the_pipeline_is_made(directory):
+    annotate = pipeline("cell-annotation", model=directory, device="cpu", labels=["T cell", "B cell"])
+
+    assert set(annotate(tiny_cells(4)).obs["scmmgpt_cell_type"]) <= {"T cell", "B cell"}
+
+
+def test_retrieval_returns_the_best_cells_first(pipe):
+    found = pipe("cell-retrieval")(tiny_cells(20), query="a T cell", top=5)
+
+    scores = [row["score"] for row in found]
+    assert len(found) == 5
+    assert scores == sorted(scores, reverse=True)
+    assert all(row["cell"] == f"cell{row['place']}" for row in found)
+
+
+def test_retrieval_takes_several_queries(pipe):
+    assert [len(rows) for rows in pipe("cell-retrieval")(tiny_cells(9), query=["a T cell", "a B cell"], top=3)] == [
+        3,
+        3,
+    ]
+
+
+def test_cell_to_text_writes_about_every_cell(pipe):
+    described = pipe("cell-to-text")(tiny_cells(5), max_new_tokens=4, chunk_size=2)
+
+    assert described.obs["scmmgpt_description"].map(type).eq(str).all()
+    assert len(described) == 5
+
+
+def test_text_to_cell_gives_counts_with_names_and_text(pipe):
+    cells = pipe("text-to-cell")(["T cell", "B cell"], num_cells=3, seed=0)
+
+    assert cells.shape == (6, len(GENES))
+    assert cells.obs["text"].tolist() == ["T cell"] * 3 + ["B cell"] * 3
+    assert list(cells.var["feature_name"]) == list(cells.var_names)
+    assert cells.var["feature_id"].str.startswith("ENSG").all()
+    assert np.issubdtype(cells.X.dtype, np.integer)
+
+
+def test_the_same_seed_gives_the_same_cells(pipe):
+    first, second = (pipe("text-to-cell")("T cell", num_cells=2, seed=3) for _ in range(2))
+
+    assert (first.X != second.X).nnz == 0
+
+
+def test_every_task_has_a_pipeline():
+    assert set(PIPELINES) == {"cell-annotation", "cell-retrieval", "cell-to-text", "text-to-cell"}
