@@ -110,9 +110,19 @@ def test_copies_of_training_cells_are_at_distance_zero_and_fresh_cells_at_ratio_
 def test_variance_ratios_are_one_for_the_same_cells_and_the_square_of_a_stretch(generator):
     real = generator.normal(size=(100, 8)) * np.arange(1, 9)
 
-    assert generation.component_variance_ratios(real, real) == pytest.approx(np.ones(8))
-    assert generation.component_variance_ratios(real, real * 2) == pytest.approx(np.full(8, 4))
+    assert generation.component_variance_ratios(real, real, ruler=real) == pytest.approx(np.ones(8))
+    assert generation.component_variance_ratios(real, real * 2, ruler=real) == pytest.approx(np.full(8, 4))
     assert generation.share_within_factor(np.array([0.2, 0.34, 1.0, 2.9])) == 0.75
+
+
+def test_components_of_other_real_cells_do_not_flatter_the_reference(generator):
+    ruler, real, same = generator.normal(size=(3, 60, 500))
+
+    fair = generation.component_variance_ratios(real, same, ruler)
+    fitted_on_itself = generation.component_variance_ratios(real, same, real)
+
+    assert np.median(fair) == pytest.approx(1, abs=0.25)
+    assert np.median(fitted_on_itself) < 0.3
 
 
 def test_covariance_agreement_sees_dependence_between_genes(generator):

@@ -21,7 +21,7 @@ import yaml
 from scmmgpt.errors import UserError
 
 from .baselines import METHODS, TrainingCells, baseline_systems, components_system
-from .evaluate import ALL_TASKS, leakage_record, study_records
+from .evaluate import ALL_TASKS, device_kind, leakage_record, study_records
 from .results import Record, provenance, write_results
 from .study import NO_LABEL, Study, open_study
 from .systems import System
@@ -101,9 +101,11 @@ def run_suite(
             records += study_records(systems, study, tree, tasks=tasks, training=training, seed=suite.seed)
             records.append(leakage_record(training, study))
             tested.append(study)
+            # After every study, so that an interrupted run leaves what it has.
+            named = {part: system.name for part, system in models.items()}
+            run = provenance(seed=suite.seed, device=device_kind(), models=named)
+            write_results(records, tested, output, run, prefix=suite.name)
             print(f"{study.name}: {len(tasks)} tasks in {time.perf_counter() - start:.0f} s", flush=True)
-    run = provenance(seed=suite.seed, device="cpu", models={part: system.name for part, system in models.items()})
-    write_results(records, tested, output, run, prefix=suite.name)
     return records
 
 

@@ -97,7 +97,7 @@ def evaluate(
     learning, tested = _halve(study, seed)
     baselines = _own_baselines(learning, tested, label, tree)
     records = study_records([system, *baselines], tested, tree, tasks=tasks, seed=seed)
-    run = provenance(seed=seed, device=_device(), model=system.name)
+    run = provenance(seed=seed, device=device_kind(), model=system.name)
     folder = Path(output)
     write_results(records, [tested], folder, run)
     pictures = _render(folder, list(dict.fromkeys(record.task for record in records)))
@@ -247,7 +247,7 @@ def _from_front_door(model: Any) -> System:
     return model_system(model)
 
 
-def _device() -> str:
+def device_kind() -> str:
     """The kind of device that torch computes on, without loading torch for systems that do not need it."""
     torch = sys.modules.get("torch")
     return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"

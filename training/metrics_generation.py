@@ -110,7 +110,7 @@ def real_or_generated_auc(real: np.ndarray, generated: np.ndarray, *, seed: int 
     folds = StratifiedKFold(min(5, size), shuffle=True, random_state=seed)
     classifiers = {
         "linear": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)),
-        "forest": RandomForestClassifier(200, min_samples_leaf=3, random_state=seed),
+        "forest": RandomForestClassifier(100, min_samples_leaf=3, random_state=seed),
     }
     return {
         name: auroc(cross_val_predict(c, cells, is_generated, cv=folds, method="predict_proba")[:, 1], is_generated)
@@ -123,11 +123,16 @@ def nearest_training_ratio(generated: np.ndarray, held_out: np.ndarray, training
     return float(np.median(_nearest(generated, training)) / np.median(_nearest(held_out, training)))
 
 
-def component_variance_ratios(real: np.ndarray, generated: np.ndarray, num_components: int = 10) -> np.ndarray:
-    """Variance of generated over variance of real cells along each principal component of the real ones (one type)."""
-    centred = real - real.mean(0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    directions = directions[: min(num_components, len(real) - 1)].T
+def component_variance_ratios(
+    real: np.ndarray, generated: np.ndarray, ruler: np.ndarray, num_components: int = 10
+) -> np.ndarray:
+    """Variance of generated over variance of real cells of one type along real principal components.
+
+    The components are those of `ruler`, other real cells of the type: along components fitted on `real` itself its
+    variance would be inflated by its own noise.
+    """
+    _, _, directions = np.linalg.svd(ruler - ruler.mean(0), full_matrices=False)
+    directions = directions[: min(num_components, len(ruler) - 1)].T
     return np.var(generated @ directions, axis=0) / np.maximum(np.var(real @ directions, axis=0), 1e-12)
 
 

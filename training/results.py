@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ def eval_results(record: Record, data_hash: str = "") -> list[dict]:
 def provenance(*, seed: int, device: str, command: str | None = None, **more) -> dict:
     """Command, commit, device, seed, versions, memory and date of this run."""
     return {
-        "command": command or " ".join(_without_folders(argument) for argument in sys.argv),
+        "command": command or shlex.join(_without_folders(argument) for argument in sys.orig_argv),
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": device,
@@ -112,7 +113,7 @@ def write_results(
         rows = [row for r in records if r.task == task for row in eval_results(r, hashes.get(r.study, ""))]
         written[task] = folder / f"{file_name(task, prefix)}.json"
         lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
-        head = json.dumps({"task": task, "run": run, "notes": notes}, indent=1, ensure_ascii=False).rstrip("}\n")
+        head = json.dumps({"task": task, "run": run, "notes": notes}, indent=1, ensure_ascii=False).removesuffix("\n}")
         written[task].write_text(f'{head},\n "results": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
     return written
 

@@ -24,6 +24,7 @@ LEADING = {
     "clustering": ["avg_bio", "ari", "nmi", "asw", "avg_batch"],
     "retrieval": ["cell_to_text_r@1", "text_to_cell_r@1", "text_to_cell_precision@20", "text_to_cell_r@1_blind"],
     "description": ["fact_precision", "type_precision", "tissue_precision", "gene_precision", "bleu_4", "rougeL"],
+    "leakage": ["test_cells_in_training", "test_cells_judged"],
     "generation": [
         "knn_5",
         "mmd",

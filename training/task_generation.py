@@ -32,28 +32,30 @@ def generate_study(
 ) -> list[Record]:
     """Every system's cells, the floors, the ceiling and the shuffled-text control, on the same genes.
 
-    Real cells of each type are halved: one half is the reference of every metric, the other is the ceiling, "real
-    cells, other half". Genes are those that every system and the study share.
+    Real cells of each type are cut in three: the reference of every metric; the ceiling, "real cells, other third";
+    and the ruler, on which variable genes and principal components are fitted. A space fitted on the reference itself
+    would stretch along the reference's own noise, and even real cells would be told apart in it. Genes are those
+    that every system and the study share.
 
     Parameters
     ----------
     systems
         Each needs `generate`.
     study
-        Counts; types with fewer than ten cells in a half are left out.
+        Types with fewer than ten cells in a third are left out.
     training
         Cells of the floor "negative binomial of training cells" and of the distance to the nearest training cell.
     tree
         Says which training types mean which type of the study.
     seed
-        Halving and drawing.
+        Of the cut and of every draw.
     """
-    reference, other = _halves(study, seed)
+    reference, other, ruler = _thirds(study, seed)
     asked = {name: min(int(np.sum(reference.truth == name)), MOST_PER_TYPE) for name in reference.types}
     drawn = {s.name: _draw(s, asked, seed) for s in [*systems, *_floors(other, training, tree, reference.types)]}
-    drawn["real cells, other half"] = (_counts_of(other), upper_symbols(other.cells), other.truth)
+    drawn["real cells, other third"] = (linear_expression(other.cells), upper_symbols(other.cells), other.truth)
     genes = _shared_genes(upper_symbols(study.cells), *(symbols for _, symbols, _ in drawn.values()))
-    space = _Space(reference, other, genes, training, tree)
+    space = _Space(reference, other, ruler, genes, training, tree)
     by_name = {s.name: s for s in systems}
     records = []
     for name, (counts, symbols, types) in drawn.items():
@@ -69,18 +71,24 @@ def generate_study(
 
 
 class _Space:
-    """The reference cells on the shared genes, and the components that distances are taken in."""
+    """The reference cells on the shared genes, and the ruler's components that distances are taken in."""
 
     def __init__(
-        self, reference: Study, other: Study, genes: np.ndarray, training: TrainingCells | None, tree: TypeTree
+        self,
+        reference: Study,
+        other: Study,
+        ruler: Study,
+        genes: np.ndarray,
+        training: TrainingCells | None,
+        tree: TypeTree,
     ):
-        self.counts = on_genes(_counts_of(reference), upper_symbols(reference.cells), genes)
-        self.types = reference.truth
+        self.counts, self.types = _counts_on(reference, genes), reference.truth
         self.has_counts = holds_counts(reference.cells)
         self.expression = log_normalised(self.counts)
-        self.project = principal_space(self.expression)
+        self.ruler, self.ruler_types = log_normalised(_counts_on(ruler, genes)), ruler.truth
+        self.project = principal_space(self.ruler)
         self.points = self.project(self.expression)
-        self.held_out = self._points_of(on_genes(_counts_of(other), upper_symbols(other.cells), genes))
+        self.held_out = self._points_of(_counts_on(other, genes))
         self.training = self._training_points(training, reference, genes, tree)
 
     def measure(self, counts: sp.csr_matrix, types: np.ndarray) -> dict[str, float]:
@@ -111,7 +119,7 @@ class _Space:
         return {
             "mmd": _mean(measure.maximum_mean_discrepancy, pairs),
             "sliced_wasserstein": _mean(measure.sliced_wasserstein, pairs),
-            "gromov_wasserstein": _mean(measure.gromov_wasserstein, pairs),
+            "gromov_wasserstein": measure.gromov_wasserstein(points, self.points),
         }
 
     def _marginals(self, counts: sp.csr_matrix, expression: sp.csr_matrix, types: np.ndarray) -> dict[str, float]:
@@ -135,7 +143,8 @@ class _Space:
             real = self.expression[self.types == name].toarray()
             if len(real) >= FEWEST_FOR_COVARIANCE:
                 made = expression[types == name].toarray()
-                within.append(measure.share_within_factor(measure.component_variance_ratios(real, made)))
+                ruler = self.ruler[self.ruler_types == name].toarray()
+                within.append(measure.share_within_factor(measure.component_variance_ratios(real, made, ruler)))
                 agreement.append(measure.covariance_agreement(real, made))
         if not within:
             return {}
@@ -167,7 +176,7 @@ class _Space:
 
 
 def _floors(other: Study, training: TrainingCells | None, tree: TypeTree, types: list[str]) -> list[System]:
-    """Negative binomials: of the training cells (the floor), and of this study's other half (what it could reach)."""
+    """Negative binomials: of the training cells (the floor), and of this study's other third (what it could reach)."""
     floors = []
     if holds_counts(other.cells):
         fitted = NegativeBinomialGenerator(sp.csr_matrix(other.cells.X), other.truth)
@@ -199,21 +208,20 @@ def _draw(system: System, asked: dict[str, int], seed: int) -> tuple[sp.csr_matr
     return counts, upper_symbols(blocks[0]), np.repeat(list(asked), list(asked.values()))
 
 
-def _halves(study: Study, seed: int) -> tuple[Study, Study]:
-    """Two halves with the same number of cells of each type."""
+def _thirds(study: Study, seed: int) -> tuple[Study, Study, Study]:
+    """Three parts with the same number of cells of each type."""
     generator = np.random.default_rng(seed)
-    first, second = [], []
-    for name in study.types:
-        rows = generator.permutation(np.flatnonzero(study.truth == name))
-        half = min(len(rows) // 2, MOST_PER_TYPE)
-        if half >= FEWEST_PER_TYPE:
-            first.append(rows[:half])
-            second.append(rows[half : 2 * half])
-    if len(first) < 2:
+    rows_of_type = [generator.permutation(np.flatnonzero(study.truth == name)) for name in study.types]
+    sizes = [min(len(rows) // 3, MOST_PER_TYPE) for rows in rows_of_type]
+    kept = [(rows, size) for rows, size in zip(rows_of_type, sizes, strict=True) if size >= FEWEST_PER_TYPE]
+    if len(kept) < 2:
         raise ValueError(
-            f"{study.name} has fewer than two types with {2 * FEWEST_PER_TYPE} cells: nothing to compare."
+            f"{study.name} has fewer than two types with {3 * FEWEST_PER_TYPE} cells: nothing to compare."
         )
-    return study.part(np.sort(np.concatenate(first))), study.part(np.sort(np.concatenate(second)))
+    first, second, third = (
+        study.part(np.sort(np.concatenate([rows[i * size : (i + 1) * size] for rows, size in kept]))) for i in range(3)
+    )
+    return first, second, third
 
 
 def _shared_genes(*symbols: np.ndarray) -> np.ndarray:
@@ -229,8 +237,8 @@ def _on(cells: AnnData, genes: np.ndarray) -> AnnData:
     return cells[:, [column[gene] for gene in genes]]
 
 
-def _counts_of(study: Study) -> sp.csr_matrix:
-    return linear_expression(study.cells)
+def _counts_on(study: Study, genes: np.ndarray) -> sp.csr_matrix:
+    return on_genes(linear_expression(study.cells), upper_symbols(study.cells), genes)
 
 
 def _other_types(types: np.ndarray) -> np.ndarray:
