@@ -297,6 +297,18 @@ def test_labels_are_looked_up_in_the_ontology(term_id, name, term, problem, deta
     assert detail in label.detail
 
 
+def test_tissues_are_looked_up_in_uberon(tmp_path):
+    cells = make_cells(num_cells=30)
+    cells.obs["tissue"] = ["Blood", "left big toe cellar", "unknown"] * 10
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+
+    corpus = build(tmp_path / "cells.h5ad", tmp_path / "corpus")
+
+    assert corpus.dataset["tissue"][:3] == ["blood", "left big toe cellar", "unknown"]
+    assert corpus.dataset["tissue_ontology_term_id"][:3] == ["UBERON:0000178", "unknown", "unknown"]
+    assert [finding["num_cells"] for finding in corpus.manifest["findings"]] == [10]
+
+
 def test_labels_at_chance_are_refused(tmp_path):
     cells = make_cells(num_cells=150)
     cells.obs["cell_type"] = np.random.default_rng(3).permutation(cells.obs["cell_type"])
@@ -334,6 +346,16 @@ def test_equal_cells_are_selected_once(tmp_path):
 
     assert len(corpus) == 40
     assert len(corpus.rows(Selection("all"))) == 30
+
+
+def test_cells_of_a_small_panel_may_agree_by_chance(tmp_path):
+    cells = make_cells(num_cells=30)[:, :40].copy()
+    cells.write_h5ad(tmp_path / "one.h5ad")
+    cells[:10].copy().write_h5ad(tmp_path / "two.h5ad")
+
+    corpus = build(tmp_path, tmp_path / "corpus")
+
+    assert corpus.manifest["num_duplicates"] == 0
 
 
 @pytest.mark.parametrize("scheme", ["donor", "study", "tissue", "cell_type"])

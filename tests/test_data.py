@@ -162,7 +162,7 @@ def test_a_batch_repeats_a_type_as_rarely_as_its_rows_allow(corpus):
 
 def test_batches_of_similar_lengths_need_less_padding(corpus):
     def padding(similar_lengths):
-        settings = BatchSettings(batch_size=8, run_rows=4, block_rows=256, similar_lengths=similar_lengths)
+        settings = BatchSettings(batch_size=2, run_rows=4, block_rows=256, similar_lengths=similar_lengths)
         lengths = [corpus.index["num_tokens"][batch] for batch in CorpusBatchSampler(corpus, ALL, settings)]
         return sum(length.max() * len(length) - length.sum() for length in lengths)
 

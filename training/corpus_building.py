@@ -24,7 +24,7 @@ from scmmgpt.ontology import FILE_NAME, Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 
 from .audit import label_coherence
-from .corpus_metadata import UNKNOWN, Finding, describe_cells
+from .corpus_metadata import UNKNOWN, Finding, Tissues, describe_cells
 from .corpus_reading import TABLES_FOLDER
 from .corpus_recipe import CorpusRecipe, fingerprint
 from .corpus_shards import (
@@ -80,6 +80,10 @@ class BuildJob:
     @cached_property
     def ontology(self) -> Ontology:
         return Ontology.read(self.corpus / TABLES_FOLDER / FILE_NAME)
+
+    @cached_property
+    def tissues(self) -> Tissues:
+        return Tissues.read(self.corpus / TABLES_FOLDER / FILE_NAME)
 
     @cached_property
     def features(self):
@@ -189,7 +193,8 @@ def _chunk(
 ) -> pa.RecordBatch:
     """Cells `start` to `stop` of a source as rows of the corpus."""
     source, recipe = job.source(plan), job.recipe
-    facts, found = describe_cells(source.obs_rows(start, stop), plan.name, job.ontology, recipe.columns_of(plan.name))
+    columns = recipe.columns_of(plan.name)
+    facts, found = describe_cells(source.obs_rows(start, stop), plan.name, job.ontology, columns, job.tissues)
     for finding in found:
         findings[finding.source, finding.kind, finding.detail] += finding.num_cells
     cells = source.rows(start, stop)

@@ -24,6 +24,8 @@ from .markers import MarkerSums, marker_genes
 from .splits import SCHEMES, SPLITS, TRAIN, split_scheme
 
 FORMAT_VERSION = 1
+# On a panel of thirty genes two cells agree by chance; equal tokens say nothing there.
+_MIN_TOKENS_TO_TELL_CELLS_APART = 50
 _INDEX_COLUMNS = ("source", "study", "donor", "tissue", "cell_type_ontology_term_id", "cell_type")
 
 
@@ -94,9 +96,10 @@ def _index(job: BuildJob, shards: list[Shard]) -> tuple[dict[str, np.ndarray], d
             parts[column].append(np.array([codes.setdefault(word, len(codes)) for word in words], np.int32))
     index = {column: np.concatenate(arrays or [np.empty(0, np.int32)]) for column, arrays in parts.items()}
     hashes = index.pop("cell_hash")
-    is_duplicate = np.ones(len(hashes), np.uint8)
-    is_duplicate[np.unique(hashes, return_index=True)[1]] = 0
-    index["is_duplicate"] = is_duplicate if job.recipe.deduplicate else np.zeros_like(is_duplicate)
+    is_duplicate = np.ones(len(hashes), bool)
+    is_duplicate[np.unique(hashes, return_index=True)[1]] = False
+    is_duplicate &= (index["num_tokens"] >= _MIN_TOKENS_TO_TELL_CELLS_APART) & job.recipe.deduplicate
+    index["is_duplicate"] = is_duplicate.astype(np.uint8)
     return index, {column: list(codes) for column, codes in names.items()}
 
 

@@ -6,9 +6,13 @@ nearest term, so that a person can mend the source.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gzip
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -62,8 +66,37 @@ class CellLabel:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Tissues:
+    """Names of UBERON, by id and by plain spelling."""
+
+    label_of: dict[str, str]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Tissues:
+        """The names in the ontology table that travels with the model."""
+        return cls(json.loads(gzip.decompress(Path(path).read_bytes())).get("tissues", {}))
+
+    @cached_property
+    def _id_of(self) -> dict[str, str]:
+        return {plain_name(label): term_id for term_id, label in self.label_of.items()}
+
+    def find(self, term_id: str, name: str) -> tuple[str, str]:
+        """Id and name of a tissue; as given where UBERON knows neither."""
+        found = term_id if term_id in self.label_of else self._id_of.get(plain_name(name), UNKNOWN)
+        return (found, self.label_of[found]) if found in self.label_of else (UNKNOWN, name)
+
+    def nearest(self, name: str) -> str:
+        """The label spelt most like this name, "none" when nothing is half alike."""
+        return _nearest(name, self.label_of.values())
+
+
 def describe_cells(
-    obs: pd.DataFrame, source: str, ontology: Ontology, columns: Mapping[str, str] | None = None
+    obs: pd.DataFrame,
+    source: str,
+    ontology: Ontology,
+    columns: Mapping[str, str] | None = None,
+    tissues: Tissues | None = None,
 ) -> tuple[pd.DataFrame, list[Finding]]:
     """The facts of every cell as text, "unknown" where the source is silent, and the findings on the way.
 
@@ -77,6 +110,8 @@ def describe_cells(
         Where cell types are looked up.
     columns
         Names of `obs` columns to use for some facts in place of those in `OBS_COLUMNS`.
+    tissues
+        Where tissues are looked up, if anywhere.
     """
     chosen = {fact: _column(obs, fact, (columns or {}).get(fact)) for fact in OBS_COLUMNS}
     findings = [
@@ -93,6 +128,8 @@ def describe_cells(
     if chosen["cell_type_original"] is None:
         facts["cell_type_original"] = facts["cell_type"]
     findings += _resolve_labels(facts, source, ontology)
+    if tissues is not None:
+        findings += _resolve_tissues(facts, source, tissues)
     for flag, names in _FLAGS.items():
         column = next((name for name in names if name in obs), None)
         facts[flag] = _as_text(obs[column]).str.lower().isin({"true", "1", "doublet"}) if column else None
@@ -127,7 +164,11 @@ def resolve_label(term_id: str, name: str, ontology: Ontology) -> CellLabel:
 
 def nearest_label(name: str, ontology: Ontology) -> str:
     """The label spelt most like this name, "none" when nothing is half alike."""
-    label_of = {plain_name(term.label): term.label for term in ontology.terms.values()}
+    return _nearest(name, (term.label for term in ontology.terms.values()))
+
+
+def _nearest(name: str, labels: Iterable[str]) -> str:
+    label_of = {plain_name(label): label for label in labels}
     matches = get_close_matches(plain_name(name), label_of, n=1, cutoff=0.5)
     return label_of[matches[0]] if matches else "none"
 
@@ -147,6 +188,19 @@ def _resolve_labels(facts: pd.DataFrame, source: str, ontology: Ontology) -> lis
     num_unlabelled = int((facts["cell_type"] == UNKNOWN).sum())
     if num_unlabelled:
         findings.append(Finding(source, "no cell type", "kept without a label", num_unlabelled))
+    return findings
+
+
+def _resolve_tissues(facts: pd.DataFrame, source: str, tissues: Tissues) -> list[Finding]:
+    """Write UBERON's ids and names into `facts`."""
+    findings = []
+    for (term_id, name), rows in facts.groupby(["tissue_ontology_term_id", "tissue"], sort=True).groups.items():
+        found_id, found_name = tissues.find(term_id, name)
+        facts.loc[rows, "tissue_ontology_term_id"] = found_id
+        facts.loc[rows, "tissue"] = found_name
+        if found_id == UNKNOWN and name != UNKNOWN:
+            detail = f"{name!r} is not in UBERON; nearest term: {tissues.nearest(name)}"
+            findings.append(Finding(source, "free text tissue", detail, len(rows)))
     return findings
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -194,9 +195,10 @@ class CorpusLoader(DataLoader):
         **options,
     ):
         super().__init__(
-            CorpusTables(sampler.corpus, collate, columns),
+            CorpusTables(sampler.corpus, columns),
             sampler=sampler,
             batch_size=None,  # the sampler's items are whole batches
+            collate_fn=collate,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             **options,
@@ -226,16 +228,16 @@ class CorpusLoader(DataLoader):
 
 
 class CorpusTables(Dataset):
-    """Lists of row numbers -> collated batches, through the mapped `datasets.Dataset`."""
+    """Lists of row numbers -> Arrow tables of those rows, through the mapped `datasets.Dataset`."""
 
-    def __init__(self, corpus: Corpus, collate: Callable, columns: list[str] | None = None):
-        self.corpus, self.collate, self.columns = corpus, collate, columns
+    def __init__(self, corpus: Corpus, columns: list[str] | None = None):
+        self.corpus, self.columns = corpus, columns
 
     def __len__(self) -> int:
         return len(self.corpus)
 
-    def __getitem__(self, rows: list[int]) -> dict:
-        return self.collate(self.corpus.table(rows, self.columns))
+    def __getitem__(self, rows: list[int]) -> pa.Table:
+        return self.corpus.table(rows, self.columns)
 
 
 def stream_corpus(

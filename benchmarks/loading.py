@@ -1,0 +1,195 @@
+"""How fast cells reach a model: a corpus through `datasets` beside plain access to the same cells.
+
+python benchmarks/loading.py --num-cells 20000 --output benchmarks/out/loading.json
+
+Every row of the table reads shuffled batches of 64 from the same synthetic cells in one process with a warm cache.
+Rates move with the machine: compare rows of one run. The last part reads corpora of 1x and 10x the size and writes down
+the memory that the process itself holds; mapped files, which the system may drop at any time, are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from torch.utils.data import DataLoader
+
+from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.training.collators import CellCollator, TokenizingCollator
+from scmmgpt.training.corpus import build_corpus
+from scmmgpt.training.corpus_reading import GENE_COLUMNS, Corpus, Selection
+from scmmgpt.training.corpus_recipe import CorpusRecipe
+from scmmgpt.training.data import BatchSettings, CorpusBatchSampler, CorpusLoader, stream_corpus
+
+BATCH = 64
+SETTINGS = BatchSettings(batch_size=BATCH)
+ALL = Selection("all")
+
+
+def synthetic_cells(num_cells: int, num_genes: int, mean_genes: int, seed: int = 0) -> anndata.AnnData:
+    """Sparse counts with about `mean_genes` expressed genes a cell, made in parts."""
+    generator = np.random.default_rng(seed)
+    popularity = generator.dirichlet(np.full(num_genes, 0.3))
+    parts = []
+    for start in range(0, num_cells, 1000):
+        size = min(1000, num_cells - start)
+        expected = popularity * mean_genes * 3 * generator.lognormal(0, 0.4, (size, 1))
+        parts.append(sp.csr_matrix(generator.poisson(expected).astype(np.float32)))
+    obs = pd.DataFrame({"cell_type": generator.choice(["B cell", "T cell", "monocyte", "neuron"], num_cells)})
+    obs.index = [f"cell{number}" for number in range(num_cells)]
+    genes = pd.DataFrame(index=[f"GENE{number}" for number in range(num_genes)])
+    return anndata.AnnData(sp.vstack(parts, format="csr"), obs=obs, var=genes)
+
+
+def measure(batches: Callable[[], Iterator], seconds: float) -> float:
+    """Cells per second, after a warm-up of one batch."""
+    iterator = batches()
+    next(iterator)
+    start, num_cells = time.perf_counter(), 0
+    for batch in iterator:
+        num_cells += BATCH if batch is None else len(batch["gene_ids"])
+        if time.perf_counter() - start > seconds:
+            break
+    return num_cells / (time.perf_counter() - start)
+
+
+def random_rows(num_cells: int) -> Iterator[np.ndarray]:
+    order = np.random.default_rng(0).permutation(num_cells)
+    return (np.sort(order[start : start + BATCH]) for start in range(0, num_cells - BATCH, BATCH))
+
+
+def from_h5ad(path: Path) -> Iterator[None]:
+    """Plain random rows of a backed h5ad, as csr."""
+    with h5py.File(path) as file:
+        matrix = anndata.io.sparse_dataset(file["X"])
+        for rows in random_rows(matrix.shape[0]):
+            matrix[rows]
+            yield None
+
+
+def from_lists(corpus: Corpus) -> Iterator[dict]:
+    """Rows as Python lists one by one, padded: what `dataset[i]` gives without a format."""
+    collate = CellCollator(corpus.manifest["value_mode"])
+    dataset = corpus.dataset.select_columns(list(GENE_COLUMNS))
+    return (collate([dataset[int(row)] for row in rows]) for rows in random_rows(len(corpus)))
+
+
+def loader(corpus: Corpus, collate: Callable, settings: BatchSettings = SETTINGS) -> Iterator[dict]:
+    return iter(CorpusLoader(CorpusBatchSampler(corpus, ALL, settings), collate, columns=list(GENE_COLUMNS)))
+
+
+def streamed(corpus: Corpus, collate: Callable) -> Iterator[dict]:
+    rows = stream_corpus(corpus, ALL, SETTINGS, columns=list(GENE_COLUMNS))
+    return iter(DataLoader(rows, batch_size=BATCH, collate_fn=collate))
+
+
+def rates(tokens: Corpus, counts: Corpus, files: dict[str, Path], seconds: float) -> dict[str, float]:
+    """Every way to the same cells, in cells per second."""
+    padded = CellCollator(tokens.manifest["value_mode"])
+    packed = CellCollator(tokens.manifest["value_mode"], packed=True)
+    on_the_fly = TokenizingCollator(tokens.gene_tokenizer())
+    ways: dict[str, Callable[[], Iterator]] = {
+        "plain h5ad, gzip, random rows -> csr": lambda: from_h5ad(files["gzip"]),
+        "plain h5ad, uncompressed, random rows -> csr": lambda: from_h5ad(files["plain"]),
+        "HF lists, dataset[i] -> padded": lambda: from_lists(tokens),
+        "corpus of tokens, CorpusLoader -> padded": lambda: loader(tokens, padded),
+        "corpus of tokens, CorpusLoader -> packed": lambda: _whole_batches(loader(tokens, packed)),
+        "corpus of tokens, stream -> padded": lambda: streamed(tokens, padded),
+        "corpus of counts, tokenised on the way -> padded": lambda: loader(counts, on_the_fly),
+    }
+    found = {}
+    for name, way in ways.items():
+        found[name] = round(measure(way, seconds))
+        print(f"{name:55s} {found[name]:>9,} cells/s", flush=True)
+    return found
+
+
+def _whole_batches(batches: Iterator[dict]) -> Iterator[None]:
+    return (None for _ in batches)
+
+
+def own_memory(corpus_path: str) -> float:
+    """MB that reading a whole epoch makes the process itself hold, over what it held before."""
+    corpus = Corpus.open(corpus_path)
+    before, highest = _anonymous_mb(), 0.0
+    for number, _ in enumerate(loader(corpus, CellCollator(corpus.manifest["value_mode"]))):
+        if number % 20 == 0:
+            highest = max(highest, _anonymous_mb())
+    return round(highest - before, 1)
+
+
+def _anonymous_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def memory_of_a_corpus_ten_times_as_large(folder: Path, num_cells: int, tokenizer: ScMMGPTGeneTokenizer) -> dict:
+    found = {}
+    for times in (1, 10):
+        cells = synthetic_cells(num_cells * times, len(tokenizer.genes), 300, seed=times)
+        place = folder / f"times{times}.h5ad"
+        cells.write_h5ad(place)
+        corpus = build_corpus([str(place)], folder / f"times{times}", processor=tokenizer, say=lambda line: None)
+        call = [sys.executable, __file__, "--own-memory", str(corpus.path)]
+        answer = subprocess.run(call, check=True, capture_output=True, text=True).stdout
+        found[f"{num_cells * times} cells"] = float(answer.split()[-1])
+        print(f"{num_cells * times:>8,} cells: {answer.split()[-1]} MB of its own memory", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-cells", type=int, default=20_000)
+    parser.add_argument("--num-genes", type=int, default=20_000)
+    parser.add_argument("--mean-genes", type=int, default=1_000, help="expressed genes of a cell, about")
+    parser.add_argument("--max-genes", type=int, default=1_200)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--own-memory", metavar="CORPUS", help=argparse.SUPPRESS)
+    settings = parser.parse_args()
+    if settings.own_memory:
+        print(own_memory(settings.own_memory))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        cells = synthetic_cells(settings.num_cells, settings.num_genes, settings.mean_genes)
+        files = {"gzip": folder / "gzip.h5ad", "plain": folder / "plain.h5ad"}
+        cells.write_h5ad(files["gzip"], compression="gzip")
+        cells.write_h5ad(files["plain"])
+        tokenizer = ScMMGPTGeneTokenizer(genes=list(cells.var_names), max_genes=settings.max_genes)
+        corpora = {
+            mode: build_corpus(
+                [str(files["plain"])],
+                folder / mode,
+                recipe=CorpusRecipe(tokens={"value_mode": mode}),
+                processor=tokenizer,
+                say=lambda line: None,
+            )
+            for mode in ("log1p", "counts")
+        }
+        tokens_per_cell = corpora["log1p"].manifest["num_tokens"] / settings.num_cells
+        print(f"{settings.num_cells:,} cells, {tokens_per_cell:,.0f} tokens a cell")
+        report = {
+            "settings": {key: value for key, value in vars(settings).items() if key not in ("output", "own_memory")},
+            "tokens_per_cell": round(tokens_per_cell, 1),
+            "cells_per_second": rates(corpora["log1p"], corpora["counts"], files, settings.seconds),
+            "own_memory_mb": memory_of_a_corpus_ten_times_as_large(folder, settings.num_cells // 4, tokenizer),
+        }
+    if settings.output:
+        settings.output.parent.mkdir(parents=True, exist_ok=True)
+        settings.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
