@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import modeling_scmmgpt, ontology, processing
 from ..errors import UserError
 from ..modeling_scmmgpt.modeling_scmmgpt import AUTO_MAP
@@ -37,6 +39,13 @@ ENDPOINT_CODE = {
 REQUIREMENTS = "anndata>=0.12\nh5py\nnumpy\npydantic>=2\nscipy\n"
 # Tables that any model may use and that training does not write.
 TABLES = ("cell_ontology.json.gz",)
+EXAMPLE_TEXT = "a B cell from blood"
+# Counts as they might be measured in a B cell, among genes that every blood cell expresses.
+EXAMPLE_CELL = {
+    **{"MS4A1": 4, "CD79A": 6, "CD79B": 5, "CD74": 38, "HLA-DRA": 21, "CD37": 6, "BANK1": 2, "LTB": 4, "IGHM": 5},
+    **{"RPL13": 42, "RPS27": 40, "RPL10": 44, "MALAT1": 90, "TMSB4X": 30, "B2M": 48, "ACTB": 11, "EEF1A1": 31},
+    **{"RPL3": 22, "RPLP1": 36, "RPS12": 33, "FTL": 8, "FTH1": 9, "TPT1": 20, "GAPDH": 5, "H3F3B": 6, "UBA52": 7},
+}
 
 
 def export(
@@ -79,7 +88,7 @@ def export(
         if not (directory / name).exists():
             shutil.copyfile(EMBEDDED_MODEL / name, directory / name)
     refresh_code(directory)
-    # write_card(directory)
+    write_card(directory)
     return directory
 
 
@@ -129,10 +138,32 @@ def custom_pipelines() -> dict[str, dict[str, Any]]:
 
 
 def write_card(directory: Path) -> None:
-    """Render README.md, with the results that were measured for this model."""
+    """Render README.md, with the results that were measured for this model and with answers that it really gives."""
     from .render import render_model_card
 
-    (directory / "README.md").write_text(render_model_card(directory), encoding="utf-8")
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    examples = widget_examples(directory) if config.get("training_summary") else []
+    (directory / "README.md").write_text(render_model_card(directory, examples=examples), encoding="utf-8")
+
+
+def widget_examples(directory: Path) -> list[dict[str, str]]:
+    """What the model answers to a cell and to a text, for the page of the repository."""
+    from .handler import EndpointHandler
+
+    handler = EndpointHandler(str(directory), device="cpu")
+    called = handler({"task": "annotate", "cells": [EXAMPLE_CELL], "min_confidence": 0})["calls"][0]
+    examples = [{"text": f"Cell: {json.dumps(EXAMPLE_CELL)}", "output": called["cell_type"]}]
+    if handler.is_generative:
+        described = handler({"task": "describe", "cells": [EXAMPLE_CELL]})["descriptions"][0]
+        examples.append({"text": f"Describe this cell. Cell: {json.dumps(EXAMPLE_CELL)}", "output": described})
+        made = handler({"task": "generate", "text": EXAMPLE_TEXT, "num_cells": 8})["cells"]
+        examples.append({"text": EXAMPLE_TEXT, "output": f"Highest genes: {', '.join(_highest_genes(made))}"})
+    return examples
+
+
+def _highest_genes(cells: dict[str, Any], num: int = 10) -> list[str]:
+    totals = np.bincount(cells["indices"], weights=cells["data"], minlength=len(cells["genes"]))
+    return [cells["genes"][column] for column in np.argsort(-totals, kind="stable")[:num]]
 
 
 def main() -> None:

@@ -155,12 +155,16 @@ class EndpointHandler:
         self._require_language_model()
         wanted = cell_request({"cell_type": _ARTICLE.sub("", request.text.strip())})
         inputs = self._process(text=[wanted])
+        genes = self.processor.feature_extractor
+        gene_ids = torch.arange(genes.vocab_size - len(genes.genes), genes.vocab_size)
         output = self.model.generate_cells(
-            inputs["input_ids"], inputs["attention_mask"], num_cells=request.num_cells, seed=request.seed
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            gene_ids=gene_ids,
+            num_cells=request.num_cells,
+            seed=request.seed,
         )
-        rows = self.processor.feature_extractor.gene_rows(output.gene_ids.cpu().numpy())
-        counts = output.counts.cpu().numpy()[:, rows >= 0]
-        names = np.array(self.processor.feature_extractor.genes)[rows[rows >= 0]]
+        counts, names = output.counts.cpu().numpy(), np.array(genes.genes)
         expressed = counts.any(axis=0)
         matrix = sparse.csr_matrix(counts[:, expressed])
         values = {"indptr": matrix.indptr, "indices": matrix.indices, "data": matrix.data}

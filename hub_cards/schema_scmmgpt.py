@@ -27,7 +27,7 @@ MAX_LABELS = 5_000
 MAX_TEXT = 4_000  # characters
 MAX_NEW_TOKENS = 256
 MAX_H5AD_BYTES = 16 * 1024**2
-MAX_H5AD_UNPACKED_BYTES = 256 * 1024**2
+MAX_H5AD_UNPACKED_BYTES = 128 * 1024**2
 
 Count = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 GeneName = Annotated[str, Field(min_length=1, max_length=100)]

@@ -113,45 +113,6 @@ class Batcher:
                 future.set_result(answer)
 
 
-class LimitedBody:
-    """ASGI middleware: a body larger than the limit is refused before it is read to its end."""
-
-    def __init__(self, app: Any, limit: int = MAX_BODY_BYTES):
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self.limit:
-            await self._refuse(send)
-            return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the sender has gone
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.limit:
-                await self._refuse(send)
-                return
-        whole = {"type": "http.request", "body": bytes(body), "more_body": False}
-        pending = [whole]
-
-        async def replay() -> dict:
-            return pending.pop() if pending else await receive()
-
-        await self.app(scope, replay, send)
-
-    async def _refuse(self, send: Callable) -> None:
-        content = json.dumps({"error": f"The body is larger than {self.limit} bytes; send fewer cells at a time."})
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": content.encode()})
-
-
 @dataclass
 class Service:
     """A handler and its two queues."""
@@ -212,8 +173,8 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
         version=__version__,
         summary="Single cells and language: annotate, embed, describe, search and generate single cells.",
         lifespan=service.lifespan,
+        max_body_size=MAX_BODY_BYTES,
     )
-    app.add_middleware(LimitedBody)
     _explain_errors(app)
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (400, 413, 422, 503)}
 
@@ -231,8 +192,8 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
     add("/search", SearchRequest, SearchResponse)
     add("/generate", GenerateRequest, GenerateResponse)
 
-    @app.post("/describe/stream", responses=refusals, response_class=StreamingResponse)
-    def describe_stream(request: DescribeRequest) -> StreamingResponse:
+    @app.post("/describe/stream", responses=refusals, response_model=None)
+    def describe_stream(request: DescribeRequest) -> Any:
         """The description of one cell as it is written: server-sent events with `data: {"text": ...}`."""
         pieces = handler.stream_description(request)
         return StreamingResponse(_events(pieces), media_type="text/event-stream")
@@ -247,8 +208,8 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
         """Whether the model is loaded and how many requests wait."""
         return service.health()
 
-    @app.get("/", include_in_schema=False)
-    def start() -> RedirectResponse:
+    @app.get("/", include_in_schema=False, response_model=None)
+    def start() -> Any:
         return RedirectResponse("/docs")
 
     return app

@@ -97,7 +97,7 @@ def post(client, content: bytes, path: str = "/annotate", kind: str = "applicati
 BAD_BODIES = [
     pytest.param(b"", 422, id="nothing"),
     pytest.param(b"{", 422, id="broken JSON"),
-    pytest.param(b"\xff\xfe", 400, id="not UTF-8"),
+    pytest.param(b"\xff\xfe", 422, id="not UTF-8"),
     pytest.param(b"[" * 100_000, 400, id="nested a hundred thousand deep"),
     pytest.param(b'{"cells": ' + b"9" * 10_000 + b"}", 400, id="a number of ten thousand digits"),
     pytest.param(b'{"cells": [{"CD3D": NaN}]}', 422, id="NaN"),
