@@ -1,0 +1,269 @@
+"""Stage 1 from its recipe: what it learns, what it leaves behind, and what happens when something goes wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_corpus import gene_tokenizer
+from tiny_run import build_tiny_corpus, write_recipe
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
+
+pytest.importorskip("datasets", reason="training reads its corpus with datasets: pip install 'scmmgpt[train]'")
+
+from scmmgpt.training import stage1
+from scmmgpt.training.assembly import check_vocabulary
+from scmmgpt.training.checkpoints import TrainingStopped, last_checkpoint
+from scmmgpt.training.settings import RecipeError, read_recipe
+from scmmgpt.training.stage1 import hide_values, main
+
+SCRIPT = Path(stage1.__file__)
+QUICK = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build_tiny_corpus(tmp_path_factory.mktemp("stage1"))
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """The output of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    main(["--config", str(write_recipe(folder, corpus))])
+    return folder / "run"
+
+
+def history(run):
+    return json.loads((run / "trainer_state.json").read_text())["log_history"]
+
+
+def losses(run):
+    return [entry["loss"] for entry in history(run) if "loss" in entry]
+
+
+def test_a_run_logs_every_loss_by_name_and_its_speed(finished):
+    first = history(finished)[0]
+
+    assert {"loss", "contrast_loss", "match_loss", "caption_loss", "cells_per_second", "tokens_per_second"} <= set(
+        first
+    )
+    weighted = first["contrast_loss"] + first["match_loss"] + first["caption_loss"]
+    assert first["loss"] == pytest.approx(weighted, rel=1e-4)
+
+
+def test_held_out_cells_are_named_and_found_while_training(finished):
+    scores = next(entry for entry in history(finished) if "eval_loss" in entry)
+
+    assert {"eval_caption_loss", "eval_zero_shot_accuracy", "eval_zero_shot_macro_f1"} <= set(scores)
+    assert 0 <= scores["eval_cell_to_text_recall_1"] <= 1
+    assert (finished / "curves.png").is_file()
+
+
+def test_every_checkpoint_is_a_repository_that_the_auto_classes_load(finished, make_cells):
+    checkpoint = last_checkpoint(finished)
+
+    model = AutoModelForPreTraining.from_pretrained(checkpoint).eval()
+    towers = AutoModel.from_pretrained(checkpoint).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint)
+
+    assert (checkpoint / "modeling_scmmgpt.py").is_file()
+    assert len(processor.gene_tokenizer.genes) == len(gene_tokenizer().genes)
+    cells = make_cells()
+    torch.testing.assert_close(
+        towers.get_cell_features(**cells).pooler_output, model.get_cell_features(**cells).pooler_output
+    )
+
+
+def test_training_names_the_types_of_a_study_it_never_saw(corpus, tmp_path):
+    recipe = write_recipe(
+        tmp_path, corpus, training={"max_steps": 60, "eval_steps": 60, "save_strategy": "no", "logging_steps": 20}
+    )
+
+    main(["--config", str(recipe)])
+
+    scores = next(entry for entry in history(tmp_path / "run") if "eval_loss" in entry)
+    assert scores["eval_zero_shot_accuracy"] > 0.8
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(corpus, tmp_path, capsys):
+    main(["--config", str(write_recipe(tmp_path, corpus, hardware={"price_per_hour": 2.0})), "--dry-run"])
+
+    plan = capsys.readouterr().out
+    assert all(word in plan for word in ("parameters", "memory per device", "tokens", "steps             6", "cost"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_in_mid_step_goes_on_with_the_same_losses(finished, corpus, tmp_path):
+    recipe = write_recipe(tmp_path, corpus)
+    kill_in_step_5 = (
+        "import os, signal, sys\n"
+        "from scmmgpt.training import stage1\n"
+        "compute = stage1.Stage1Trainer.compute_loss\n"
+        "def compute_loss(self, *args, **kwargs):\n"
+        "    if self.state.global_step == 4:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return compute(self, *args, **kwargs)\n"
+        "stage1.Stage1Trainer.compute_loss = compute_loss\n"
+        "stage1.main(['--config', sys.argv[1]])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", kill_in_step_5, recipe], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    (tmp_path / "run" / "checkpoint-5").mkdir()  # as if it had died while writing
+
+    main(["--config", str(recipe)])
+
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-6)
+    assert not (tmp_path / "run" / "checkpoint-5").exists()
+
+
+def test_a_run_is_not_continued_with_another_recipe(finished, corpus, tmp_path):
+    recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
+    recipe["training"]["learning_rate"] = 1.0
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+
+    with pytest.raises(TrainingStopped, match=r"training\.learning_rate \(0\.002 -> 1\.0\).*--fresh"):
+        main(["--config", str(path)])
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(corpus, tmp_path):
+    # Without dropout: the two draw different masks. Matching draws its negatives within a process.
+    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    config = read_recipe(write_recipe(tmp_path, corpus)).model.config
+    config = {
+        **config,
+        "match_weight": 0,
+        "caption_weight": 0,
+        "cell_config": {**config["cell_config"], **still},
+        "qformer_config": {**config["qformer_config"], **still},
+    }
+    runs = {}
+    for processes, batch in ((1, 8), (2, 4)):
+        training = {**QUICK, "max_steps": 4, "per_device_train_batch_size": batch}
+        recipe = write_recipe(tmp_path, corpus, f"run{processes}", config=config, training=training)
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            "0",
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", SCRIPT, "--config", recipe],
+            capture_output=True,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        runs[processes] = losses(tmp_path / f"run{processes}")
+
+    assert runs[2] == pytest.approx(runs[1], rel=1e-5)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_saved(corpus, tmp_path, monkeypatch):
+    forward = stage1.Trainer.compute_loss
+
+    def poisoned(self, *args, **kwargs):
+        loss, outputs = forward(self, *args, **kwargs)
+        return loss * (float("nan") if self.state.global_step == 1 else 1.0), outputs
+
+    monkeypatch.setattr(stage1.Trainer, "compute_loss", poisoned)
+    recipe = write_recipe(tmp_path, corpus, training=QUICK)
+
+    with pytest.raises(TrainingStopped, match=r"loss is nan at step 1.*bad_batch\.pt"):
+        main(["--config", str(recipe)])
+
+    bad = torch.load(tmp_path / "run" / "bad_batch.pt")
+    assert bad["inputs"]["gene_ids"].shape[0] == 8
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(corpus, tmp_path, monkeypatch):
+    write = stage1.Trainer._save_optimizer_and_scheduler
+
+    def full(self, output_dir):
+        if output_dir.endswith("checkpoint-6"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, output_dir)
+
+    monkeypatch.setattr(stage1.Trainer, "_save_optimizer_and_scheduler", full)
+
+    with pytest.raises(TrainingStopped, match=r"No space left.*checkpoint-3 is whole.*run the same command again"):
+        main(["--config", str(write_recipe(tmp_path, corpus, training={"eval_strategy": "no"}))])
+
+    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_only_the_towers_of_the_recipe_learn_each_at_its_rate(corpus, tmp_path, monkeypatch):
+    towers = {"cell_encoder": "freeze", "qformer": "full", "heads": "full"}
+    recipe = write_recipe(tmp_path, corpus, training=QUICK, towers=towers, learning_rates={"qformer": 1e-5})
+    trainers = []
+    monkeypatch.setattr(stage1.Stage1Trainer, "save_model", lambda self, *args: trainers.append(self))
+
+    main(["--config", str(recipe)])
+
+    model, optimizer = trainers[0].model, trainers[0].optimizer
+    assert not any(weight.requires_grad for weight in model.model.cell_encoder.parameters())
+    rate_of = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    assert rate_of[id(model.model.qformer.query_tokens)] == 1e-5
+    assert rate_of[id(model.model.cell_projection.weight)] == 2e-3
+
+
+def test_hidden_values_are_predicted_and_cls_never_hidden(corpus, tmp_path, make_cells):
+    cells = make_cells()
+
+    hidden = hide_values(cells, share=0.5, mask_value=-1)
+
+    is_hidden = hidden["value_labels"] != -100
+    assert (hidden["gene_values"][is_hidden] == -1).all()
+    torch.testing.assert_close(hidden["value_labels"][is_hidden], cells["gene_values"][is_hidden])
+    assert not is_hidden[:, 0].any()
+    assert not (is_hidden & (cells["gene_mask"] == 0)).any()
+
+
+def test_masked_values_train_beside_the_other_losses(corpus, tmp_path):
+    main(["--config", str(write_recipe(tmp_path, corpus, training=QUICK, config={"value_weight": 1.0}))])
+
+    assert "value_loss" in history(tmp_path / "run")[0]
+
+
+def test_packed_cells_give_the_losses_of_padded_ones(corpus, tmp_path):
+    runs = []
+    for packed in (False, True):
+        recipe = write_recipe(tmp_path, corpus, f"packed{packed}", training=QUICK, data={"packed": packed})
+        main(["--config", str(recipe)])
+        runs.append(losses(tmp_path / f"packed{packed}"))
+
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+
+def test_a_corpus_made_with_another_vocabulary_is_refused(corpus):
+    other = gene_tokenizer()
+    other._set_vocabulary(["FOXP3", *other.genes[1:]])
+
+    with pytest.raises(RecipeError, match=r"another vocabulary.*'GENE0'.*--processor my-model"):
+        check_vocabulary(other, corpus, "my-model")
+
+
+def test_too_few_rows_for_a_step_are_counted(corpus, tmp_path):
+    recipe = write_recipe(tmp_path, corpus, training={"per_device_train_batch_size": 500})
+
+    with pytest.raises(RecipeError, match="96 rows to train on, one step of all processes takes 500"):
+        main(["--config", str(recipe)])
+
+
+def test_a_training_argument_that_does_not_exist_is_refused_with_the_nearest(corpus, tmp_path):
+    recipe = write_recipe(tmp_path, corpus, training={"learning_rat": 1})
+
+    with pytest.raises(RecipeError, match="Did you mean `learning_rate`"):
+        main(["--config", str(recipe)])

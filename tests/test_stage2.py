@@ -1,0 +1,284 @@
+"""Stage 2 from its recipe: both directions in one run, adapters that load onto their base, cells without text."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_corpus import TYPES
+from tiny_run import build_tiny_corpus, write_recipe
+from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor
+
+pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install 'scmmgpt[train]'")
+
+from peft import PeftModel
+
+from scmmgpt.training import stage1, stage2
+from scmmgpt.training.assembly import CorpusRows, cell_collator
+from scmmgpt.training.collators import row_generator
+from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows, flatten_prompts
+from scmmgpt.training.settings import LoraSettings, RecipeError, TowerSettings, read_recipe
+from scmmgpt.training.stage2 import main
+from scmmgpt.training.towers import lora_config, tower_of
+
+QUICK = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 2}
+LORA = {
+    "cell_encoder": "freeze",
+    "qformer": "freeze",
+    "heads": "freeze",
+    "language_model": "lora",
+    "cell_decoder": "freeze",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build_tiny_corpus(tmp_path_factory.mktemp("stage2"))
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """The output of a run over both directions, unlabelled cells mixed in."""
+    folder = tmp_path_factory.mktemp("finished")
+    main(["--config", str(write_recipe(folder, corpus, data={"unlabelled_share": 0.25}))])
+    return folder / "run"
+
+
+@pytest.fixture
+def collate(corpus, finished):
+    processor = AutoProcessor.from_pretrained(finished)
+    settings = read_recipe(finished / "recipe.yaml")
+    return ConversationCollator(
+        cell_collator(settings, corpus, processor), processor, corpus.ontology, max_tokens=64, num_target_genes=50
+    )
+
+
+def history(run):
+    return json.loads((run / "trainer_state.json").read_text())["log_history"]
+
+
+def test_both_directions_train_in_one_run_and_trl_leaves_neither_out(finished):
+    first = history(finished)[0]
+
+    assert first["loss"] == pytest.approx(first["language_loss"] + first["cell_generation_loss"], rel=1e-4)
+
+
+def test_names_and_made_cells_are_scored_beside_their_controls(finished):
+    scores = next(entry for entry in history(finished) if "eval_loss" in entry)
+
+    assert {"eval_language_loss", "eval_named_types", "eval_named_types_blind"} <= set(scores)
+    assert {"eval_made_as_asked", "eval_made_as_asked_shuffled"} <= set(scores)
+    said = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
+    assert said[0]["type"] in TYPES
+
+
+def test_the_output_loads_as_the_generator_and_as_the_towers(finished, make_cells):
+    generator = AutoModelForMultimodalLM.from_pretrained(finished).eval()
+    towers, report = AutoModel.from_pretrained(finished, output_loading_info=True)
+
+    assert not report["missing_keys"]
+    cells = make_cells()
+    torch.testing.assert_close(
+        towers.eval().get_cell_features(**cells).pooler_output, generator.get_cell_features(**cells).pooler_output
+    )
+
+
+def test_stage_2_takes_up_the_towers_of_stage_1(corpus, tmp_path):
+    stage1.main(["--config", str(write_recipe(tmp_path, corpus, "one", training=QUICK))])
+    frozen = {"cell_encoder": "freeze", "qformer": "freeze", "heads": "freeze"}
+    config = {"cell_decoder_config": {"num_text_tokens": 2, "num_attention_heads": 4}}
+    recipe = write_recipe(tmp_path, corpus, "two", training=QUICK, towers=frozen)
+    main(["--config", str(recipe), f"model.start_from={tmp_path / 'one'}", f"model.config={json.dumps(config)}"])
+
+    before = AutoModel.from_pretrained(tmp_path / "one").state_dict()
+    after = AutoModel.from_pretrained(tmp_path / "two").state_dict()
+
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert AutoModelForMultimodalLM.from_pretrained(tmp_path / "two").config.cell_decoder_config.num_text_tokens == 2
+
+
+@pytest.fixture(scope="module")
+def adapted(corpus, tmp_path_factory):
+    """The output of a LoRA run."""
+    folder = tmp_path_factory.mktemp("adapted")
+    wide = {
+        "text_config": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
+    }
+    recipe = write_recipe(
+        folder, corpus, towers=LORA, lora={"rank": 2}, config=wide, training={**QUICK, "learning_rate": 0.05}
+    )
+    main(["--config", str(recipe)])
+    return folder / "run"
+
+
+def test_adapters_are_small_and_give_the_same_answers_on_their_base(adapted, corpus):
+    base = AutoModelForMultimodalLM.from_pretrained(adapted / "base").eval()
+    merged = AutoModelForMultimodalLM.from_pretrained(adapted).eval()
+    processor = AutoProcessor.from_pretrained(adapted)
+    row = next(row for row in CorpusRows(corpus) if row["cell_type"] in TYPES)
+    collate = ConversationCollator(
+        cell_collator(read_recipe(adapted / "recipe.yaml"), corpus, processor), processor, corpus.ontology, 64
+    )
+    batch = {name: value for name, value in collate([row]).items() if not name.startswith(("target", "cell_prompt"))}
+
+    plain = base(**batch).logits
+    loaded = PeftModel.from_pretrained(base, adapted / "adapter").eval()(**batch).logits
+
+    assert (loaded - plain).abs().max() > 1e-3
+    torch.testing.assert_close(loaded, merged(**batch).logits, rtol=1e-4, atol=1e-4)
+    size = {
+        place: sum(file.stat().st_size for file in place.glob("*.safetensors"))
+        for place in (adapted / "base", adapted / "adapter")
+    }
+    assert size[adapted / "adapter"] < 0.05 * size[adapted / "base"]
+
+
+def test_adapters_alone_load_through_the_auto_class(adapted):
+    model = AutoModelForMultimodalLM.from_pretrained(adapted / "adapter")
+
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+
+
+def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_path):
+    from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
+
+    model = ScMMGPTForConditionalGeneration(tiny_config())
+    model.save_pretrained(tmp_path / "base")
+    config = lora_config(model, TowerSettings(**LORA), LoraSettings(rank=2), new_token_ids=[38, 39])
+    wrapped = __import__("peft").get_peft_model(model, config)
+    words = torch.tensor([[38, 39, 7]])
+    for name, weight in wrapped.named_parameters():
+        if "trainable_tokens_delta" in name:
+            torch.nn.init.normal_(weight)
+    expected = wrapped.eval()(input_ids=words).logits
+
+    wrapped.save_pretrained(tmp_path / "adapter")
+    base = ScMMGPTForConditionalGeneration.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+
+    torch.testing.assert_close(loaded(input_ids=words).logits, expected)
+
+
+def test_lora_stays_in_the_tower_that_asked_for_it(tiny_config):
+    from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
+
+    config = lora_config(ScMMGPTForConditionalGeneration(tiny_config()), TowerSettings(**LORA), LoraSettings())
+    wrapped = __import__("peft").get_peft_model(ScMMGPTForConditionalGeneration(tiny_config()), config)
+
+    assert {tower_of(name) for name, weight in wrapped.named_parameters() if weight.requires_grad} == {
+        "language_model"
+    }
+
+
+def test_labels_stand_on_the_answer_alone(collate):
+    prompt = collate.render([{"role": "user", "content": "<cell> What?"}], add_generation_prompt=True)
+
+    batch = collate.tokenize_prompts([prompt, prompt], ["B cell", "T cell."])
+
+    tokenizer = collate.processor.tokenizer
+    for row, answer in zip(batch["labels"], ("B cell", "T cell."), strict=True):
+        assert tokenizer.decode(row[row != -100]).strip() == answer
+    assert (batch["input_ids"] == collate.processor.cell_token_id).sum() == 2 * collate.processor.num_query_tokens
+
+
+def test_an_unlabelled_cell_has_no_answer_and_the_empty_request(collate, corpus):
+    rows = list(CorpusRows(corpus))
+    bare = next(row for row in rows if row["cell_type"] == "unknown")
+    known = next(row for row in rows if row["cell_type"] in TYPES)
+
+    batch = collate([bare, known])
+
+    assert (batch["labels"][0] == -100).all()
+    assert (batch["labels"][1] != -100).any()
+    assert batch["cell_prompt_mask"].sum(1)[0] == 0
+    assert batch["cell_prompt_mask"].sum(1)[1] > 0
+
+
+def test_requests_aim_at_the_counts_of_their_cells(collate, corpus):
+    row = CorpusRows(corpus)[0]
+
+    batch = collate([row])
+
+    counts = dict(zip(row["gene_ids"], row["gene_values"], strict=True))
+    expected = [counts.get(gene, 0) for gene in batch["target_gene_ids"].tolist()]
+    assert batch["target_counts"][0].tolist() == expected
+    assert batch["target_library_size"].item() == sum(value for gene, value in counts.items() if gene > 2)
+
+
+def test_a_rerun_writes_the_same_words(collate, corpus):
+    row = CorpusRows(corpus)[0]
+
+    assert torch.equal(collate([row])["input_ids"], collate([row])["input_ids"])
+    assert row_generator(row, 0).random() == row_generator(row, 0).random()
+
+
+def test_flat_prompts_give_the_loss_of_padded_ones(collate, corpus, finished):
+    model = AutoModelForMultimodalLM.from_pretrained(finished).eval()
+    rows = [row for row in CorpusRows(corpus) if row["cell_type"] in TYPES][:4]
+    prompts = collate([*rows])
+    padded = {name: value for name, value in prompts.items() if not name.startswith(("target", "cell_prompt"))}
+    texts = {name: padded.pop(name) for name in ("input_ids", "attention_mask", "labels")}
+
+    flat = model(**padded, **flatten_prompts(texts)).language_loss
+
+    torch.testing.assert_close(flat, model(**padded, **texts).language_loss, rtol=1e-4, atol=1e-5)
+
+
+def test_the_share_of_unlabelled_rows_is_kept_and_they_begin_again():
+    order = MixedOrder(
+        ShuffledRows(torch.arange(90).numpy(), 0), ShuffledRows(torch.arange(100, 104).numpy(), 0), 0.25
+    )
+
+    rows = list(order)
+
+    assert len(rows) == len(order) == 120
+    assert sum(row >= 100 for row in rows) == 30
+    assert set(rows) == {*range(90), *range(100, 104)}
+
+
+def test_a_run_killed_in_mid_step_goes_on_with_the_same_losses(finished, corpus, tmp_path):
+    recipe = write_recipe(tmp_path, corpus, data={"unlabelled_share": 0.25})
+    kill_in_step_5 = (
+        "import os, signal, sys\n"
+        "from scmmgpt.training import stage2\n"
+        "compute = stage2.Stage2Trainer.compute_loss\n"
+        "def compute_loss(self, *args, **kwargs):\n"
+        "    if self.state.global_step == 4:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return compute(self, *args, **kwargs)\n"
+        "stage2.Stage2Trainer.compute_loss = compute_loss\n"
+        "stage2.main(['--config', sys.argv[1]])\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", kill_in_step_5, recipe], capture_output=True, env=os.environ, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+
+    main(["--config", str(recipe)])
+
+    expected = [entry["loss"] for entry in history(finished) if "loss" in entry]
+    assert [entry["loss"] for entry in history(tmp_path / "run") if "loss" in entry] == pytest.approx(
+        expected, rel=1e-6
+    )
+
+
+def test_a_dry_run_counts_what_lora_trains(corpus, tmp_path, capsys):
+    main(["--config", str(write_recipe(tmp_path, corpus, towers=LORA)), "--dry-run"])
+
+    plan = capsys.readouterr().out
+    assert "language_model" in plan
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_to_cell_refuses_a_corpus_without_counts(tmp_path):
+    corpus = build_tiny_corpus(tmp_path, value_mode="log1p")
+
+    with pytest.raises(RecipeError, match="value_mode: counts"):
+        main(["--config", str(write_recipe(tmp_path, corpus))])
+
+
+def test_stage_2_trainer_keeps_trls_place():
+    assert issubclass(stage2.Stage2Trainer, __import__("trl").SFTTrainer)

@@ -1,0 +1,102 @@
+"""A corpus of two studies, labelled, and one without labels, and recipes small enough to train in seconds."""
+
+from pathlib import Path
+
+import yaml
+from tiny_corpus import gene_tokenizer, make_cells
+
+from scmmgpt.training.corpus import build_corpus
+from scmmgpt.training.corpus_reading import Corpus
+from scmmgpt.training.corpus_recipe import CorpusRecipe
+from scmmgpt.training.splits import SplitSettings
+
+WIDE = {"initializer_range": 0.2}
+CONFIG = {
+    "projection_dim": 16,
+    "projector_hidden_size": 24,
+    "cell_config": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "hidden_dropout": 0.1,
+        "num_pooled_tokens": 2,
+        "num_attended_genes": 16,
+        **WIDE,
+    },
+    "qformer_config": {
+        "num_query_tokens": 4,
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        **WIDE,
+    },
+    "text_config": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        **WIDE,
+    },
+    "cell_decoder_config": {
+        "num_text_tokens": 3,
+        "num_attention_heads": 4,
+        "latent_size": 8,
+        "flow_hidden_size": 16,
+        "num_flow_layers": 2,
+        "num_flow_steps": 4,
+        "num_memory_tokens": 3,
+    },
+}
+TRAINING = {
+    "max_steps": 6,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_steps": 3,
+    "eval_strategy": "steps",
+    "eval_steps": 6,
+    "disable_tqdm": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+
+
+def build_tiny_corpus(folder: Path, **tokens) -> Corpus:
+    """Counts by default: study `known` trains, study `new` is held out, study `bare` has no labels."""
+    cells = folder / "cells"
+    cells.mkdir(parents=True)
+    make_cells(num_cells=96, seed=0, donor="k").write_h5ad(cells / "known.h5ad")
+    make_cells(num_cells=36, seed=1, donor="n").write_h5ad(cells / "new.h5ad")
+    unlabelled = make_cells(num_cells=48, seed=2, donor="b")
+    unlabelled.obs = unlabelled.obs.drop(columns=["cell_type", "cell_type_ontology_term_id"])
+    unlabelled.write_h5ad(cells / "bare.h5ad")
+    splits = SplitSettings(validation=0.0, test=0.0, held_out={"study": {"validation": ["new"]}})
+    recipe = CorpusRecipe(tokens={"value_mode": "counts", **tokens}, splits=splits, labels_at_chance="keep")
+    return build_corpus(
+        [str(cells)], folder / "corpus", recipe=recipe, processor=gene_tokenizer(), say=lambda line: None
+    )
+
+
+def write_recipe(folder: Path, corpus: Corpus, name: str = "run", *, training: dict | None = None, **sections) -> Path:
+    """A recipe of either stage; sections are laid over the usual ones."""
+    content = {
+        "output": str(folder / name),
+        "data": {"corpus": str(corpus.path), "max_text_tokens": 48, **sections.pop("data", {})},
+        "model": {
+            "tokenizer_size": 400,
+            "gene_tokenizer": {"value_mode": "log1p", "min_matched_genes": 1},
+            "config": {**CONFIG, **sections.pop("config", {})},
+            **sections.pop("model", {}),
+        },
+        "evaluation": {"max_cells": 24, "num_generated_texts": 4, "num_generated_cells": 2},
+        "training": {**TRAINING, **(training or {})},
+        **sections,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
