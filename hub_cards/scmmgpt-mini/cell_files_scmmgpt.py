@@ -1,0 +1,130 @@
+"""Cells on disk: h5ad, zarr and h5mu, opened but not read."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from .cell_matrix_scmmgpt import Cells, Matrix
+
+try:
+    import anndata
+    import h5py
+except ImportError:  # only paths and backed files need them
+    anndata = h5py = None
+
+try:
+    import zarr
+except ImportError:
+    zarr = None
+
+
+RNA_NAMES = ("rna", "gex", "gene expression", "mrna")
+# Entries of a column-wise matrix that are turned into rows at a time: about 200 MB.
+WINDOW_ENTRIES = 16_000_000
+
+
+def rna_modality(modalities: Any) -> str:
+    """Name of the modality with gene expression."""
+    names = list(modalities)
+    chosen = next((name for name in names if name.lower() in RNA_NAMES), None)
+    if chosen is None:
+        raise ValueError(f"None of the modalities {names} is called rna; pass the one that holds gene expression.")
+    return chosen
+
+
+def open_path(path: str) -> Cells:
+    """Matrices of an h5ad, zarr or h5mu file; of several modalities the one with gene expression."""
+    if anndata is None:
+        raise ImportError('Reading files needs anndata: pip install "anndata>=0.12".')
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"There is no file {path}.")
+    if os.path.isdir(path) and zarr is None:
+        raise ImportError("Reading zarr stores needs zarr: pip install zarr.")
+    close = None
+    try:
+        if os.path.isdir(path):
+            group = zarr.open_group(path, mode="r")
+        else:
+            group = h5py.File(path, "r")
+            close = group.close
+        modality = rna_modality(group["mod"]) if "mod" in group else None
+        return _from_group(group if modality is None else group["mod"][modality], modality, close)
+    except (OSError, KeyError, TypeError) as error:
+        if close is not None:
+            close()
+        raise ValueError(f"{path} cannot be read as h5ad, zarr or h5mu; it may be cut short ({error}).") from error
+
+
+def _from_group(group: Any, modality: str | None, close: Callable[[], None] | None) -> Cells:
+    """Matrices of an AnnData on disk: opened, not read."""
+    read_element = anndata.io.read_elem
+    var, obs = read_element(group["var"]), read_element(group["obs"])
+    matrices = [on_disk("X", group["X"], var)] if "X" in group else []
+    for layer in group.get("layers", {}):
+        matrices.append(on_disk(f"layers[{layer!r}]", group["layers"][layer], var))
+    if "raw" in group and "X" in group["raw"]:
+        matrices.append(on_disk("raw", group["raw"]["X"], read_element(group["raw"]["var"])))
+    uns = None
+    with suppress(KeyError):
+        uns = {"log1p": read_element(group["uns"]["log1p"])}
+    return Cells(matrices, obs.index, log_base(uns), modality, close)
+
+
+def on_disk(name: str, element: Any, var: Any) -> Matrix:
+    """A matrix of an open file: dense, csr or csc, as an array, a group or anndata's backed matrix."""
+    matrix = anndata.io.sparse_dataset(element) if hasattr(element, "keys") else element
+    by_column = getattr(matrix, "format", "csr") == "csc"
+    read = ColumnWiseMatrix(matrix).rows if by_column else lambda start, stop: matrix[start:stop]
+    return Matrix(name, tuple(matrix.shape), read, var, list(var.index))
+
+
+class ColumnWiseMatrix:
+    """Rows of a csc matrix on disk, gathered in one pass over the file for a window of many rows.
+
+    Parameters
+    ----------
+    matrix
+        anndata's backed csc matrix.
+    """
+
+    def __init__(self, matrix: Any):
+        self._group = matrix.group
+        self._shape = tuple(matrix.shape)
+        self._indptr = np.asarray(matrix.group["indptr"][:])
+        num_entries = max(int(self._indptr[-1]), 1)
+        self._window_rows = max(1, int(self._shape[0] * min(1.0, WINDOW_ENTRIES / num_entries)))
+        self._first, self._window = 0, sparse.csr_matrix((0, self._shape[1]))
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Rows `start` to `stop`; a new window is read where these leave the old one."""
+        if start < self._first or stop > self._first + self._window.shape[0]:
+            self._first = start
+            self._window = self._read_window(start, min(max(stop, start + self._window_rows), self._shape[0]))
+        return self._window[start - self._first : stop - self._first]
+
+    def _read_window(self, start: int, stop: int) -> sparse.csr_matrix:
+        """All columns of some rows, read a span of columns at a time."""
+        parts, column = [], 0
+        while column < self._shape[1]:
+            after = int(np.searchsorted(self._indptr, self._indptr[column] + WINDOW_ENTRIES, side="right")) - 1
+            after = min(max(after, column + 1), self._shape[1])
+            entries = slice(int(self._indptr[column]), int(self._indptr[after]))
+            row, value = self._group["indices"][entries], self._group["data"][entries]
+            columns = np.repeat(np.arange(column, after), np.diff(self._indptr[column : after + 1]))
+            inside = (row >= start) & (row < stop)
+            parts.append((value[inside], row[inside] - start, columns[inside]))
+            column = after
+        value, row, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return sparse.csr_matrix((value, (row, columns)), shape=(stop - start, self._shape[1]))
+
+
+def log_base(uns: Any) -> float | None:
+    """The base scanpy wrote down, if it did."""
+    with suppress(KeyError, TypeError, AttributeError):
+        base = uns["log1p"]["base"]
+        return None if base is None else float(base)
+    return None

@@ -1,0 +1,103 @@
+"""A matrix of cells x genes, wherever it lies, read as csr blocks of rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+CHUNK_SIZE = 4096
+MAX_DENSE_BYTES = 128 * 1024**2
+
+
+class CsrRows(NamedTuple):
+    """Rows of a csr matrix; `indptr` may start anywhere in `indices` and `data`."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+    @property
+    def entries(self) -> slice:
+        """Where the rows' entries lie."""
+        return slice(int(self.indptr[0]), int(self.indptr[-1]))
+
+
+class Matrix(NamedTuple):
+    """One matrix of cells x genes that a file or object holds, and how to read some of its rows."""
+
+    name: str
+    shape: tuple[int, int]
+    read: Callable[[int, int], Any]
+    var: Any
+    var_names: Sequence[str]
+
+    def rows(self, start: int, stop: int) -> CsrRows:
+        """Rows from `start` up to `stop` as csr, in the matrix's own numbers."""
+        return as_csr_rows(self.read(start, stop))
+
+    def blocks(self, chunk_size: int | None = None) -> Iterator[tuple[int, int]]:
+        """Bounds of consecutive row blocks that fit in little memory even when the matrix is dense."""
+        most = max(1, MAX_DENSE_BYTES // max(1, 8 * self.shape[1]))
+        step = min(chunk_size or CHUNK_SIZE, most)
+        return ((start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step))
+
+
+class Cells:
+    """Every matrix that came with some cells, X first; closes its file when a `with` block ends."""
+
+    def __init__(
+        self,
+        matrices: list[Matrix],
+        obs_names: Sequence[str] = (),
+        log_base: float | None = None,
+        modality: str | None = None,
+        close: Callable[[], None] | None = None,
+    ):
+        self.matrices = matrices
+        self.num_repeated_names = len(obs_names) - len(set(obs_names))
+        self.log_base = log_base
+        self.modality = modality
+        self._close = close
+
+    def __enter__(self) -> "Cells":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._close is not None:
+            self._close()
+
+
+def as_csr_rows(block: Any) -> CsrRows:
+    """Some rows of any kind of matrix as csr."""
+    if isinstance(block, CsrRows):
+        return block
+    if hasattr(block, "compute"):  # dask
+        block = block.compute()
+    if not sparse.issparse(block):
+        block = np.atleast_2d(np.asarray(block))
+    csr = sparse.csr_matrix(block)
+    if not csr.has_canonical_format:  # the same entry stored twice; never the caller's own matrix, see `in_memory`
+        csr.sum_duplicates()
+    return CsrRows(csr.indptr.astype(np.int64), csr.indices.astype(np.int32, copy=False), csr.data)
+
+
+def in_memory(name: str, matrix: Any, var: Any, var_names: Sequence[str]) -> Matrix:
+    """A matrix that is at hand; csr is read without a copy."""
+    if matrix.shape[1] != len(var_names):
+        raise ValueError(f"`{name}` has {matrix.shape[1]} columns, but there are {len(var_names)} gene names.")
+    if sparse.issparse(matrix) and matrix.format != "csr":
+        matrix = matrix.tocsr()
+    if sparse.issparse(matrix) and not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    if not sparse.issparse(matrix):
+        return Matrix(name, tuple(matrix.shape), lambda start, stop: matrix[start:stop], var, var_names)
+    indptr, indices = matrix.indptr.astype(np.int64, copy=False), matrix.indices.astype(np.int32, copy=False)
+    return Matrix(
+        name,
+        tuple(matrix.shape),
+        lambda start, stop: CsrRows(indptr[start : stop + 1], indices, matrix.data),
+        var,
+        var_names,
+    )

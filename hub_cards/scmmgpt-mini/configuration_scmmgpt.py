@@ -1,0 +1,200 @@
+"""Every architecture number, typed, with its rule: one nested config per tower."""
+
+import difflib
+from dataclasses import fields
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+def refuse_misspelt_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
+    """transformers keeps unknown fields in silence, so that a typo becomes a default: name the field that was meant."""
+    known = [field.name for field in fields(config)]
+    for name in extras:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if nearest:
+            raise ValueError(f"`{name}` is not a field of {type(config).__name__}. Did you mean `{nearest[0]}`?")
+
+
+@strict
+class ScMMGPTCellConfig(PreTrainedConfig):
+    """The cell encoder. The defaults are scGPT's whole-human model."""
+
+    model_type = "scmmgpt_cell"
+    base_config_key = "cell_config"
+
+    vocab_size: int = 60_697
+    hidden_size: int = 512
+    # Width of the gene table; None = hidden_size. A small model affords a wide table over narrow layers.
+    embedding_size: int | None = None
+    intermediate_size: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    hidden_act: str = "relu"
+    hidden_dropout: float | int = 0.2
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    value_encoding: Literal["continuous", "bins", "none"] = "continuous"
+    num_bins: int = 51
+    max_value: float | int = 512
+    # What stands in the place of a value that the model has to predict.
+    mask_value: float | int = -1
+    # The value that `<cls>` is read with; None = the processor's. scGPT's weights expect -2.
+    cls_value: float | int | None = None
+    # Tokens that summarise *all* genes of the cell, so that none is cut; 0 = none, as in scGPT.
+    num_pooled_tokens: int = 0
+    pooled_intermediate_size: int = 512
+    # Only the first genes take part in attention; None = all that the processor gives.
+    num_attended_genes: int | None = None
+    pad_token_id: int | None = 60_694
+    cls_token_id: int | None = 60_695
+    mask_token_id: int | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        refuse_misspelt_fields(self, kwargs)
+        super().__post_init__(**kwargs)
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size
+
+    def validate_sizes(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
+                f"{self.num_attention_heads}."
+            )
+        if self.num_attended_genes is not None and self.num_attended_genes < 1:
+            raise ValueError(f"`num_attended_genes` must be at least 1 or None, got {self.num_attended_genes}.")
+
+
+@strict
+class ScMMGPTQFormerConfig(PreTrainedConfig):
+    """The Q-Former: a BERT whose query branch looks at the cell every `cross_attention_frequency` layers."""
+
+    model_type = "scmmgpt_qformer"
+    base_config_key = "qformer_config"
+
+    num_query_tokens: int = 32
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    encoder_hidden_size: int = 512
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    cross_attention_frequency: int = 2
+    max_position_embeddings: int = 512
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    # The first token of a caption, in the place of [CLS]: BLIP-2's [DEC]. None = the text's own first token.
+    caption_start_token_id: int | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        refuse_misspelt_fields(self, kwargs)
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self):
+        if self.num_query_tokens < 1:
+            raise ValueError(f"`num_query_tokens` must be at least 1, got {self.num_query_tokens}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
+                f"{self.num_attention_heads}."
+            )
+
+
+@strict
+class ScMMGPTCellDecoderConfig(PreTrainedConfig):
+    """Text to cell: a cross-attention projector, a latent that carries what the text leaves open, a head per gene."""
+
+    model_type = "scmmgpt_cell_decoder"
+    base_config_key = "cell_decoder_config"
+
+    # Text features that the projector reads off the LLM's hidden states.
+    num_text_tokens: int = 8
+    num_attention_heads: int = 8
+    latent_size: int = 64
+    flow_hidden_size: int = 512
+    num_flow_layers: int = 4
+    num_flow_steps: int = 32
+    # Tokens that the latent becomes: beside the text features, what every gene reads its counts off.
+    num_memory_tokens: int = 8
+    # Share of texts hidden in training, so that the empty text means the mixture of all cells (guidance needs both).
+    text_dropout: float | int = 0.1
+    guidance_scale: float | int = 1.0
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        refuse_misspelt_fields(self, kwargs)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class ScMMGPTConfig(PreTrainedConfig):
+    """A cell encoder, a Q-Former, any causal LM and a cell decoder.
+
+    Examples
+    --------
+    >>> config = ScMMGPTConfig(qformer_config={"num_query_tokens": 8, "encoder_hidden_size": 512})
+    >>> config.qformer_config.num_query_tokens
+    8
+    >>> ScMMGPTConfig(projection_dims=64)
+    Traceback (most recent call last):
+        ...
+    ValueError: `projection_dims` is not a field of ScMMGPTConfig. Did you mean `projection_dim`?
+    """
+
+    model_type = "scmmgpt"
+    sub_configs_defaults = {
+        "cell_config": ScMMGPTCellConfig,
+        "qformer_config": ScMMGPTQFormerConfig,
+        "cell_decoder_config": ScMMGPTCellDecoderConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+    attribute_map = {"image_token_id": "cell_token_id"}  # TRL's GRPO asks every multimodal config for this name
+    keys_to_ignore_at_inference = ["past_key_values", "cell_hidden_states"]
+
+    cell_config: dict | PreTrainedConfig | None = None
+    qformer_config: dict | PreTrainedConfig | None = None
+    cell_decoder_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+
+    cell_token_id: int | None = None
+    projection_dim: int = 256
+    projector_hidden_size: int = 256
+    initial_temperature: float = 0.1
+    # Stage 1: weights of the four losses. Stage 2: weight of text -> cell beside the language model's loss.
+    contrast_weight: float | int = 1.0
+    match_weight: float | int = 1.0
+    caption_weight: float | int = 1.0
+    value_weight: float | int = 0.0
+    cell_generation_weight: float | int = 1.0
+    # Softness of contrast targets where a similarity between texts (an ontology's) is given.
+    target_temperature: float = 0.1
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    # What the weights have seen; None = untrained.
+    training_summary: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        refuse_misspelt_fields(self, kwargs)
+        if isinstance(self.cell_config, dict) and self.cell_config.get("model_type", "scmmgpt_cell") != "scmmgpt_cell":
+            self.cell_config = AutoConfig.for_model(**self.cell_config)
+        super().__post_init__(**kwargs)
+        self.qformer_config.encoder_hidden_size = self.cell_config.hidden_size
+        # The head class reads the top level, an LLM's config says it below: either may ask for tying.
+        if not self.tie_word_embeddings and getattr(self.text_config, "tie_word_embeddings", False):
+            self.tie_word_embeddings = True
+
+    @property
+    def num_query_tokens(self) -> int:
+        return self.qformer_config.num_query_tokens
+
+
+__all__ = ["ScMMGPTCellConfig", "ScMMGPTCellDecoderConfig", "ScMMGPTConfig", "ScMMGPTQFormerConfig"]

@@ -1,0 +1,310 @@
+"""Which gene of the vocabulary each column of a matrix is, and an honest account of how that was found out."""
+
+import gzip
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+GENE_NAMES_FILE = "gene_names.tsv.gz"
+NAME_COLUMNS = (
+    "feature_name",
+    "gene_symbols",
+    "gene_symbol",
+    "symbol",
+    "gene_name",
+    "gene_names",
+    "gene_short_name",
+    "feature_id",
+    "gene_ids",
+    "gene_id",
+    "ensembl_id",
+    "ensembl",
+)
+ROUTES = ("direct", "version", "spelling", "synonym", "ortholog")
+
+# The part of an Ensembl gene id that names the species, for those one meets most.
+SPECIES_OF_PREFIX = {
+    "ENSG": "human",
+    "ENSMUSG": "mouse",
+    "ENSRNOG": "rat",
+    "ENSMMUG": "rhesus macaque",
+    "ENSMFAG": "crab-eating macaque",
+    "ENSSSCG": "pig",
+    "ENSDARG": "zebrafish",
+    "ENSPTRG": "chimpanzee",
+    "ENSCJAG": "marmoset",
+    "ENSBTAG": "cow",
+    "ENSGALG": "chicken",
+    "ENSXETG": "western clawed frog",
+    "ENSOCUG": "rabbit",
+    "FBgn": "fruit fly",
+    "WBGene": "roundworm",
+}
+_ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G)\d{11}|(FBgn)\d{7}|(WBGene)\d{8}")
+_GENOME_PREFIX = re.compile(r"^(?:GRCh3[78]|GRCm3[89]|hg19|hg38|mm10|mm39)_+")
+_MADE_UNIQUE = re.compile(r"[-.]\d{1,2}$")
+
+
+class NamedGene(NamedTuple):
+    """A gene of some species and the human gene it stands for."""
+
+    species: str
+    ensembl_id: str
+    symbol: str
+    human_gene: str
+    synonyms: tuple[str, ...]
+
+
+class GeneNames:
+    """The offline table of gene names: Ensembl ids, symbols, synonyms and one-to-one orthologs of every known species.
+
+    Parameters
+    ----------
+    packed
+        The table as `training/gene_tables.py` writes it, gzip: lines of comment that name the sources, a head line,
+        then one line per gene.
+    """
+
+    def __init__(self, packed: bytes):
+        self._packed = packed
+        lines = gzip.decompress(packed).decode().splitlines()
+        self.sources = [line[2:] for line in lines if line.startswith("# ")]
+        self._lines_of: dict[str, list[str]] = {}
+        for line in lines[len(self.sources) + 1 :]:
+            self._lines_of.setdefault(line[: line.index("\t")], []).append(line)
+        self._genes_of: dict[str, list[NamedGene]] = {}
+        self._symbols_of: dict[str, set[str]] = {}
+
+    def __deepcopy__(self, memo: dict) -> "GeneNames":
+        return self  # never changed, so every copy of a tokenizer may share it
+
+    @property
+    def species(self) -> list[str]:
+        """Species that have a table, human first."""
+        return list(self._lines_of)
+
+    def genes(self, species: str) -> list[NamedGene]:
+        """Every named gene of one species."""
+        if species not in self._genes_of:
+            rows = (line.split("\t") for line in self._lines_of.get(species, []))
+            self._genes_of[species] = [
+                NamedGene(species, ensembl_id, symbol, human_gene or symbol, tuple(filter(None, synonyms.split("|"))))
+                for _, ensembl_id, symbol, human_gene, synonyms in rows
+            ]
+        return self._genes_of[species]
+
+    def symbols(self, species: str) -> set[str]:
+        """Every symbol of one species."""
+        if species not in self._symbols_of:
+            self._symbols_of[species] = {line.split("\t", 3)[2] for line in self._lines_of.get(species, [])}
+        return self._symbols_of[species]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "GeneNames":
+        """Read the table from its file."""
+        return cls(Path(path).read_bytes())
+
+    def write(self, path: str | Path) -> None:
+        """Write the table as it was read."""
+        Path(path).write_bytes(self._packed)
+
+
+class GeneMatch(NamedTuple):
+    """Vocabulary row of each column (-1 = none) and how each was found."""
+
+    rows: np.ndarray
+    routes: list[str | None]
+    species: str
+    scheme: str
+    names: Sequence[str]
+
+    @property
+    def has_duplicates(self) -> bool:
+        """Whether several columns are one gene."""
+        found = self.rows[self.rows >= 0]
+        return len(np.unique(found)) < len(found)
+
+    def account(self) -> dict:
+        """What became of the genes, in plain numbers and examples."""
+        by_route = Counter(route for route in self.routes if route)
+        unmatched = [str(name) for name, row in zip(self.names, self.rows, strict=True) if row < 0]
+        found = self.rows[self.rows >= 0]
+        return {
+            "species": self.species,
+            "scheme": self.scheme,
+            "num_genes": len(self.rows),
+            "num_matched": len(found),
+            "matched": {route: by_route.get(route, 0) for route in ROUTES},
+            "merged_duplicates": len(found) - len(np.unique(found)),
+            "num_unmatched": len(unmatched),
+            "unmatched_examples": unmatched[:5],
+        }
+
+
+class GeneIdentifier:
+    """Finds genes of one vocabulary under the names that people give them.
+
+    Parameters
+    ----------
+    genes
+        Names of the vocabulary's genes, in row order.
+    ensembl_ids
+        Their Ensembl ids, "" where unknown.
+    gene_names
+        The offline table; without it only the vocabulary's own names and ids are known.
+    """
+
+    def __init__(self, genes: Sequence[str], ensembl_ids: Sequence[str], gene_names: GeneNames | None = None):
+        self.gene_names = gene_names
+        self._row_of = {name: row for row, name in enumerate(genes)}
+        self._row_of_id = {gene_id: row for row, gene_id in enumerate(ensembl_ids) if gene_id}
+        self._row_of_id.update({name: row for name, row in self._row_of.items() if _ENSEMBL_ID.fullmatch(name)})
+        self._lookups: dict[str, dict[str, tuple[int, str]]] = {}
+
+    def __deepcopy__(self, memo: dict) -> "GeneIdentifier":
+        return self  # as for `GeneNames`
+
+    def match(
+        self, names_by_column: Mapping[str, Sequence[str]], species: str | None = None, first_column: str | None = None
+    ) -> GeneMatch:
+        """Vocabulary row of every gene.
+
+        Parameters
+        ----------
+        names_by_column
+            The names the genes go by: the index and any column of `var` that may hold names. All are used: a gene
+            that one column leaves unknown is looked up in the next.
+        species
+            Recognised from the names if None.
+        first_column
+            The column to trust before the others; by default the one with the most known names.
+        """
+        columns = {column: [str(name) for name in names] for column, names in names_by_column.items()}
+        species = species or self._recognise_species(columns.values())
+        self._check_species(species)
+        matches = {column: self._match_names(names, species) for column, names in columns.items()}
+        order = sorted(
+            matches, key=lambda column: (column != first_column, -np.count_nonzero(matches[column][0] >= 0))
+        )
+        rows, routes = matches[order[0]]
+        rows, routes = rows.copy(), list(routes)
+        for column in order[1:]:
+            for gene in np.flatnonzero((rows < 0) & (matches[column][0] >= 0)):
+                rows[gene], routes[gene] = matches[column][0][gene], matches[column][1][gene]
+        return GeneMatch(rows, routes, species, scheme_of(columns[order[0]]), next(iter(columns.values())))
+
+    def _match_names(self, names: list[str], species: str) -> tuple[np.ndarray, list[str | None]]:
+        lookup, present = self._lookup(species), set(names)
+        found = [_find(name, lookup, present) for name in names]
+        return np.array([row for row, _ in found], dtype=np.int64), [route for _, route in found]
+
+    def _lookup(self, species: str) -> dict[str, tuple[int, str]]:
+        """Every known name of the species' genes -> (vocabulary row, route); the surer route wins."""
+        if species not in self._lookups:
+            lookup: dict[str, tuple[int, str]] = {}
+            if species == "human" or self.gene_names is None:
+                lookup.update({name: (row, "direct") for name, row in self._row_of.items()})
+                lookup.update({gene_id: (row, "direct") for gene_id, row in self._row_of_id.items()})
+            known = self.gene_names.genes(species) if self.gene_names is not None else []
+            self._add_known_genes(lookup, known, "direct" if species == "human" else "ortholog")
+            # Last and least sure: the same name in other capitals.
+            for name, (row, route) in list(lookup.items()):
+                lookup.setdefault(name.upper(), (row, "spelling" if route == "direct" else route))
+            self._lookups[species] = lookup
+        return self._lookups[species]
+
+    def _add_known_genes(self, lookup: dict, known: Iterable[NamedGene], route: str) -> None:
+        human_id = {}
+        if self.gene_names is not None:
+            for gene in self.gene_names.genes("human"):
+                human_id.setdefault(gene.symbol, gene.ensembl_id)
+        rows = {gene: self._row(gene, human_id) for gene in known}
+        rows = {gene: row for gene, row in rows.items() if row is not None}
+        for gene, row in rows.items():
+            lookup.setdefault(gene.ensembl_id, (row, route))
+            lookup.setdefault(gene.symbol, (row, route))
+        for gene, row in rows.items():
+            for synonym in gene.synonyms:
+                lookup.setdefault(synonym, (row, "synonym"))
+
+    def _row(self, gene: NamedGene, human_id: Mapping[str, str]) -> int | None:
+        """Vocabulary row of a gene; a vocabulary may use today's symbol, an id, or a former symbol."""
+        if gene.human_gene in self._row_of:
+            return self._row_of[gene.human_gene]
+        own_id = gene.ensembl_id if gene.species == "human" else ""
+        for gene_id in (own_id, human_id.get(gene.human_gene, "")):
+            if gene_id in self._row_of_id:
+                return self._row_of_id[gene_id]
+        return next((self._row_of[name] for name in gene.synonyms if name in self._row_of), None)
+
+    def _recognise_species(self, columns: Iterable[Sequence[str]]) -> str:
+        """The species most names belong to: by Ensembl prefix, else by symbols in their exact capitals."""
+        known = self.gene_names.species if self.gene_names is not None else ["human"]
+        votes = dict.fromkeys(known, 0)  # on equal votes the first wins: macaque and pig share most human symbols
+        for names in columns:
+            for prefix, times in Counter(_ensembl_prefix(name) for name in names).items():
+                if prefix:
+                    species = SPECIES_OF_PREFIX.get(prefix, f"the species with ids {prefix}...")
+                    votes[species] = votes.get(species, 0) + times
+            if self.gene_names is not None:
+                for species in known:
+                    votes[species] += len(self.gene_names.symbols(species).intersection(names))
+        return max(votes, key=votes.__getitem__)
+
+    def _check_species(self, species: str) -> None:
+        known = self.gene_names.species if self.gene_names is not None else ["human"]
+        if species not in known and self.gene_names is not None:
+            raise ValueError(
+                f"The genes are those of {species}, for which there is no table of orthologs. Known species: "
+                f"{', '.join(known)}. Map the genes to human Ensembl ids or symbols first, or pass `species=`."
+            )
+
+
+def _find(name: str, lookup: Mapping[str, tuple[int, str]], present: set[str]) -> tuple[int, str | None]:
+    """Vocabulary row and route of one name."""
+    if name in lookup:
+        return lookup[name]
+    ensembl = _ENSEMBL_ID.search(name)
+    if ensembl and ensembl.group() in lookup:  # ENSG00000141510.18, ENSG00000141510_TP53, GRCh38_ENSG00000141510
+        row, route = lookup[ensembl.group()]
+        return row, "version" if route == "direct" else route
+    bare = _GENOME_PREFIX.sub("", name)
+    made_unique = _MADE_UNIQUE.sub("", bare)
+    spellings = [bare, bare.upper(), bare.replace(".", "-"), bare.upper().replace(".", "-")]
+    if made_unique in present:  # TP53-1 beside TP53: AnnData's or R's way to make a repeated name unique
+        spellings.append(made_unique)
+    for spelling in spellings:
+        if spelling in lookup:
+            row, route = lookup[spelling]
+            return row, "spelling" if route == "direct" else route
+    return -1, None
+
+
+def _ensembl_prefix(name: str) -> str | None:
+    ensembl = _ENSEMBL_ID.search(name)
+    return next(group for group in ensembl.groups() if group) if ensembl else None
+
+
+def scheme_of(names: Sequence[str]) -> str:
+    """What kind of names these are, in words."""
+    share = sum(bool(_ENSEMBL_ID.search(name)) for name in names) / max(len(names), 1)
+    if share > 0.9:
+        return "Ensembl ids"
+    if share > 0.1:
+        return "Ensembl ids and symbols"
+    return "row numbers" if all(name.isdigit() for name in names) else "symbols"
+
+
+def gene_name_columns(var, var_names: Sequence[str], gene_column: str | None = None) -> dict[str, Sequence[str]]:
+    """The index of `var` and those of its columns that hold gene names."""
+    if gene_column is not None and gene_column not in var:
+        raise ValueError(f"`gene_column={gene_column!r}` is no column of `var`; it has {list(var)}.")
+    columns = {"index": var_names}
+    for column in ([gene_column] if gene_column is not None else []) + list(NAME_COLUMNS):
+        if var is not None and column in var:
+            columns[column] = np.asarray(var[column]).astype(str)
+    return columns

@@ -1,0 +1,85 @@
+"""The genes a model knows, in id order, with what a corpus taught about each."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+SPECIAL_TOKENS = ("<pad>", "<cls>", "<mask>")
+PAD_ID, CLS_ID, MASK_ID = range(len(SPECIAL_TOKENS))
+COLUMNS = ("gene", "ensembl_id", "median", "mass")
+
+
+class GeneVocabulary:
+    """Genes in id order; ids begin after the special tokens.
+
+    Parameters
+    ----------
+    genes
+        Names, each once.
+    ensembl_ids
+        Their Ensembl gene ids, "" where unknown.
+    medians
+        The median of each gene's non-zero values in cells scaled to `target_sum`; 1 by default. Zero or NaN, for a
+        gene that the corpus never showed, becomes the median of the others.
+    masses
+        Each gene's mean share of a cell's counts; equal shares by default. Scaled to sum to 1.
+    """
+
+    def __init__(
+        self,
+        genes: Sequence[str],
+        ensembl_ids: Sequence[str] | None = None,
+        medians: Sequence[float] | None = None,
+        masses: Sequence[float] | None = None,
+    ):
+        self.genes = [str(gene) for gene in genes]
+        if len(set(self.genes)) < len(self.genes):
+            raise ValueError(f"The vocabulary names {len(self.genes) - len(set(self.genes))} genes twice.")
+        self.ensembl_ids = ["" if not gene_id else str(gene_id) for gene_id in ensembl_ids or [""] * len(self.genes)]
+        medians = self._numbers("medians", medians)
+        known = medians > 0
+        self.medians = np.where(known, medians, np.median(medians[known]) if known.any() else 1.0)
+        masses = self._numbers("masses", masses)
+        # Kept in the short digits in which they are written, so that a saved vocabulary is the same to the last bit.
+        total = masses.sum() or 1.0
+        self.masses = (masses if abs(total - 1) < 1e-4 else masses / total).astype(np.float32).astype(np.float64)
+        if len(self.ensembl_ids) != len(self.genes):
+            raise ValueError(f"There are {len(self.ensembl_ids)} Ensembl ids for {len(self.genes)} genes.")
+
+    def _numbers(self, name: str, numbers: Sequence[float] | None) -> np.ndarray:
+        numbers = np.ones(len(self.genes)) if numbers is None else np.nan_to_num(np.asarray(numbers, np.float64))
+        if numbers.shape != (len(self.genes),) or (numbers < 0).any():
+            raise ValueError(f"`{name}` must hold one number, zero or more, for each of the {len(self.genes)} genes.")
+        return numbers
+
+    def __deepcopy__(self, memo: dict) -> "GeneVocabulary":
+        return self  # never changed, so every copy of a tokenizer may share it
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Id of every special token and gene."""
+        return {name: token for token, name in enumerate([*SPECIAL_TOKENS, *self.genes])}
+
+    def __len__(self) -> int:
+        return len(SPECIAL_TOKENS) + len(self.genes)
+
+    def write(self, path: str | Path) -> None:
+        """Write a table with one line per gene."""
+        text = io.StringIO()
+        table = csv.writer(text, delimiter="\t", lineterminator="\n")
+        table.writerow(COLUMNS)
+        numbers = zip(self.medians, self.masses.astype(np.float32), strict=True)
+        for gene, gene_id, (median, mass) in zip(self.genes, self.ensembl_ids, numbers, strict=True):
+            table.writerow([gene, gene_id, str(median), str(mass)])
+        Path(path).write_text(text.getvalue(), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "GeneVocabulary":
+        """Read what `write` wrote."""
+        with open(path, encoding="utf-8", newline="") as lines:
+            rows = list(csv.reader(lines, delimiter="\t"))[1:]
+        genes, ensembl_ids, medians, masses = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return cls(genes, ensembl_ids, np.array(medians, np.float64), np.array(masses, np.float64))

@@ -1,0 +1,340 @@
+"""A model behind an inference endpoint: JSON in, JSON out, for annotate, embed, describe, search and generate.
+
+A Hub file. The endpoint toolkit imports it from the root of the repository, makes one `EndpointHandler(path)` and
+calls it with each decoded body:
+
+    {"inputs": {"task": "annotate", "cells": [{"CD3D": 2, "LYZ": 40}]}, "parameters": {"min_confidence": 0}}
+
+`inputs` may be a list of requests, which are answered together. What requests look like: `schema_scmmgpt.py`.
+"""
+
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+if __package__:
+    from ..processing.prompting_scmmgpt import cell_request, cell_text, conversation, description_question
+    from .naming_scmmgpt import Naming
+    from .request_cells_scmmgpt import opened_cells
+    from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_request
+else:  # in a repository every file lies beside this one
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from naming_scmmgpt import Naming
+    from prompting_scmmgpt import cell_request, cell_text, conversation, description_question
+    from request_cells_scmmgpt import opened_cells
+    from schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_request
+
+CELLS_PER_BATCH = 128
+TEXTS_PER_BATCH = 64
+TEXTS_REMEMBERED = 20_000
+_ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
+
+
+class EndpointHandler:
+    """A loaded model that answers requests.
+
+    Parameters
+    ----------
+    path
+        The model directory; the handler's own by default.
+    device
+        None takes a GPU where there is one.
+    """
+
+    def __init__(self, path: str = "", device: str | None = None):
+        directory = Path(path) if path else Path(__file__).resolve().parent
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+        self.processor.tokenizer.padding_side = "left"
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=True)
+        self.is_generative = "ScMMGPTForConditionalGeneration" in (config.architectures or ())
+        auto_class = AutoModelForMultimodalLM if self.is_generative else AutoModel
+        model = auto_class.from_pretrained(directory, trust_remote_code=True, dtype=dtype)
+        self.model = model.eval().to(self.device)
+        self.training_summary = getattr(self.model.config, "training_summary", None) or {}
+        self.naming = Naming(directory, self.training_summary.get("cell_types") or ())
+        # A fast tokenizer refuses to be used by two threads at once.
+        self._tokenizing = Lock()
+        self._text_vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._warm_up()
+
+    def __call__(self, data: dict[str, Any]) -> Any:
+        """The answer to one decoded body, or a list of answers to a list of requests.
+
+        Raises
+        ------
+        ValueError
+            Why the body cannot be answered.
+        """
+        if not isinstance(data, dict):
+            raise BadRequest('The body is an object: {"inputs": {"task": ..., "cells": ...}}.')
+        inputs, parameters = data.get("inputs", data), data.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise BadRequest("`parameters` is an object.")
+        contents = inputs if isinstance(inputs, list) else [inputs]
+        requests = [
+            read_request({**content, **parameters} if isinstance(content, dict) else content) for content in contents
+        ]
+        answers = self.answer(requests)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers if isinstance(inputs, list) else answers[0]
+
+    def answer(self, requests: Sequence[Any]) -> list[Any]:
+        """One answer per checked request, cells of all requests going through the model together.
+
+        A request that cannot be answered gets the `BadRequest` that says why, in its own place.
+        """
+        encoded = self._embed_cells([request if request.task in _EMBEDDED else None for request in requests])
+        answers: list[Any] = []
+        for request, cells in zip(requests, encoded, strict=True):
+            try:
+                if isinstance(cells, BadRequest):
+                    raise cells
+                answers.append(_ACTIONS[request.task](self, request, cells))
+            except BadRequest as reason:
+                answers.append(reason)
+        return answers
+
+    # The tasks
+
+    def _annotate(self, request: Any, cells: "EmbeddedCells") -> dict[str, Any]:
+        given = request.labels
+        candidates = self.naming.candidates(given) if given else self.naming.default_candidates
+        if not candidates.labels:
+            raise BadRequest("This model brings no list of cell types: send `labels`.")
+        where = {"tissue": request.tissue} if request.tissue else {}
+        pairs = zip(candidates.labels, candidates.definitions, strict=True)
+        texts = [cell_text({"cell_type": label, **where}, definition) for label, definition in pairs]
+        least = self.naming.min_confidence if request.min_confidence is None else request.min_confidence
+        similarities = cells.embeds @ self._embed_texts(texts).T
+        probabilities = self.naming.probabilities(similarities, self._scale(), candidates)
+        calls = self.naming.calls(probabilities, candidates, least)
+        for call, num_genes in zip(calls, cells.num_genes, strict=True):
+            if num_genes == 0 and least > 0:
+                call.update(cell_type="unknown", cell_type_ontology_term_id="unknown", confidence=0.0)
+        return {"calls": calls}
+
+    def _embed(self, request: Any, cells: "EmbeddedCells") -> dict[str, Any]:
+        return {"embeddings": cells.embeds.tolist()}
+
+    def _search(self, request: Any, cells: "EmbeddedCells") -> dict[str, Any]:
+        scores = cells.embeds @ self._embed_texts([request.text.strip()])[0]
+        best = np.argsort(-scores, kind="stable")[: request.top]
+        return {"hits": [{"cell": int(cell), "score": float(scores[cell])} for cell in best]}
+
+    def _describe(self, request: Any, cells: None) -> dict[str, Any]:
+        inputs = self._prompts(request)
+        with torch.inference_mode():
+            ids = self.model.generate(**inputs, max_new_tokens=request.max_new_tokens, do_sample=False)
+        new_ids = ids[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new_ids, skip_special_tokens=True)
+        return {"descriptions": [text.strip() for text in texts]}
+
+    def _generate(self, request: Any, cells: None) -> dict[str, Any]:
+        self._require_language_model()
+        wanted = cell_request({"cell_type": _ARTICLE.sub("", request.text.strip())})
+        inputs = self._process(text=[wanted])
+        genes = self.processor.feature_extractor
+        gene_ids = torch.arange(genes.vocab_size - len(genes.genes), genes.vocab_size)
+        output = self.model.generate_cells(
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            gene_ids=gene_ids,
+            num_cells=request.num_cells,
+            seed=request.seed,
+        )
+        counts, names = output.counts.cpu().numpy(), np.array(genes.genes)
+        expressed = counts.any(axis=0)
+        matrix = sparse.csr_matrix(counts[:, expressed])
+        values = {"indptr": matrix.indptr, "indices": matrix.indices, "data": matrix.data}
+        return {"cells": {"genes": names[expressed].tolist(), **{key: part.tolist() for key, part in values.items()}}}
+
+    def stream_description(self, request: Any) -> Iterator[str]:
+        """The description of one cell in pieces, as it is written; closing the iterator ends the writing."""
+        inputs = self._prompts(request)
+        if len(inputs["input_ids"]) != 1:
+            raise BadRequest(f"A stream describes one cell, got {len(inputs['input_ids'])}.")
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        given_up = Event()
+        options = {
+            "max_new_tokens": request.max_new_tokens,
+            "do_sample": False,
+            "streamer": streamer,
+            "stopping_criteria": StoppingCriteriaList([_StopWhen(given_up)]),
+        }
+        writer = Thread(target=self._write, args=(inputs, options, streamer), daemon=True)
+        return _pieces(writer, streamer, given_up)
+
+    def _write(self, inputs: Any, options: dict[str, Any], streamer: Any) -> None:
+        try:
+            with torch.inference_mode():
+                self.model.generate(**inputs, **options)
+        finally:
+            streamer.end()
+
+    # Cells and texts through the model
+
+    def _prompts(self, request: Any) -> Any:
+        """Model inputs of one question about each cell of the request."""
+        self._require_language_model()
+        messages = conversation(request.prompt or description_question())
+        question = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        with _explained(), opened_cells(request.cells) as source:
+            inputs = self._process(cells=source, text=question)
+        num_cells = len(inputs["gene_ids"])
+        if num_cells > MAX_CELLS_TO_DESCRIBE:
+            raise BadRequest(f"{num_cells} cells are too many to describe; at most {MAX_CELLS_TO_DESCRIBE} are taken.")
+        room = getattr(self.model.config.text_config, "max_position_embeddings", 1 << 20)
+        num_tokens = inputs["input_ids"].shape[1] + request.max_new_tokens
+        if num_tokens > room:
+            raise BadRequest(f"Prompt and answer need {num_tokens} tokens; the model has room for {room}.")
+        return inputs
+
+    def _process(self, **inputs: Any) -> Any:
+        with self._tokenizing:
+            return self.processor(**inputs, return_tensors="pt").to(self.device)
+
+    def _embed_cells(self, requests: Sequence[Any]) -> list[Any]:
+        """For each request its cells' vectors, the reason why there are none, or None where none were asked for."""
+        results: list[Any] = [None] * len(requests)
+        cells: list[tuple[np.ndarray, np.ndarray]] = []
+        places: dict[int, slice] = {}
+        for index, request in enumerate(requests):
+            if request is None:
+                continue
+            try:
+                tokens = self._tokenize(request.cells)
+            except BadRequest as reason:
+                results[index] = reason
+                continue
+            places[index] = slice(len(cells), len(cells) + len(tokens))
+            cells += tokens
+        embeds = self._forward(cells)
+        num_genes = np.array([int((values > 0).sum()) for _, values in cells], dtype=int)
+        for index, place in places.items():
+            results[index] = EmbeddedCells(embeds[place], num_genes[place])
+        return results
+
+    def _tokenize(self, cells: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(gene ids, values) of each cell."""
+        with _explained(), opened_cells(cells) as source:
+            features = self.processor.feature_extractor(source, packed=True)
+        ids, values = np.ravel(features["gene_ids"]), np.ravel(features["gene_values"])
+        bounds = np.asarray(features["cell_cu_seqlens"])
+        return [(ids[start:stop], values[start:stop]) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    def _forward(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Unit vectors, computed in batches of cells of like length."""
+        order = np.argsort([len(ids) for ids, _ in cells], kind="stable")
+        result = np.zeros((len(cells), self.model.config.projection_dim), dtype=np.float32)
+        for start in range(0, len(order), CELLS_PER_BATCH):
+            chosen = order[start : start + CELLS_PER_BATCH]
+            with torch.inference_mode():
+                vectors = self.model.get_cell_features(**self._padded([cells[index] for index in chosen]))
+            result[chosen] = vectors.pooler_output.float().cpu().numpy()
+        return result
+
+    def _padded(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+        longest = max(len(ids) for ids, _ in cells)
+        padding = self.model.config.cell_config.pad_token_id or 0
+        gene_ids = np.full((len(cells), longest), padding, dtype=np.int64)
+        gene_values = np.zeros((len(cells), longest), dtype=np.float32)
+        gene_mask = np.zeros((len(cells), longest), dtype=np.int64)
+        for row, (ids, values) in enumerate(cells):
+            gene_ids[row, : len(ids)], gene_values[row, : len(ids)], gene_mask[row, : len(ids)] = ids, values, 1
+        arrays = {"gene_ids": gene_ids, "gene_values": gene_values, "gene_mask": gene_mask}
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+
+    def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """One unit vector per text; those of earlier requests are remembered."""
+        new = sorted({text for text in texts if text not in self._text_vectors}, key=len)
+        for start in range(0, len(new), TEXTS_PER_BATCH):
+            batch = new[start : start + TEXTS_PER_BATCH]
+            inputs = self._process(text=batch, padding=True, truncation=True)
+            with torch.inference_mode():
+                vectors = self.model.get_text_features(**inputs).pooler_output.float().cpu().numpy()
+            self._text_vectors.update(zip(batch, vectors, strict=True))
+        result = np.stack([self._text_vectors[text] for text in texts])
+        for _ in range(len(self._text_vectors) - TEXTS_REMEMBERED):
+            self._text_vectors.popitem(last=False)
+        return result
+
+    def _scale(self) -> float:
+        towers = self.model.model if self.is_generative else self.model
+        return float(towers.similarity_scale().detach())
+
+    def _require_language_model(self) -> None:
+        if not self.is_generative:
+            raise BadRequest("This model has no language model: it can annotate, embed and search.")
+
+    def _warm_up(self) -> None:
+        """Pay for compilation and first allocations now, not in the first request."""
+        genes = self.processor.feature_extractor.genes[:64]
+        counts = [dict.fromkeys(genes, 1.0)]
+        self.answer([read_request({"task": "annotate", "cells": counts})])
+
+
+class EmbeddedCells:
+    """Vectors of the cells of one request, and how many genes each expresses."""
+
+    def __init__(self, embeds: np.ndarray, num_genes: np.ndarray):
+        self.embeds, self.num_genes = embeds, num_genes
+
+
+_EMBEDDED = ("annotate", "embed", "search")
+_ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "annotate": EndpointHandler._annotate,
+    "embed": EndpointHandler._embed,
+    "search": EndpointHandler._search,
+    "describe": EndpointHandler._describe,
+    "generate": EndpointHandler._generate,
+}
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What the processor objects to in somebody's cells is the sender's to mend."""
+    try:
+        yield
+    except BadRequest:
+        raise
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise BadRequest(str(error)[:1000]) from error
+
+
+class _StopWhen(StoppingCriteria):
+    def __init__(self, event: Event):
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def _pieces(writer: Thread, streamer: Any, given_up: Event) -> Iterator[str]:
+    writer.start()
+    try:
+        yield from (piece for piece in streamer if piece)
+    finally:
+        given_up.set()
+        writer.join()

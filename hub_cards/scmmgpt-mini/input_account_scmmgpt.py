@@ -1,0 +1,104 @@
+"""The account of a call: which matrix and which genes were read, how they were recognised, what was left out."""
+
+from transformers.utils import logging
+
+from .cell_matrix_scmmgpt import Cells
+from .cell_reading_scmmgpt import ChosenMatrix
+from .gene_identity_scmmgpt import GeneMatch
+
+logger = logging.get_logger(__name__)
+
+STRICT_SHARE = 0.5
+
+
+class InputAccount:
+    """Collects what was decided about some cells while they are read.
+
+    Parameters
+    ----------
+    strict
+        Share of the counts that the vocabulary must cover; True means one half, False nothing.
+    """
+
+    def __init__(self, strict: bool | float = False):
+        self.required_share = STRICT_SHARE if strict is True else float(strict)
+        self.facts: dict = {}
+        self.num_cells = self.empty_cells = self.cells_turned_back_into_counts = 0
+        self.covered = self.total = 0.0
+
+    def begin(self, cells: Cells, chosen: ChosenMatrix, match: GeneMatch, panel_share: float) -> None:
+        """Note what was decided before reading; of several sources the first speaks for all."""
+        self.facts = self.facts or {
+            **match.account(),
+            "matrix": chosen.matrix.name,
+            "matrix_state": chosen.state.kind,
+            "matrix_detail": chosen.state.detail,
+            "looked_at": chosen.looked_at,
+            "panel_share": panel_share,
+            "duplicate_cell_names": cells.num_repeated_names,
+            **({"modality": cells.modality} if cells.modality else {}),
+        }
+
+    def add(self, totals, total: float, turned_back: int) -> None:
+        """Note a block of cells that was read: what each holds in the vocabulary's genes, and the block in all."""
+        self.num_cells += len(totals)
+        self.empty_cells += int((totals == 0).sum())
+        self.cells_turned_back_into_counts += turned_back
+        self.covered += float(totals.sum())
+        self.total += total
+
+    @property
+    def share_of_counts(self) -> float:
+        """Share of all counts that lies in genes of the vocabulary."""
+        return min(self.covered / self.total, 1.0) if self.total else 0.0
+
+    def check(self) -> None:
+        """Refuse cells of which too little is covered, if the caller asked for that."""
+        if self.total and self.share_of_counts < self.required_share:
+            raise ValueError(
+                f"The vocabulary covers {self.share_of_counts:.0%} of the counts, less than the {self.required_share:.0%} "
+                f"that `strict=` asks for: {self.facts['num_matched']} of {self.facts['num_genes']} genes were matched, "
+                f"unmatched are for example {', '.join(self.facts['unmatched_examples'])}. Name the column of `var` "
+                "with Ensembl ids or symbols in `gene_column=`, name the species in `species=`, or lower `strict=`."
+            )
+
+    def summary(self) -> dict:
+        """Everything in plain numbers and words, fit for `adata.uns`."""
+        return {
+            **self.facts,
+            "num_cells": self.num_cells,
+            "empty_cells": self.empty_cells,
+            "cells_turned_back_into_counts": self.cells_turned_back_into_counts,
+            "share_of_counts": round(self.share_of_counts, 6),
+        }
+
+    def log(self) -> None:
+        """Say it in one line; loudly where a result may suffer."""
+        facts = self.summary()
+        doubtful = self.share_of_counts < STRICT_SHARE or self.empty_cells or facts["matrix_state"] != "counts"
+        (logger.warning_once if doubtful else logger.info)(account_line(facts))
+
+
+def account_line(account: dict) -> str:
+    """The account in one readable line."""
+    routes = ", ".join(f"{count} {route}" for route, count in account["matched"].items() if count)
+    parts = [
+        f"{account['num_cells']} cells",
+        f"{account.get('modality', '')} {account['matrix']}: {account['matrix_detail']}".strip(),
+        f"{account['num_matched']} of {account['num_genes']} {account['species']} genes ({account['scheme']}) matched"
+        + (f" ({routes})" if routes else ""),
+        f"{account['share_of_counts']:.1%} of counts covered",
+    ]
+    if account["merged_duplicates"]:
+        parts.append(f"{account['merged_duplicates']} duplicates summed")
+    if account["cells_turned_back_into_counts"]:
+        parts.append(f"{account['cells_turned_back_into_counts']} cells turned back into counts exactly")
+    elif account["matrix_state"] == "log1p":
+        parts.append("not invertible to counts: used as log1p")
+    if account["unmatched_examples"]:
+        parts.append(f"unmatched e.g. {', '.join(account['unmatched_examples'][:3])}")
+    if account["empty_cells"]:
+        parts.append(f"{account['empty_cells']} empty cells kept")
+    if account["duplicate_cell_names"]:
+        parts.append(f"{account['duplicate_cell_names']} cell names repeated")
+    return "; ".join(parts)

@@ -1,0 +1,333 @@
+"""Genes and their values in, cell states out: scGPT's encoder, an AutoModel of its own.
+
+Two things go beyond scGPT, both off by default: pooled tokens that summarise all genes of a cell however many there
+are, and attention over only the first genes that the processor gives. Together they make an encoder that reads whole
+transcriptomes at a laptop's cost.
+"""
+
+# Shape letters: B cells, L genes of the longest cell, T genes of all cells, E embedding size, D hidden size.
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention_scmmgpt import ScMMGPTAttention, takes_packed_sequences
+from .configuration_scmmgpt import ScMMGPTCellConfig
+
+# Value labels that are not to be predicted, as in every transformers loss.
+IGNORE = -100
+
+
+@dataclass
+class ScMMGPTCellEncoderOutput(ModelOutput):
+    """States of a cell's tokens (B, L, D), 1 where `state_mask` is real; the `<cls>` state (B, D); predicted values."""
+
+    loss: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    state_mask: torch.LongTensor | None = None
+    value_predictions: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def unpack_cells(packed_1T: torch.Tensor, cell_cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay packed cells out as padded rows; also return the mask, 1 = real."""
+    lengths = cell_cu_seqlens.diff()
+    mask_BL = torch.arange(int(lengths.max()), device=packed_1T.device) < lengths[:, None]
+    padded = packed_1T.new_zeros(*mask_BL.shape, *packed_1T.shape[2:])
+    padded[mask_BL] = packed_1T[0]
+    return padded, mask_BL.long()
+
+
+def check_cells(
+    gene_ids: torch.Tensor,
+    gene_values: torch.Tensor,
+    gene_mask: torch.Tensor | None,
+    cell_cu_seqlens: torch.Tensor | None,
+    vocab_size: int,
+):
+    """Refuse what would otherwise become a silent wrong answer. Not traced by torch.compile."""
+    if torch.compiler.is_compiling():
+        return
+    if gene_ids.numel() and (gene_ids.max() >= vocab_size or gene_ids.min() < 0):
+        raise ValueError(
+            f"Gene ids go from {int(gene_ids.min())} to {int(gene_ids.max())}, but this model's vocabulary has "
+            f"{vocab_size} entries. The cells were tokenised with another model's processor."
+        )
+    if not torch.isfinite(gene_values).all():
+        row = int((~torch.isfinite(gene_values)).nonzero()[0, 0])
+        raise ValueError(
+            f"`gene_values` holds NaN or infinity, first in row {row}. Clean the matrix before tokenising."
+        )
+    if gene_mask is not None and not gene_mask.any(-1).all():
+        row = int((~gene_mask.bool().any(-1)).nonzero()[0, 0])
+        raise ValueError(f"`gene_mask` hides every gene of cell {row}: an empty cell still needs its `<cls>` token.")
+    if cell_cu_seqlens is not None:
+        check_bounds(cell_cu_seqlens, gene_ids)
+
+
+def check_bounds(cell_cu_seqlens: torch.Tensor, gene_ids: torch.Tensor):
+    end, total = int(cell_cu_seqlens[-1]), gene_ids.shape[1]
+    if gene_ids.shape[0] != 1 or end != total:
+        raise ValueError(
+            f"`cell_cu_seqlens` ends at {end}, but `gene_ids` holds {gene_ids.shape[0]} x {total} genes. Packed cells "
+            "lie end to end in one row."
+        )
+    if (cell_cu_seqlens.diff() < 1).any():
+        row = int((cell_cu_seqlens.diff() < 1).nonzero()[0, 0])
+        raise ValueError(f"`cell_cu_seqlens` gives cell {row} no token: an empty cell still needs its `<cls>` token.")
+
+
+class ScMMGPTCellEmbeddings(nn.Module):
+    """Gene vector + value vector, each normalised on its own, as scGPT does."""
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__()
+        self.config = config
+        self.gene_embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        self.gene_projection = (
+            nn.Identity()
+            if config.embedding_size == config.hidden_size
+            else nn.Linear(config.embedding_size, config.hidden_size, bias=False)
+        )
+        self.gene_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.value_encoding == "continuous":
+            self.value_in = nn.Linear(1, config.hidden_size)
+            self.value_out = nn.Linear(config.hidden_size, config.hidden_size)
+        elif config.value_encoding == "bins":
+            self.value_bins = nn.Embedding(config.num_bins + 1, config.hidden_size)  # one more: the masked value
+        if config.value_encoding != "none":
+            self.value_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, gene_ids: torch.Tensor, gene_values: torch.Tensor) -> torch.Tensor:
+        genes_BLD = self.gene_norm(self.gene_projection(self.gene_embeddings(gene_ids)))
+        if self.config.value_encoding == "none":
+            return self.dropout(genes_BLD)
+        if self.config.cls_value is not None:
+            gene_values = gene_values.masked_fill(gene_ids == self.config.cls_token_id, self.config.cls_value)
+        return genes_BLD + self.dropout(self.embed_values(gene_values))
+
+    def embed_values(self, gene_values: torch.Tensor) -> torch.Tensor:
+        if self.config.value_encoding == "bins":
+            masked = self.config.num_bins
+            bins_BL = torch.where(gene_values < 0, masked, gene_values.long().clamp(max=masked - 1))
+            return self.value_norm(self.value_bins(bins_BL))
+        values_BL1 = gene_values.clamp(max=self.config.max_value).unsqueeze(-1).to(self.value_in.weight.dtype)
+        return self.value_norm(self.value_out(F.relu(self.value_in(values_BL1))))
+
+
+class ScMMGPTPooledGenes(nn.Module):
+    """A few tokens that hold the value-weighted sum of *all* gene vectors of a cell."""
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__()
+        self.num_tokens = config.num_pooled_tokens
+        self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.up = nn.Linear(config.embedding_size, config.pooled_intermediate_size)
+        self.down = nn.Linear(config.pooled_intermediate_size, config.embedding_size)
+        self.out_norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.out = nn.Linear(config.embedding_size, config.num_pooled_tokens * config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, gene_table: torch.Tensor, gene_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        summed_BE = F.embedding_bag(gene_ids, gene_table, per_sample_weights=weights.to(gene_table.dtype), mode="sum")
+        pooled_BE = self.norm(summed_BE)
+        pooled_BE = pooled_BE + self.dropout(self.down(F.gelu(self.up(pooled_BE))))
+        return self.out(self.out_norm(pooled_BE)).unflatten(-1, (self.num_tokens, -1))
+
+
+class ScMMGPTCellLayer(GradientCheckpointingLayer):
+    """Post-norm transformer layer, the one of `torch.nn.TransformerEncoderLayer`."""
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__()
+        self.self_attn = ScMMGPTAttention(config)
+        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.linear1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.linear2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs: Unpack[TransformersKwargs]):
+        attended, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
+        hidden_states = self.self_attn_norm(hidden_states + self.dropout(attended))
+        inner = self.linear2(self.dropout(self.activation(self.linear1(hidden_states))))
+        return self.final_norm(hidden_states + self.dropout(inner))
+
+
+class ScMMGPTValueHead(nn.Module):
+    """Cell states -> the expression value of each gene: scGPT's decoder, for masked-value pre-training."""
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__()
+        self.linear1 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.linear2 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, states_BLD: torch.Tensor) -> torch.Tensor:
+        inner = F.leaky_relu(self.linear2(F.leaky_relu(self.linear1(states_BLD))))
+        return self.out(inner).squeeze(-1)
+
+
+def masked_value_loss(predictions_BL: torch.Tensor, value_labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the masked values alone; 0, with a gradient, when nothing is masked."""
+    masked = value_labels != IGNORE
+    error = (predictions_BL.float() - value_labels.float()).square()
+    return (error * masked).sum() / masked.sum().clamp(min=1)
+
+
+class ScMMGPTCellPreTrainedModel(PreTrainedModel):
+    config: ScMMGPTCellConfig
+    base_model_prefix = "model"
+    main_input_name = "gene_ids"
+    input_modalities = ("cell",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ScMMGPTCellLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ScMMGPTCellLayer, "attentions": ScMMGPTAttention}
+
+
+class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
+    """Embed the genes of cells; the first token of every cell is `<cls>`.
+
+    Examples
+    --------
+    >>> config = ScMMGPTCellConfig(
+    ...     vocab_size=50, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, pad_token_id=0, cls_token_id=1
+    ... )
+    >>> encoder = ScMMGPTCellEncoder(config).eval()
+    >>> encoder(torch.tensor([[1, 7, 9]]), torch.tensor([[0.0, 2.0, 1.0]])).pooler_output.shape
+    torch.Size([1, 16])
+    """
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__(config)
+        self.embeddings = ScMMGPTCellEmbeddings(config)
+        self.pooled_genes = ScMMGPTPooledGenes(config) if config.num_pooled_tokens else None
+        self.layers = nn.ModuleList([ScMMGPTCellLayer(config) for _ in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.gene_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.gene_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        gene_ids: torch.LongTensor,
+        gene_values: torch.FloatTensor,
+        gene_mask: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.IntTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScMMGPTCellEncoderOutput:
+        """Packed cells (one row, with `cell_cu_seqlens`) come back padded, with the same numbers."""
+        check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.vocab_size)
+        if cell_cu_seqlens is not None and not self._runs_packed():
+            gene_values, _ = unpack_cells(gene_values, cell_cu_seqlens)
+            gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
+            cell_cu_seqlens = None
+        if cell_cu_seqlens is not None:
+            packed_1TD = self._encode_packed(gene_ids, gene_values, cell_cu_seqlens, **kwargs)
+            states_BLD, state_mask = unpack_cells(packed_1TD, cell_cu_seqlens)
+        else:
+            states_BLD, state_mask = self._embed(gene_ids, gene_values, gene_mask)
+            states_BLD = self.run_layers(states_BLD, state_mask, **kwargs)
+        return ScMMGPTCellEncoderOutput(
+            last_hidden_state=states_BLD, pooler_output=states_BLD[:, 0], state_mask=state_mask
+        )
+
+    def run_layers(self, states_BLD: torch.Tensor, state_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        """The transformer alone, over states of any origin: the cell decoder sends text features through it."""
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=states_BLD, attention_mask=state_mask
+        )
+        for layer in self.layers:
+            states_BLD = layer(states_BLD, attention_mask=attention_mask, **kwargs)
+        return states_BLD
+
+    def _runs_packed(self) -> bool:
+        plain = self.config.num_pooled_tokens == 0 and self.config.num_attended_genes is None
+        return plain and takes_packed_sequences(self.config._attn_implementation)
+
+    def _encode_packed(self, gene_ids, gene_values, cell_cu_seqlens, **kwargs):
+        longest = int(cell_cu_seqlens.diff().max())
+        kwargs.update(cu_seq_lens_q=cell_cu_seqlens, cu_seq_lens_k=cell_cu_seqlens)
+        kwargs.update(max_length_q=longest, max_length_k=longest)
+        states_1TD = self.embeddings(gene_ids, gene_values)
+        for layer in self.layers:
+            states_1TD = layer(states_1TD, **kwargs)
+        return states_1TD
+
+    def _embed(self, gene_ids, gene_values, gene_mask):
+        if gene_mask is None:
+            gene_mask = torch.ones_like(gene_ids)
+        attended = slice(0, self.config.num_attended_genes and self.config.num_attended_genes + 1)
+        states_BLD = self.embeddings(gene_ids[:, attended], gene_values[:, attended])
+        if self.pooled_genes is None:
+            return states_BLD, gene_mask[:, attended].long()
+        # <cls> weighs nothing, but stays: a cell without genes still has one token to sum over.
+        weights_BL = F.pad((gene_values.clamp(min=0) * gene_mask)[:, 1:], (1, 0))
+        pooled = self.pooled_genes(self.embeddings.gene_embeddings.weight, gene_ids, weights_BL)
+        ones = gene_mask.new_ones(pooled.shape[:2])
+        # <cls> stays first: it is what `pooler_output` reads.
+        states_BLD = torch.cat([states_BLD[:, :1], pooled, states_BLD[:, 1:]], dim=1)
+        return states_BLD, torch.cat([gene_mask[:, :1], ones, gene_mask[:, attended][:, 1:]], dim=1).long()
+
+
+class ScMMGPTCellEncoderForMaskedValues(ScMMGPTCellPreTrainedModel):
+    """Pre-train a cell encoder from scratch: predict the values that were hidden behind `mask_value`."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__(config)
+        self.model = ScMMGPTCellEncoder(config)
+        self.value_head = ScMMGPTValueHead(config)
+        self.post_init()
+
+    def forward(self, gene_ids, gene_values, gene_mask=None, value_labels=None, **kwargs) -> ScMMGPTCellEncoderOutput:
+        outputs = self.model(gene_ids, gene_values, gene_mask, **kwargs)
+        outputs.value_predictions = self.value_head(gene_states(outputs.last_hidden_state, self.config))
+        if value_labels is not None:
+            outputs.loss = masked_value_loss(
+                outputs.value_predictions, value_labels[:, : outputs.value_predictions.shape[1]]
+            )
+        return outputs
+
+
+def gene_states(states_BLD: torch.Tensor, config: ScMMGPTCellConfig) -> torch.Tensor:
+    """The states that stand at the positions of `gene_ids`: all but the pooled tokens behind `<cls>`."""
+    pooled = config.num_pooled_tokens
+    return states_BLD if not pooled else torch.cat([states_BLD[:, :1], states_BLD[:, 1 + pooled :]], dim=1)
+
+
+__all__ = [
+    "ScMMGPTCellEncoder",
+    "ScMMGPTCellEncoderForMaskedValues",
+    "ScMMGPTCellEncoderOutput",
+    "ScMMGPTValueHead",
+    "gene_states",
+    "masked_value_loss",
+    "unpack_cells",
+]

@@ -1,0 +1,255 @@
+"""Cell states in, query tokens out; texts beside them through the same self-attention.
+
+The architecture of BLIP-2's Q-Former, so that any BERT initialises it: queries and text share self-attention, each
+has a feed-forward of its own, and only queries look at the cell, every `cross_attention_frequency` layers.
+"""
+
+# Shape letters: B cells or texts, Q queries, S text tokens, L cell states, D hidden size.
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention_scmmgpt import ScMMGPTAttention
+from .configuration_scmmgpt import ScMMGPTQFormerConfig
+
+QFormerMode = Literal["contrast", "match", "caption"]
+
+
+@dataclass
+class ScMMGPTQFormerOutput(ModelOutput):
+    """States of the queries (B, Q, D) and of the text (B, S, D); a branch that was not given is None."""
+
+    query_states: torch.FloatTensor | None = None
+    text_states: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def joint_mask(mode: QFormerMode, num_queries: int, text_mask_BS: torch.Tensor) -> torch.Tensor:
+    """Who sees whom among [queries; text], (B, 1, Q+S, Q+S), True = sees.
+
+    - contrast: each branch sees itself alone;
+    - match: everybody sees everybody;
+    - caption: queries see queries, a text token sees all queries and the text up to itself.
+    """
+    num_texts, length = text_mask_BS.shape
+    total = num_queries + length
+    is_text = torch.arange(total, device=text_mask_BS.device) >= num_queries
+    if mode == "contrast":
+        sees = is_text[:, None] == is_text[None, :]
+    elif mode == "match":
+        sees = torch.ones(total, total, dtype=torch.bool, device=text_mask_BS.device)
+    elif mode == "caption":
+        sees = torch.ones(total, total, dtype=torch.bool, device=text_mask_BS.device).tril()
+        sees[:, :num_queries] = True
+        sees[:num_queries, num_queries:] = False
+    else:
+        raise ValueError(f"`mode` is one of contrast, match and caption, got {mode!r}.")
+    real = torch.cat([text_mask_BS.new_ones(num_texts, num_queries), text_mask_BS], dim=1).bool()
+    # A padded token sees itself, so that no row of the softmax is empty.
+    itself = torch.eye(total, dtype=torch.bool, device=text_mask_BS.device)
+    return ((sees & real[:, None, :]) | itself)[:, None]
+
+
+class ScMMGPTQFormerFeedForward(nn.Module):
+    def __init__(self, config: ScMMGPTQFormerConfig):
+        super().__init__()
+        self.linear1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.linear2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.norm(states + self.dropout(self.linear2(self.activation(self.linear1(states)))))
+
+
+class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
+    def __init__(self, config: ScMMGPTQFormerConfig, looks_at_cell: bool):
+        super().__init__()
+        # Custom masks over a few dozen tokens: sdpa honours them; flash pays only in cross-attention, over genes.
+        self.self_attn = ScMMGPTAttention(config, implementation="sdpa")
+        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        if looks_at_cell:
+            self.cross_attn = ScMMGPTAttention(config, key_value_size=config.encoder_hidden_size)
+            self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        else:
+            self.cross_attn = None
+        self.query_feed_forward = ScMMGPTQFormerFeedForward(config)
+        self.text_feed_forward = ScMMGPTQFormerFeedForward(config)
+
+    def forward(self, states, num_queries, attention_mask=None, cell_states=None, cell_mask=None, **kwargs):
+        attended, _ = self.self_attn(states, attention_mask=attention_mask, **kwargs)
+        states = self.self_attn_norm(states + self.dropout(attended))
+        queries, text = states[:, :num_queries], states[:, num_queries:]
+        if num_queries and self.cross_attn is not None:
+            attended, _ = self.cross_attn(queries, attention_mask=cell_mask, key_value_states=cell_states, **kwargs)
+            queries = self.cross_attn_norm(queries + self.dropout(attended))
+        branches = []
+        if num_queries:
+            branches.append(self.query_feed_forward(queries))
+        if text.shape[1]:
+            branches.append(self.text_feed_forward(text))
+        return torch.cat(branches, dim=1)
+
+
+class ScMMGPTQFormerEmbeddings(nn.Module):
+    """Queries as they are, text as words + positions; both normalised together, as BLIP-2 does."""
+
+    def __init__(self, config: ScMMGPTQFormerConfig):
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.max_length = config.max_position_embeddings
+
+    def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        if input_ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"A text of {input_ids.shape[1]} tokens does not fit the Q-Former's {self.max_length} positions. "
+                f"Shorten it, or pass `truncation=True, max_length={self.max_length}` to the processor."
+            )
+        # Positions count real tokens, so that padding on either side changes nothing.
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        return self.word_embeddings(input_ids) + self.position_embeddings(positions)
+
+    def forward(self, branches: list[torch.Tensor]) -> torch.Tensor:
+        return self.dropout(self.norm(torch.cat(branches, dim=1)))
+
+
+class ScMMGPTQFormer(PreTrainedModel):
+    """Queries read a cell; a text may come along, seen as `mode` says.
+
+    Examples
+    --------
+    >>> config = ScMMGPTQFormerConfig(
+    ...     vocab_size=30,
+    ...     hidden_size=16,
+    ...     encoder_hidden_size=8,
+    ...     intermediate_size=16,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ...     num_query_tokens=4,
+    ... )
+    >>> qformer = ScMMGPTQFormer(config).eval()
+    >>> qformer(cell_states=torch.rand(2, 5, 8)).query_states.shape
+    torch.Size([2, 4, 16])
+    >>> qformer(input_ids=torch.tensor([[1, 2, 3]])).text_states.shape
+    torch.Size([1, 3, 16])
+    """
+
+    config: ScMMGPTQFormerConfig
+    base_model_prefix = "qformer"
+    main_input_name = "cell_states"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ScMMGPTQFormerLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": ScMMGPTQFormerLayer,
+        "attentions": OutputRecorder(ScMMGPTAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(ScMMGPTAttention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: ScMMGPTQFormerConfig):
+        super().__init__(config)
+        self.embeddings = ScMMGPTQFormerEmbeddings(config)
+        self.layers = nn.ModuleList(
+            [
+                ScMMGPTQFormerLayer(config, looks_at_cell=i % config.cross_attention_frequency == 0)
+                for i in range(config.num_hidden_layers)
+            ]
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.word_embeddings = value
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, ScMMGPTQFormerEmbeddings):
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        cell_states: torch.FloatTensor | None = None,
+        cell_mask: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        mode: QFormerMode = "match",
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScMMGPTQFormerOutput:
+        """Give cells, texts or both (then as many cells as texts)."""
+        branches, num_queries, joint = [], 0, None
+        if cell_states is not None:
+            num_queries = self.config.num_query_tokens
+            branches.append(self.embeddings.query_tokens.expand(cell_states.shape[0], -1, -1))
+            cell_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=branches[0],
+                attention_mask=cell_mask,
+                encoder_hidden_states=cell_states,
+            )
+        if input_ids is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            branches.append(self.embeddings.embed_text(input_ids, attention_mask))
+            joint = joint_mask(mode, num_queries, attention_mask)
+        states = self.embeddings(branches)
+        for layer in self.layers:
+            states = layer(
+                states,
+                num_queries,
+                attention_mask=joint,
+                cell_states=cell_states,
+                cell_mask=cell_mask,
+                **kwargs,
+            )
+        return ScMMGPTQFormerOutput(
+            query_states=states[:, :num_queries] if cell_states is not None else None,
+            text_states=states[:, num_queries:] if input_ids is not None else None,
+        )
+
+
+class ScMMGPTCaptionHead(nn.Module):
+    """BERT's masked-LM head over the Q-Former's text states; the output matrix is its word embeddings."""
+
+    def __init__(self, config: ScMMGPTQFormerConfig):
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.empty(config.vocab_size))
+        self.constant_parameters = {"bias": 0.0}
+
+    def forward(self, text_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.norm(F.gelu(self.transform(text_states))), word_embeddings, self.bias)
+
+
+__all__ = ["QFormerMode", "ScMMGPTCaptionHead", "ScMMGPTQFormer", "ScMMGPTQFormerOutput", "joint_mask"]

@@ -1,0 +1,832 @@
+"""scMMGPT: a cell encoder and a Q-Former beside any causal LM, and back from text to cells.
+
+- `ScMMGPTModel`: the towers. Embeds cells and texts into one space.
+- `ScMMGPTForPreTraining`: stage 1, discriminative: contrast, matching, captioning, masked values.
+- `ScMMGPTForConditionalGeneration`: stage 2, generative, both directions.
+
+Both stages name the towers' weights alike (`model.cell_encoder`, `model.qformer`, ...), so that a checkpoint of either
+loads into every class without a mapping, and `AutoModel` never reads the LLM.
+"""
+
+# Shape letters: B cells, N texts, Q query tokens, S text tokens, D embedding size.
+
+import copy
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
+
+from .configuration_scmmgpt import ScMMGPTConfig
+from .losses_scmmgpt import caption_loss, contrast_loss, relations, sample_negatives
+from .modeling_cell_decoder import ScMMGPTCellDecoder, ScMMGPTCellOutput, sample_counts
+from .modeling_cell_encoder import (
+    ScMMGPTCellEncoder,
+    ScMMGPTValueHead,
+    check_cells,
+    gene_states,
+    masked_value_loss,
+    unpack_cells,
+)
+from .modeling_qformer import ScMMGPTCaptionHead, ScMMGPTQFormer
+
+# What every saved checkpoint tells the Auto classes, whichever class saved it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_scmmgpt.ScMMGPTConfig",
+    "AutoModel": "modeling_scmmgpt.ScMMGPTModel",
+    "AutoModelForPreTraining": "modeling_scmmgpt.ScMMGPTForPreTraining",
+    "AutoModelForMultimodalLM": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
+    "AutoProcessor": "processing_scmmgpt.ScMMGPTProcessor",
+    "AutoFeatureExtractor": "gene_tokenization_scmmgpt.ScMMGPTGeneTokenizer",
+}
+# Parts of a checkpoint that a class of the other stage leaves unread.
+STAGE_1_HEADS = [r"^caption_head\.", r"^value_head\."]
+STAGE_2_PARTS = [r"language_model\.", r"cell_token_projector\.", r"^lm_head\.", r"^cell_decoder\."]
+CELL_INPUTS = ("gene_ids", "gene_values", "gene_mask", "cell_cu_seqlens")
+GENES_PER_STEP = 4096  # genes decoded at once: bounds the memory of `generate_cells`
+
+
+@dataclass
+class ScMMGPTOutput(ModelOutput):
+    """Unit-length embeddings of cells (B, D) and texts (N, D), and their scaled similarities (B, N)."""
+
+    cell_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    logits_per_cell: torch.FloatTensor | None = None
+
+
+@dataclass
+class ScMMGPTPreTrainingOutput(ModelOutput):
+    """The weighted sum of the stage-1 losses, and each by its name; a loss of weight 0 is None."""
+
+    loss: torch.FloatTensor | None = None
+    contrast_loss: torch.FloatTensor | None = None
+    match_loss: torch.FloatTensor | None = None
+    caption_loss: torch.FloatTensor | None = None
+    value_loss: torch.FloatTensor | None = None
+    cell_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+@dataclass
+class ScMMGPTCausalLMOutput(CausalLMOutputWithPast):
+    """A causal LM's output, the two losses of stage 2, and the cell tokens that stood in the prompt."""
+
+    language_loss: torch.FloatTensor | None = None
+    cell_generation_loss: torch.FloatTensor | None = None
+    cell_hidden_states: torch.FloatTensor | None = None
+
+
+class ScMMGPTPreTrainedModel(PreTrainedModel):
+    config: ScMMGPTConfig
+    base_model_prefix = "model"
+    main_input_name = "gene_ids"
+    input_modalities = ("cell", "text")
+    supports_gradient_checkpointing = True
+    # Trainer must divide these losses by the accumulation steps itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ScMMGPTCellLayer", "ScMMGPTQFormerLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, ScMMGPTModel):
+            init.constant_(module.logit_scale, -torch.log(torch.tensor(self.config.initial_temperature)).item())
+        for name, value in getattr(module, "constant_parameters", {}).items():
+            init.constant_(getattr(module, name), value)
+        for name in getattr(module, "random_parameters", ()):
+            init.normal_(getattr(module, name), std=self.config.initializer_range)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def generate(self, *args, **kwargs):
+        raise AttributeError(
+            f"{type(self).__name__} has no language model to generate with. Load the checkpoint with "
+            "`AutoModelForMultimodalLM.from_pretrained(...)`, which gives ScMMGPTForConditionalGeneration."
+        )
+
+
+class ScMMGPTModel(ScMMGPTPreTrainedModel):
+    """Cell encoder, Q-Former and the shared space of cells and texts, without the LLM."""
+
+    _keys_to_ignore_on_load_unexpected = [*STAGE_1_HEADS, *STAGE_2_PARTS]
+
+    def __init__(self, config: ScMMGPTConfig):
+        super().__init__(config)
+        width = config.qformer_config.hidden_size
+        # Our own encoder by its class, so that remote code needs no registration; any other by the Auto class.
+        if config.cell_config.model_type == "scmmgpt_cell":
+            self.cell_encoder = ScMMGPTCellEncoder(config.cell_config)
+        else:
+            self.cell_encoder = AutoModel.from_config(config.cell_config)
+            self.cell_encoder.pooler = None  # BERT's: nobody reads it, so it could never train
+        self.qformer = ScMMGPTQFormer(config.qformer_config)
+        self.cell_projection = nn.Linear(width, config.projection_dim)
+        self.text_projection = nn.Linear(width, config.projection_dim)
+        self.match_head = nn.Linear(width, 2)
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.qformer.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.qformer.set_input_embeddings(value)
+
+    def encode_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None):
+        """States of the cell encoder (B, L, hidden) and their mask."""
+        if isinstance(self.cell_encoder, ScMMGPTCellEncoder):
+            outputs = self.cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
+            return outputs.last_hidden_state, outputs.state_mask
+        check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.cell_config.vocab_size)
+        if cell_cu_seqlens is not None:
+            gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
+        # An encoder of ranked genes: the order of the ids is the expression.
+        states = self.cell_encoder(input_ids=gene_ids, attention_mask=gene_mask).last_hidden_state
+        return states, torch.ones_like(gene_ids) if gene_mask is None else gene_mask
+
+    def run_cell_layers(self, states: torch.Tensor) -> torch.Tensor:
+        """The cell encoder's transformer over states of any origin."""
+        if isinstance(self.cell_encoder, ScMMGPTCellEncoder):
+            return self.cell_encoder.run_layers(states)
+        return self.cell_encoder(inputs_embeds=states).last_hidden_state
+
+    @can_return_tuple
+    def get_cell_features(
+        self,
+        gene_ids: torch.LongTensor,
+        gene_values: torch.FloatTensor,
+        gene_mask: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.IntTensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Query states (B, Q, hidden) and one unit-length float32 embedding per cell (B, D)."""
+        cell_states, state_mask = self.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
+        queries = self.qformer(cell_states=cell_states, cell_mask=state_mask).query_states
+        pooled = self.cell_projection(queries).mean(1).float()
+        return BaseModelOutputWithPooling(last_hidden_state=queries, pooler_output=F.normalize(pooled, dim=-1))
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Text states (N, S, hidden) and one unit-length float32 embedding per text (N, D)."""
+        input_ids, attention_mask = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
+        states = self.qformer(input_ids=input_ids, attention_mask=attention_mask).text_states
+        first = torch.zeros_like(input_ids[:, 0]) if attention_mask is None else attention_mask.argmax(1)
+        pooled = self.text_projection(states[torch.arange(len(states), device=states.device), first]).float()
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(pooled, dim=-1))
+
+    def match_logits(self, cell_states, state_mask, input_ids, attention_mask) -> torch.Tensor:
+        """(B, 2): does text i describe cell i? Queries and text see each other; the queries vote."""
+        outputs = self.qformer(cell_states, state_mask, input_ids, attention_mask, mode="match")
+        return self.match_head(outputs.query_states).float().mean(1)
+
+    def get_match_scores(
+        self,
+        gene_ids,
+        gene_values,
+        gene_mask=None,
+        input_ids=None,
+        attention_mask=None,
+        qformer_input_ids=None,
+        qformer_attention_mask=None,
+        cell_cu_seqlens=None,
+    ) -> torch.Tensor:
+        """Probability that text i describes cell i, for as many texts as cells."""
+        cells = self.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
+        text = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
+        return self.match_logits(*cells, *text).softmax(-1)[:, 1]
+
+    def similarity_scale(self) -> torch.Tensor:
+        return self.logit_scale.float().exp().clamp(max=100)
+
+    def forward(self, gene_ids=None, gene_values=None, gene_mask=None, cell_cu_seqlens=None, **text) -> ScMMGPTOutput:
+        """Embed cells, texts or both. Text comes as the processor names it: `input_ids`, `attention_mask`, ..."""
+        cell_embeds = text_embeds = logits = None
+        if gene_ids is not None:
+            cell_embeds = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens).pooler_output
+        if text.get("input_ids") is not None or text.get("qformer_input_ids") is not None:
+            text_embeds = self.get_text_features(**text).pooler_output
+        if cell_embeds is not None and text_embeds is not None:
+            logits = self.similarity_scale() * cell_embeds @ text_embeds.T
+        return ScMMGPTOutput(cell_embeds=cell_embeds, text_embeds=text_embeds, logits_per_cell=logits)
+
+
+def _first_seeds(seed: int, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
+    """Where each text's random numbers start: by its words, not by its place among other texts.
+
+    A text that comes again continues elsewhere, so that its cells are new ones. 32 bits are all that torch's CPU
+    generator takes; cells count up from the start, so those of one text never meet.
+    """
+    seen: Counter = Counter()
+    seeds = []
+    for row, ids in enumerate(input_ids.cpu()):
+        words = tuple(ids.tolist() if attention_mask is None else ids[attention_mask[row].cpu().bool()].tolist())
+        key = repr((seed, words, seen[words])).encode()
+        seeds.append(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little"))
+        seen[words] += 1
+    return seeds
+
+
+def _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask):
+    """The Q-Former's own token ids where the processor has a second tokenizer, else the shared ones."""
+    if qformer_input_ids is not None:
+        return qformer_input_ids, qformer_attention_mask
+    if input_ids is None:
+        raise ValueError("No text was given: pass what `processor(text=...)` returns.")
+    return input_ids, attention_mask
+
+
+class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
+    """Stage 1: align cells with texts, tell matching pairs from near misses, describe, and fill in hidden values."""
+
+    _keys_to_ignore_on_load_unexpected = STAGE_2_PARTS
+
+    def __init__(self, config: ScMMGPTConfig):
+        super().__init__(config)
+        self.model = ScMMGPTModel(config)
+        self.caption_head = ScMMGPTCaptionHead(config.qformer_config)
+        self.value_head = ScMMGPTValueHead(config.cell_config)
+        self.post_init()
+
+    def get_cell_features(self, *args, **kwargs):
+        return self.model.get_cell_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs):
+        return self.model.get_text_features(*args, **kwargs)
+
+    def forward(
+        self,
+        gene_ids: torch.LongTensor,
+        gene_values: torch.FloatTensor,
+        gene_mask: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.IntTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        text_labels: torch.LongTensor | None = None,
+        text_lineage: torch.LongTensor | None = None,
+        value_labels: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> ScMMGPTPreTrainingOutput:
+        """
+        Parameters
+        ----------
+        gene_ids, gene_values, gene_mask, cell_cu_seqlens
+            Cells as the processor gives them, padded or packed.
+        input_ids, attention_mask, qformer_input_ids, qformer_attention_mask
+            One text per cell. Without text only the masked-value loss is computed.
+        text_labels
+            (B,) Equal numbers mark equal texts.
+        text_lineage
+            (B, K) The ontology number of each text's cell type, then of all its ancestors, padded with -1.
+        value_labels
+            (B, L) Values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        """
+        config, output = self.config, ScMMGPTPreTrainingOutput()
+        cell_states, state_mask = self.model.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
+        if value_labels is not None and config.value_weight:
+            predictions = self.value_head(gene_states(cell_states, config.cell_config))
+            output.value_loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
+        if input_ids is not None or qformer_input_ids is not None:
+            text = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
+            self._text_losses(output, cell_states, state_mask, text, text_labels, text_lineage)
+        output.loss = self._weighted_sum(output)
+        return output
+
+    def _weighted_sum(self, output: ScMMGPTPreTrainingOutput) -> torch.Tensor:
+        parts = [
+            getattr(self.config, f"{name}_weight") * output[f"{name}_loss"]
+            for name in ("contrast", "match", "caption", "value")
+            if output.get(f"{name}_loss") is not None
+        ]
+        if not parts:
+            raise ValueError(
+                "Nothing to learn: the batch has neither text nor `value_labels` (or their weights are 0)."
+            )
+        return torch.stack(parts).sum()
+
+    def _text_losses(self, output, cell_states, state_mask, text, text_labels, text_lineage):
+        config, model = self.config, self.model
+        input_ids, attention_mask = text[0], torch.ones_like(text[0]) if text[1] is None else text[1]
+        queries = model.qformer(cell_states=cell_states, cell_mask=state_mask).query_states
+        output.cell_embeds = F.normalize(model.cell_projection(queries).mean(1).float(), dim=-1)
+        output.text_embeds = model.get_text_features(input_ids, attention_mask).pooler_output
+        scale = model.similarity_scale()
+        if config.contrast_weight:
+            output.contrast_loss = contrast_loss(
+                output.cell_embeds, output.text_embeds, scale, text_labels, text_lineage, config.target_temperature
+            )
+        if config.match_weight:
+            output.match_loss = self._match_loss(
+                output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage
+            )
+        if config.caption_weight:
+            caption_ids = input_ids
+            if config.qformer_config.caption_start_token_id is not None:
+                first = torch.arange(input_ids.shape[1], device=input_ids.device) == attention_mask.argmax(1)[:, None]
+                caption_ids = input_ids.masked_fill(first, config.qformer_config.caption_start_token_id)
+            states = model.qformer(cell_states, state_mask, caption_ids, attention_mask, mode="caption").text_states
+            logits = self.caption_head(states, model.qformer.get_input_embeddings().weight)
+            output.caption_loss = caption_loss(logits, input_ids, attention_mask)
+
+    def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage):
+        """True pairs against each cell with a hard wrong text and each text with a hard wrong cell.
+
+        Negatives come from this process: sending cell states of thousands of genes around would cost more than it
+        brings.
+        """
+        num = len(input_ids)
+        excluded, _ = relations(num, text_labels, text_lineage, input_ids.device)
+        logits = self.model.similarity_scale() * output.cell_embeds @ output.text_embeds.T
+        wrong_text, has_text = sample_negatives(logits.detach(), excluded)
+        wrong_cell, has_cell = sample_negatives(logits.detach().T, excluded)
+        itself = torch.arange(num, device=input_ids.device)
+        cell = torch.cat([itself, itself[has_text], wrong_cell[has_cell]])
+        text = torch.cat([itself, wrong_text[has_text], itself[has_cell]])
+        scores = self.model.match_logits(cell_states[cell], state_mask[cell], input_ids[text], attention_mask[text])
+        return F.cross_entropy(scores, (torch.arange(len(cell), device=cell.device) < num).long())
+
+
+class ScMMGPTGenerativeModel(ScMMGPTModel):
+    """The towers and an LLM that reads cells as `num_query_tokens` tokens each, in the place of `<cell>`."""
+
+    _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
+
+    def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        if getattr(config.text_config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"The text model must be a causal LM, {config.text_config.model_type} is an encoder-decoder."
+            )
+        self.language_model = AutoModel.from_config(config.text_config) if language_model is None else language_model
+        self.cell_token_projector = nn.Sequential(
+            nn.Linear(config.qformer_config.hidden_size, config.projector_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.projector_hidden_size, self.get_input_embeddings().embedding_dim),
+        )
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
+        """Cells as tokens of the LLM's width (B, Q, LLM hidden)."""
+        queries = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens).last_hidden_state
+        return self.cell_token_projector(queries)
+
+    def placeholder_mask(self, input_ids, inputs_embeds=None):
+        """(B, S) True where a cell's tokens go."""
+        if input_ids is not None:
+            return input_ids == self.config.cell_token_id
+        token = torch.full((), self.config.cell_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+
+    def place_cells(self, input_ids, inputs_embeds, cell_tokens):
+        """Put the cells' tokens where the prompts hold placeholders, in reading order."""
+        is_cell = self.placeholder_mask(input_ids, inputs_embeds)
+        num_placeholders, (num_cells, num_queries) = is_cell.sum(), cell_tokens.shape[:2]
+        torch_compilable_check(
+            num_placeholders == num_cells * num_queries,
+            lambda: (
+                f"The prompts hold {int(num_placeholders)} <cell> placeholder tokens, that is "
+                f"{int(num_placeholders) / num_queries:g} cells of {num_queries} tokens, but {num_cells} cells were passed. "
+                "Tokenise prompts and cells in one call, `processor(cells=..., text=...)`."
+            ),
+        )
+        cell_tokens = cell_tokens.to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(is_cell.unsqueeze(-1), cell_tokens)
+
+    def refuse_unfilled_placeholders(self, input_ids):
+        num_placeholders = self.placeholder_mask(input_ids).sum()
+        torch_compilable_check(
+            num_placeholders == 0,
+            lambda: (
+                f"The prompts hold {int(num_placeholders)} <cell> placeholder tokens, that is "
+                f"{int(num_placeholders) / self.config.num_query_tokens:g} cells, but 0 cells were passed."
+            ),
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        gene_ids: torch.LongTensor | None = None,
+        gene_values: torch.FloatTensor | None = None,
+        gene_mask: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.IntTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if gene_ids is not None:
+            cell_tokens = self.get_cell_tokens(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
+            inputs_embeds = self.place_cells(input_ids, inputs_embeds, cell_tokens)
+        elif input_ids is not None and past_key_values is None:
+            self.refuse_unfilled_placeholders(input_ids)
+        return self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+
+class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
+    """Stage 2: cells and text in, text out (`generate`); text in, cells out (`generate_cells`)."""
+
+    _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    # What `generate` takes for the prompt. Were it `gene_ids`, it would swallow the cells and write without them.
+    main_input_name = "input_ids"
+    generate = GenerationMixin.generate
+
+    def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.model = ScMMGPTGenerativeModel(config, language_model)
+        words = self.model.get_input_embeddings()
+        self.lm_head = nn.Linear(words.embedding_dim, config.text_config.vocab_size, bias=False)
+        # The LLM's last states are as wide as its words, which need not be its `hidden_size` (OPT 350M).
+        self.cell_decoder = ScMMGPTCellDecoder(config.cell_decoder_config, config.cell_config, words.embedding_dim)
+        # Every LLM calls its embeddings by another name: tie to whatever they are.
+        name = next(name for name, weight in self.model.named_parameters() if weight is words.weight)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}"}
+        self.post_init()
+        self._never_write_placeholders()
+
+    def _never_write_placeholders(self):
+        if self.config.cell_token_id is not None:
+            self.generation_config.suppress_tokens = [self.config.cell_token_id]
+
+    def get_cell_features(self, *args, **kwargs):
+        return self.model.get_cell_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs):
+        return self.model.get_text_features(*args, **kwargs)
+
+    def get_match_scores(self, *args, **kwargs):
+        return self.model.get_match_scores(*args, **kwargs)
+
+    def get_cell_tokens(self, *args, **kwargs):
+        return self.model.get_cell_tokens(*args, **kwargs)
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, value):
+        self.lm_head = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        gene_ids: torch.LongTensor | None = None,
+        gene_values: torch.FloatTensor | None = None,
+        gene_mask: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.IntTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        cell_prompt_ids: torch.LongTensor | None = None,
+        cell_prompt_mask: torch.Tensor | None = None,
+        target_gene_ids: torch.LongTensor | None = None,
+        target_counts: torch.Tensor | None = None,
+        target_library_size: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScMMGPTCausalLMOutput:
+        """
+        Parameters
+        ----------
+        input_ids, attention_mask
+            Prompts; `<cell>` placeholders take the cells in reading order.
+        gene_ids, gene_values, gene_mask, cell_cu_seqlens
+            The cells of all prompts, as the processor gives them.
+        labels
+            The answer's tokens, -100 everywhere else.
+        cell_prompt_ids, cell_prompt_mask
+            Text -> cell: one text per cell of the batch; an empty one stands for any cell.
+        target_gene_ids, target_counts
+            Text -> cell: (G,) genes, all or a random share of them, and (B, G) raw counts that the text should lead to.
+        target_library_size
+            (B,) Total counts of each cell over the vocabulary; None = the sum of `target_counts`.
+        """
+        output = ScMMGPTCausalLMOutput()
+        if input_ids is not None or inputs_embeds is not None:
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                gene_ids=gene_ids,
+                gene_values=gene_values,
+                gene_mask=gene_mask,
+                cell_cu_seqlens=cell_cu_seqlens,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                return_dict=True,
+                **kwargs,
+            )
+            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+            output = ScMMGPTCausalLMOutput(
+                logits=logits,
+                past_key_values=outputs.past_key_values,
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
+            if labels is not None:
+                vocab_size = self.config.text_config.vocab_size
+                output.language_loss = self.loss_function(
+                    logits=logits, labels=labels, vocab_size=vocab_size, **kwargs
+                )
+        if target_counts is not None:
+            cells = (gene_ids, gene_values, gene_mask, cell_cu_seqlens)
+            output.cell_generation_loss = self.cell_generation_loss(
+                cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size
+            ).loss
+        parts = [
+            weight * part
+            for weight, part in (
+                (1.0, output.language_loss),
+                (self.config.cell_generation_weight, output.cell_generation_loss),
+            )
+            if part is not None
+        ]
+        output.loss = torch.stack(parts).sum() if parts else None
+        return output
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, use_cache=True, **kwargs):
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        if is_first_iteration and inputs.get("input_ids") is not None and inputs.get("gene_ids") is None:
+            self.model.refuse_unfilled_placeholders(inputs["input_ids"])
+        if not is_first_iteration and use_cache:  # the cells already stand in the cache
+            for name in CELL_INPUTS:
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """Repeat each prompt's whole group of cells: cells of all prompts lie flat, one after the other."""
+        cells = {name: model_kwargs.pop(name) for name in CELL_INPUTS if model_kwargs.get(name) is not None}
+        if "cell_cu_seqlens" in cells:
+            starts = cells.pop("cell_cu_seqlens")
+            cells["gene_values"], _ = unpack_cells(cells["gene_values"], starts)
+            cells["gene_ids"], cells["gene_mask"] = unpack_cells(cells["gene_ids"], starts)
+        if cells and expand_size > 1:
+            words = input_ids if input_ids is not None and input_ids.shape[1] else None
+            is_cell = self.model.placeholder_mask(words, model_kwargs.get("inputs_embeds"))
+            per_prompt = is_cell.sum(-1) // self.config.num_query_tokens
+            groups = torch.arange(int(per_prompt.sum()), device=is_cell.device).split(per_prompt.tolist())
+            order = torch.cat([group.repeat(expand_size) for group in groups])
+            cells = {name: value[order] for name, value in cells.items()}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **cells}
+
+    def _gene_table(self) -> torch.Tensor:
+        return self.model.cell_encoder.get_input_embeddings().weight
+
+    def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What the cell decoder reads off texts (N, K, cell hidden). A text without words has the features of no text.
+
+        A tokenizer may give the empty text a first or last token of its own: they are not words.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if input_ids.shape[1] == 0:
+            input_ids, attention_mask = F.pad(input_ids, (0, 1)), F.pad(attention_mask, (0, 1))
+        has_words = self._words(input_ids, attention_mask).any(1, keepdim=True)
+        visible = torch.where(has_words, attention_mask, 1)
+        states = self.model.language_model(input_ids=input_ids, attention_mask=visible, use_cache=False)
+        return self.cell_decoder.text_features(states.last_hidden_state, attention_mask * has_words)
+
+    def _words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Real tokens that are not the LLM's special ones, (N, S) bool."""
+        config, special = self.config.text_config, set()
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            token = getattr(config, name, None)
+            special |= set(token if isinstance(token, list) else [] if token is None else [token])
+        special = torch.tensor(sorted(special), dtype=input_ids.dtype, device=input_ids.device)
+        return attention_mask.bool() & ~torch.isin(input_ids, special)
+
+    def cell_generation_loss(
+        self, cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size=None
+    ):
+        """Losses of text -> cell. `cells` = (gene_ids, gene_values, gene_mask, cell_cu_seqlens) of the same cells."""
+        gene_ids, gene_values, gene_mask, cell_cu_seqlens = cells
+        check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.cell_config.vocab_size)
+        if cell_cu_seqlens is not None:
+            gene_values, _ = unpack_cells(gene_values, cell_cu_seqlens)
+            gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
+        if gene_mask is not None:
+            gene_values = gene_values * gene_mask
+        cls_token_id = getattr(self.config.cell_config, "cls_token_id", None)
+        if cls_token_id is not None:
+            gene_values = gene_values.masked_fill(gene_ids == cls_token_id, 0.0)
+        if len(cell_prompt_ids) != len(gene_ids) or len(target_counts) != len(gene_ids):
+            raise ValueError(
+                f"Text -> cell needs one text and one row of counts per cell: got {len(cell_prompt_ids)} texts, "
+                f"{len(target_counts)} rows and {len(gene_ids)} cells."
+            )
+        features = self.text_features(cell_prompt_ids, cell_prompt_mask)
+        cell = gene_ids, gene_values
+        library = target_counts.sum(1) if target_library_size is None else target_library_size
+        return self.cell_decoder.losses(
+            features, cell, target_gene_ids, target_counts, library, self.model.run_cell_layers, self._gene_table()
+        )
+
+    @torch.no_grad()
+    def stream_cells(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        gene_ids: torch.LongTensor | None = None,
+        num_cells: int = 1,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        library_size: float | None = None,
+        batch_size: int = 64,
+    ) -> Iterator[ScMMGPTCellOutput]:
+        """Like `generate_cells`, a batch at a time: memory stays flat however many cells are asked for."""
+        for name, value in (("num_cells", num_cells), ("batch_size", batch_size), ("library_size", library_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        genes = self._genes()
+        wanted = genes if gene_ids is None else gene_ids.cpu()
+        columns = self._columns(wanted, genes)
+        scale = self.config.cell_decoder_config.guidance_scale if guidance_scale is None else guidance_scale
+        features = self.text_features(input_ids, attention_mask)
+        for text, first_seed in enumerate(_first_seeds(seed, input_ids, attention_mask)):
+            for start in range(0, num_cells, batch_size):
+                # One generator per cell: the same cell comes out whatever the batch size.
+                cells = range(start, min(start + batch_size, num_cells))
+                generators = [torch.Generator().manual_seed((first_seed + cell) % 2**32) for cell in cells]
+                log_share, dispersion, library = self._draw_distribution(features[text], generators, genes, scale)
+                if library_size is not None:
+                    library = torch.full_like(library, library_size)
+                mean = (log_share[:, columns] + library.log()[:, None]).exp()
+                counts = [
+                    sample_counts(mean[i], dispersion[columns], generator) for i, generator in enumerate(generators)
+                ]
+                yield ScMMGPTCellOutput(counts=torch.stack(counts), gene_ids=wanted, library_size=library)
+
+    def _genes(self) -> torch.Tensor:
+        """Vocabulary ids that stand for genes: all but the special tokens."""
+        config = self.config.cell_config
+        special = [getattr(config, name, None) for name in ("pad_token_id", "cls_token_id", "mask_token_id")]
+        ids = torch.arange(config.vocab_size)
+        return ids[~torch.isin(ids, torch.tensor([token for token in special if token is not None]))]
+
+    def _columns(self, wanted: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
+        """Places of the wanted genes among all genes."""
+        unknown = wanted[~torch.isin(wanted, genes)]
+        if wanted.ndim != 1 or not len(wanted) or len(unknown):
+            raise ValueError(
+                f"`gene_ids` must be a vector of the vocabulary's {len(genes)} genes, got a tensor of shape "
+                f"{tuple(wanted.shape)}{f' that holds {unknown[0]}, which is no gene' if len(unknown) else ''}."
+            )
+        return torch.searchsorted(genes, wanted)
+
+    def _draw_distribution(self, features_KD, generators, genes, guidance_scale):
+        """For one text and as many cells as generators: log shares, dispersions and library sizes, on the CPU."""
+        decoder, latent_size = self.cell_decoder, self.config.cell_decoder_config.latent_size
+        features = features_KD.expand(len(generators), -1, -1)
+        noise = torch.stack([torch.randn(latent_size + 1, generator=generator) for generator in generators])
+        noise = noise.to(features.device, features.dtype)
+        latent = decoder.sample_latent(features, noise[:, 1:], guidance_scale)
+        center, deviation = decoder.library_distribution(features)
+        library = (center + deviation * noise[:, 0].float()).exp().clamp(min=1).cpu()
+        log_share, dispersion = [], []
+        for chunk in genes.to(features.device).split(GENES_PER_STEP):
+            decoded = decoder.decode(latent, features, self.model.run_cell_layers, self._gene_table(), chunk)
+            log_share.append(decoded[0].cpu())
+            dispersion.append(decoded[1].cpu())
+        return torch.cat(log_share, dim=1).log_softmax(1), torch.cat(dispersion), library
+
+    def generate_cells(self, input_ids: torch.LongTensor, attention_mask=None, **kwargs) -> ScMMGPTCellOutput:
+        """Draw `num_cells` cells for each text; a text's cells are consecutive rows.
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            Texts as `processor(text=...)` gives them. An empty text gives the mixture of all cells.
+        **kwargs
+            gene_ids
+                Vocabulary ids of the genes wanted, all when None.
+            num_cells, seed
+                Same seed, same cells, whatever `batch_size`.
+            guidance_scale
+                1 = as trained; above, further away from what no text would give.
+            library_size
+                Total counts of every cell; None = drawn from what the text implies.
+        """
+        batches = list(self.stream_cells(input_ids, attention_mask, **kwargs))
+        return ScMMGPTCellOutput(
+            counts=torch.cat([batch.counts for batch in batches]),
+            gene_ids=batches[0].gene_ids,
+            library_size=torch.cat([batch.library_size for batch in batches]),
+        )
+
+    @classmethod
+    def from_parts(cls, config: ScMMGPTConfig, text: str, cell=None, qformer=None, **kwargs):
+        """Join pretrained parts: a causal LM's directory or Hub name, a cell encoder, a Q-Former.
+
+        The LLM is loaded by its own class, so that every causal LM of transformers will do, and quantisation touches
+        nothing else.
+
+        Parameters
+        ----------
+        config
+            The joint configuration; its `text_config` gives way to the causal LM's.
+        text
+            Where the causal LM lies. Its tokenizer must know `<cell>`, see `resize_token_embeddings`.
+        cell, qformer
+            Modules whose weights are taken over; None leaves that part newly initialised.
+        **kwargs
+            To the LLM's `from_pretrained`: dtype, quantization_config, device_map, ...
+        """
+        llm = AutoModelForCausalLM.from_pretrained(text, **kwargs)
+        head = llm.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            raise ValueError(f"{llm.config.model_type} adds a bias to its logits, which `lm_head` has no place for.")
+        config = copy.deepcopy(config)
+        config.text_config = llm.config.get_text_config()
+        config.tie_word_embeddings = bool(getattr(config.text_config, "tie_word_embeddings", False))
+        model = cls(config, llm.base_model)
+        for name, part in [*model.model.named_children(), ("cell_decoder", model.cell_decoder)]:
+            if name != "language_model":
+                part.to(head.weight.device, llm.dtype)
+        model.lm_head.weight = head.weight
+        model.generation_config = llm.generation_config
+        model._never_write_placeholders()
+        for part, weights in ((model.model.cell_encoder, cell), (model.model.qformer, qformer)):
+            if weights is not None:
+                part.load_state_dict({k: v for k, v in weights.state_dict().items() if not k.startswith("pooler.")})
+        model.eval()._compare_logits(llm)
+        return model
+
+    @torch.no_grad()
+    def _compare_logits(self, llm: PreTrainedModel):
+        """Refuse an LLM that does to its logits what a plain matrix does not, such as Gemma 2's soft cap."""
+        words = [token for token in range(4) if token != self.config.cell_token_id]
+        input_ids = torch.tensor([words], device=self.lm_head.weight.device)
+        ours, theirs = self(input_ids=input_ids).logits, llm(input_ids=input_ids).logits
+        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * theirs.abs().max().item()):
+            raise ValueError(f"{llm.config.model_type} changes its logits after the last matrix: it cannot be joined.")
+
+
+__all__ = [
+    "AUTO_MAP",
+    "ScMMGPTCausalLMOutput",
+    "ScMMGPTForConditionalGeneration",
+    "ScMMGPTForPreTraining",
+    "ScMMGPTGenerativeModel",
+    "ScMMGPTModel",
+    "ScMMGPTOutput",
+    "ScMMGPTPreTrainedModel",
+    "ScMMGPTPreTrainingOutput",
+]

@@ -1,0 +1,199 @@
+"""Custom `pipeline(...)` tasks: AnnData in, AnnData out; or lists, when the cells come from a file or as a matrix."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForMultimodalLM, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .prompting_scmmgpt import cell_request, conversation, description_question, label_text
+
+CELLS_AT_A_TIME = 256
+PROMPTS_AT_A_TIME = 16
+
+
+class CellPipeline(Pipeline):
+    """Runs over any number of cells, some at a time, and returns them with what was found.
+
+    The processor recognises matrix and genes by itself; its options (`layer=`, `gene_column=`, ...) may be passed on.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+    # Which step takes an option: 0 reads cells or text, 1 runs the model, 2 puts the outputs together.
+    _step_of: Mapping[str, int] = {}
+
+    def __call__(self, inputs: Any, **kwargs) -> Any:
+        """Process all cells; keyword arguments take the place of those given when the pipeline was made."""
+        given = self._preprocess_params, self._forward_params, self._postprocess_params
+        now = self._sanitize_parameters(**kwargs)
+        reading, forward, after = ({**before, **after} for before, after in zip(given, now, strict=True))
+        outputs = [self.forward(chunk, **forward) for chunk in self.preprocess(inputs, **reading)]
+        return self.postprocess(outputs, cells=inputs, **after)
+
+    def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
+        steps: tuple[dict, dict, dict] = {}, {}, {}
+        for name, value in kwargs.items():
+            steps[self._step_of.get(name, 0)][name] = value
+        return steps
+
+    def preprocess(self, cells: Any, chunk_size: int = CELLS_AT_A_TIME, **options) -> Iterator[dict]:
+        """Tensors of some cells at a time."""
+        for chunk in self.processor.feature_extractor.iter_chunks(cells, chunk_size, return_tensors="pt", **options):
+            yield dict(chunk)
+
+    def cell_embeds(self, chunk: dict) -> torch.Tensor:
+        """One unit-length embedding per cell."""
+        return self.model.get_cell_features(**chunk).pooler_output
+
+    def text_embeds(self, texts: Sequence[str]) -> torch.Tensor:
+        """One unit-length embedding per text."""
+        inputs = self.processor(text=list(texts)).to(self.model.device)
+        with torch.no_grad():
+            return self.model.get_text_features(**inputs).pooler_output
+
+    def with_obs(self, cells: Any, columns: Mapping[str, Sequence]) -> Any:
+        """A copy of the AnnData with new columns in `obs` and the account in `uns`; rows of a dict otherwise."""
+        if not (hasattr(cells, "obs") and hasattr(cells, "var_names")):
+            return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        annotated = cells.to_memory() if getattr(cells, "isbacked", False) else cells.copy()
+        for name, values in columns.items():
+            annotated.obs[f"scmmgpt_{name}"] = list(values)
+        annotated.uns["scmmgpt"] = {**annotated.uns.get("scmmgpt", {}), "genes": self.processor.account}
+        return annotated
+
+
+class CellAnnotationPipeline(CellPipeline):
+    """Names the type of every cell among given labels, none of which need have been seen in training.
+
+    `labels` is a list of names, or a mapping from names to definitions.
+    """
+
+    _step_of = {"labels": 1}
+
+    def _forward(self, chunk: dict, labels: Sequence[str] | Mapping[str, str | None]) -> dict:
+        definitions = labels if isinstance(labels, Mapping) else dict.fromkeys(labels)
+        if self._labels != list(definitions.items()):
+            self._labels = list(definitions.items())
+            self._label_embeds = self.text_embeds([label_text(*label) for label in self._labels])
+        scores = self.cell_embeds(chunk) @ self._label_embeds.T
+        return {"logits": scores * self.model.logit_scale.exp(), "labels": list(definitions)}
+
+    _labels: list | None = None
+
+    def postprocess(self, outputs: list[dict], cells: Any) -> Any:
+        """The best and second label of each cell, with the probability of the best."""
+        logits = torch.cat([output["logits"] for output in outputs])
+        choices = self.processor.post_process_annotation(logits, outputs[0]["labels"])
+        columns = {
+            "cell_type": [choice["labels"][0] for choice in choices],
+            "confidence": [choice["confidences"][0] for choice in choices],
+        }
+        if len(choices[0]["labels"]) > 1:
+            columns["second_choice"] = [choice["labels"][1] for choice in choices]
+        return self.with_obs(cells, columns)
+
+
+class CellRetrievalPipeline(CellPipeline):
+    """Finds the cells that a text describes: for every query the best cells, best first."""
+
+    _step_of = {"query": 2, "top": 2}
+
+    def _forward(self, chunk: dict) -> dict:
+        return {"embeds": self.cell_embeds(chunk)}
+
+    def postprocess(self, outputs: list[dict], cells: Any, query: str | Sequence[str], top: int = 20) -> list:
+        """Rows with the cell's place, its name where it has one, and its cosine similarity."""
+        queries = [query] if isinstance(query, str) else list(query)
+        embeds = torch.cat([output["embeds"] for output in outputs])
+        scores = (self.text_embeds(queries).to(embeds) @ embeds.T).float().cpu().numpy()
+        names = list(getattr(cells, "obs_names", range(len(embeds))))
+        found = [
+            [
+                {"cell": names[place], "place": int(place), "score": float(row[place])}
+                for place in np.argsort(-row, kind="stable")[:top]
+            ]
+            for row in scores
+        ]
+        return found[0] if isinstance(query, str) else found
+
+
+class CellToTextPipeline(CellPipeline):
+    """Answers a question about every cell in words; without one, describes it."""
+
+    _pipeline_calls_generate = True
+    _step_of = {"max_new_tokens": 1, "generate_kwargs": 1}
+
+    def preprocess(self, cells: Any, question: str | None = None, **options) -> Iterator[dict]:
+        """Prompts with cells, some at a time."""
+        messages = conversation(question or description_question())
+        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        options.setdefault("chunk_size", PROMPTS_AT_A_TIME)
+        for chunk in super().preprocess(cells, **options):
+            # The template writes every special token itself.
+            yield {**self.processor.prompts(prompt, len(chunk["gene_ids"]), add_special_tokens=False), **chunk}
+
+    def _forward(self, inputs: dict, max_new_tokens: int = 64, generate_kwargs: dict | None = None) -> dict:
+        written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **(generate_kwargs or {}))
+        return {"written": written[:, inputs["input_ids"].shape[1] :]}
+
+    def postprocess(self, outputs: list[dict], cells: Any) -> Any:
+        """The text written about each cell."""
+        texts = [
+            text.strip()
+            for output in outputs
+            for text in self.processor.batch_decode(output["written"], skip_special_tokens=True)
+        ]
+        return self.with_obs(cells, {"description": texts})
+
+
+class TextToCellPipeline(CellPipeline):
+    """Writes pseudo-cells for a text, or for each of several, as an AnnData of counts."""
+
+    _step_of = {"num_cells": 1, "seed": 1, "guidance_scale": 1, "gene_ids": 1}
+
+    def preprocess(self, texts: str | Sequence[str], **options) -> Iterator[dict]:
+        """The request, in the words of training."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        yield dict(self.processor(text=[cell_request({"cell_type": text}) for text in texts], **options))
+
+    def _forward(self, inputs: dict, num_cells: int = 1, **kwargs) -> dict:
+        cells = self.model.generate_cells(**inputs, num_cells=num_cells, **kwargs)
+        return {"counts": cells.counts, "gene_ids": cells.gene_ids, "num_cells": num_cells}
+
+    def postprocess(self, outputs: list[dict], cells: str | Sequence[str]) -> Any:
+        """Counts with the names of genes, and the text of each cell in `obs`."""
+        texts = [cells] if isinstance(cells, str) else list(cells)
+        (output,) = outputs
+        repeated = [text for text in texts for _ in range(output["num_cells"])]
+        return self.processor.post_process_cells(output["counts"], output["gene_ids"], repeated)
+
+
+# Task -> pipeline, and the Auto class of the model that it runs.
+PIPELINES = {
+    "cell-annotation": (CellAnnotationPipeline, "AutoModel"),
+    "cell-retrieval": (CellRetrievalPipeline, "AutoModel"),
+    "cell-to-text": (CellToTextPipeline, "AutoModelForMultimodalLM"),
+    "text-to-cell": (TextToCellPipeline, "AutoModelForMultimodalLM"),
+}
+AUTO_MODELS = {"AutoModel": AutoModel, "AutoModelForMultimodalLM": AutoModelForMultimodalLM}
+
+
+def register_pipelines() -> None:
+    """Make `pipeline("cell-annotation", ...)` and the others known to transformers."""
+    for task, (pipeline_class, auto_model) in PIPELINES.items():
+        PIPELINE_REGISTRY.register_pipeline(
+            task, pipeline_class=pipeline_class, pt_model=AUTO_MODELS[auto_model], type="multimodal"
+        )
+
+
+__all__ = [
+    "CellAnnotationPipeline",
+    "CellRetrievalPipeline",
+    "CellToTextPipeline",
+    "TextToCellPipeline",
+]

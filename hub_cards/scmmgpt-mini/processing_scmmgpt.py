@@ -1,0 +1,328 @@
+"""Cells and text in, model inputs out; model outputs in, labels and cells out."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from transformers import AutoTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import cached_file
+
+from .gene_tokenization_scmmgpt import HUB_ARGUMENTS
+from .prompting_scmmgpt import CELL_TOKEN, chat_template_with_cells
+
+try:
+    import anndata
+    import pandas as pd
+except ImportError:  # only `post_process_cells` needs them
+    anndata = pd = None
+
+QFORMER_FOLDER = "qformer_tokenizer"
+CELL_OPTIONS = ("layer", "counts", "gene_column", "species", "strict", "max_genes", "packed", "sample_seed")
+
+
+class ScMMGPTProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}
+
+
+class ScMMGPTProcessor(ProcessorMixin):
+    """Gene tokenizer and text tokenizer in one.
+
+    Parameters
+    ----------
+    feature_extractor
+        The `ScMMGPTGeneTokenizer`.
+    tokenizer
+        The text tokenizer; `<cell>` is added to it where it lacks it.
+    qformer_tokenizer
+        A second text tokenizer for the Q-Former's text branch, where that has a vocabulary of its own.
+    num_query_tokens
+        Placeholders that stand for one cell in a prompt.
+    cell_token
+        The placeholder.
+    chat_template
+        Template for `apply_chat_template`; by default the text tokenizer's own, taught to take cells.
+    """
+
+    valid_processor_kwargs = ScMMGPTProcessorKwargs
+
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        qformer_tokenizer=None,
+        num_query_tokens: int = 32,
+        cell_token: str = CELL_TOKEN,
+        chat_template: str | None = None,
+    ):
+        if cell_token not in tokenizer.get_vocab():
+            tokenizer.add_tokens([cell_token], special_tokens=True)
+        self.num_query_tokens = num_query_tokens
+        self.cell_token = cell_token
+        self.cell_token_id = tokenizer.convert_tokens_to_ids(cell_token)
+        self.qformer_tokenizer = qformer_tokenizer
+        template = chat_template or chat_template_with_cells(tokenizer.chat_template)
+        super().__init__(feature_extractor, tokenizer, chat_template=template)
+
+    @property
+    def gene_tokenizer(self):
+        """The gene tokenizer, by the name of what it is."""
+        return self.feature_extractor
+
+    @property
+    def account(self) -> dict | None:
+        """What the last call decided about the matrix and the genes of the cells."""
+        return self.feature_extractor.account
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Everything that a call may return."""
+        names = [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
+        return [*names, *(f"qformer_{name}" for name in QFORMER_NAMES)] if self.qformer_tokenizer else names
+
+    def __call__(
+        self,
+        cells: Any = None,
+        text: str | Sequence[str] | None = None,
+        images=None,
+        videos=None,
+        audio=None,
+        **kwargs: Unpack[ScMMGPTProcessorKwargs],
+    ) -> BatchFeature:
+        """Model inputs for cells, text, or prompts about cells.
+
+        Parameters
+        ----------
+        cells
+            What the gene tokenizer takes: an AnnData, a path, a pair (matrix, gene names), or a list of those.
+        text
+            One string for every cell, or one per cell. Text without `<cell>` gets one in front when cells are given;
+            text with k of them takes k cells.
+        images, videos, audio
+            Not taken.
+        kwargs
+            Options of the gene tokenizer (`layer`, `counts`, `gene_column`, `species`, `strict`, `max_genes`,
+            `packed`, `sample_seed`), and of the text tokenizer (`padding`, `truncation`, `max_length`, ...).
+        """
+        if images is not None or videos is not None or audio is not None:
+            raise ValueError("scmmgpt takes cells and text, no images, videos or audio.")
+        if cells is None and text is None:
+            raise ValueError("Nothing to process: pass `cells=`, `text=`, or both.")
+        cell_options = {name: kwargs.pop(name) for name in CELL_OPTIONS if name in kwargs}
+        options = self._merge_kwargs(
+            ScMMGPTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        return_tensors = options["text_kwargs"].pop("return_tensors", None)
+        features: dict[str, Any] = {}
+        if cells is not None:
+            features.update(self.feature_extractor(cells, **cell_options))
+        if text is not None:
+            num_cells = None if cells is None else _num_cells(features)
+            features = {**self._tokenize_text(text, num_cells, options), **features}
+        return BatchFeature(features, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+
+    def prompts(self, text: str | Sequence[str], num_cells: int, **kwargs) -> BatchFeature:
+        """The text half of a call, for cells whose tokens are at hand already.
+
+        Parameters
+        ----------
+        text, kwargs
+            As in the call.
+        num_cells
+            How many cells the prompts are about.
+        """
+        options = self._merge_kwargs(
+            ScMMGPTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        return_tensors = options["text_kwargs"].pop("return_tensors", None)
+        return BatchFeature(self._tokenize_text(text, num_cells, options), tensor_type=return_tensors)
+
+    def _tokenize_text(self, text: str | Sequence[str], num_cells: int | None, options: dict) -> dict[str, Any]:
+        text_options = options["text_kwargs"]
+        text_options.pop("return_mm_token_type_ids", None)
+        with_offsets = text_options.pop("return_text_replacement_offsets", False) or options.get(
+            "return_text_replacement_offsets", False
+        )
+        texts = self._place_cells(text, num_cells)
+        expanded, offsets = self._expand_cell_tokens(texts)
+        features = dict(self.tokenizer(expanded, **text_options))
+        if with_offsets:  # without them `return_assistant_tokens_mask=True` marks the wrong tokens
+            features["text_replacement_offsets"] = offsets
+        if self.qformer_tokenizer is not None and num_cells is None:
+            for_qformer = self.qformer_tokenizer(texts, padding=text_options.get("padding", True), truncation=True)
+            features.update({f"qformer_{name}": for_qformer[name] for name in QFORMER_NAMES})
+        return features
+
+    def _place_cells(self, text: str | Sequence[str], num_cells: int | None) -> list[str]:
+        """One text per prompt, with as many `<cell>` in all as there are cells."""
+        texts = [text] if isinstance(text, str) else list(text)
+        num_placed = sum(one.count(self.cell_token) for one in texts)
+        if num_placed == (num_cells or 0):
+            return texts
+        if num_cells is None:
+            raise ValueError(f"The text has {num_placed} `{self.cell_token}` but no `cells=` were passed.")
+        if isinstance(text, str) and num_placed <= 1:
+            texts = texts * num_cells
+        texts = [one if self.cell_token in one else f"{self.cell_token} {one}" for one in texts]
+        num_placed = sum(one.count(self.cell_token) for one in texts)
+        if num_placed != num_cells:
+            raise ValueError(
+                f"{len(texts)} texts with {num_placed} `{self.cell_token}` in all cannot take {num_cells} cells. Pass "
+                f"one text for every cell, one per cell, or as many `{self.cell_token}` as there are cells."
+            )
+        return texts
+
+    def _expand_cell_tokens(self, texts: list[str]) -> tuple[list[str], list[list[dict]]]:
+        """Every `<cell>` repeated for each query token, and which characters that replaced."""
+        repeated = self.cell_token * self.num_query_tokens
+        gained = len(repeated) - len(self.cell_token)
+        offsets = []
+        for text in texts:
+            found = enumerate(re.finditer(re.escape(self.cell_token), text))
+            starts = [(match.span(), match.start() + place * gained) for place, match in found]
+            offsets.append(
+                [
+                    {
+                        "type": "cell",
+                        "span": span,
+                        "new_span": (start, start + len(repeated)),
+                        "text": self.cell_token,
+                        "replacement": repeated,
+                    }
+                    for span, start in starts
+                ]
+            )
+        return [text.replace(self.cell_token, repeated) for text in texts], offsets
+
+    def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
+        images, videos, audios, others = super()._multimodal_inputs_from_conversations(
+            conversations, audio_loading_params, load_audio_from_video
+        )
+        cells = [
+            block["cell"]
+            for conversation in conversations
+            for message in conversation
+            if isinstance(message.get("content"), list)
+            for block in message["content"]
+            if block["type"] == "cell" and block.get("cell") is not None
+        ]
+        return images, videos, audios, {**others, "cells": cells} if cells else others
+
+    # ---- output side
+
+    def post_process_annotation(
+        self, scores: Any, labels: Sequence[str], num_choices: int = 2
+    ) -> list[dict[str, Any]]:
+        """The best labels of each cell with their probabilities.
+
+        Parameters
+        ----------
+        scores
+            Logits, cells x labels.
+        labels
+            Names in the order of the columns; returned verbatim.
+        num_choices
+            How many to return, best first.
+        """
+        logits = np.asarray(scores.detach().float().cpu() if hasattr(scores, "detach") else scores, dtype=np.float64)
+        if logits.ndim != 2 or logits.shape[1] != len(labels):
+            raise ValueError(
+                f"`scores` has shape {logits.shape}; expected one column for each of {len(labels)} labels."
+            )
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = odds / odds.sum(axis=1, keepdims=True)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :num_choices]
+        return [
+            {"labels": [labels[column] for column in row], "confidences": probabilities[cell, row].tolist()}
+            for cell, row in enumerate(best)
+        ]
+
+    def post_process_cells(
+        self, counts: Any, gene_ids: Any = None, text: Sequence[str] | str | None = None
+    ) -> "anndata.AnnData":
+        """Pseudo-cells as an AnnData of counts, complete with names.
+
+        Parameters
+        ----------
+        counts
+            Whole numbers, cells x genes.
+        gene_ids
+            Vocabulary id of each column; None: every gene of the vocabulary in order.
+        text
+            What the cells were generated from, one for all or one per cell, kept in `obs["text"]`.
+        """
+        if anndata is None:
+            raise ImportError('`post_process_cells` returns an AnnData: pip install "anndata>=0.12".')
+        counts = np.asarray(counts.detach().cpu() if hasattr(counts, "detach") else counts)
+        genes = self.feature_extractor
+        num_genes = len(genes.genes)
+        gene_ids = genes.vocab_size - num_genes + np.arange(num_genes) if gene_ids is None else np.asarray(gene_ids)
+        rows = genes.gene_rows(gene_ids)
+        if (rows < 0).any():
+            raise ValueError(f"Ids {gene_ids[rows < 0].tolist()} are special tokens, no genes.")
+        if counts.ndim != 2 or counts.shape[1] != len(rows):
+            raise ValueError(f"`counts` has shape {counts.shape}, but {len(rows)} genes are named.")
+        symbols, ensembl_ids = np.array(genes.genes)[rows], np.array(genes.ensembl_ids)[rows]
+        var = pd.DataFrame({"feature_name": symbols, "feature_id": ensembl_ids}, index=pd.Index(symbols, dtype=str))
+        obs = pd.DataFrame({"total_counts": counts.sum(axis=1), "n_genes": (counts > 0).sum(axis=1)})
+        obs.index = pd.Index([f"cell_{number}" for number in range(len(counts))], dtype=str)
+        if text is not None:
+            obs["text"] = text
+        return anndata.AnnData(sparse.csr_matrix(counts.astype(np.int32)), obs=obs, var=var)
+
+    # ---- save, load
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Parts that transformers saves and loads; `qformer_tokenizer` may be absent, so it is ours to handle."""
+        return ["feature_extractor", "tokenizer"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, without the second tokenizer, which has a folder of its own."""
+        own, self.qformer_tokenizer = self.qformer_tokenizer, None
+        try:
+            settings = super().to_dict()
+        finally:
+            self.qformer_tokenizer = own
+        settings.pop("qformer_tokenizer", None)
+        return settings
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write the settings, and beside them the vocabulary and the second tokenizer.
+
+        `save_pretrained(push_to_hub=True)` uploads what was written after it listed the folder: this is the one call
+        it makes in between.
+        """
+        super().to_json_file(json_file_path)
+        directory = os.path.dirname(json_file_path)
+        self.feature_extractor.save_vocabulary(directory)
+        if self.qformer_tokenizer is not None:
+            self.qformer_tokenizer.save_pretrained(os.path.join(directory, QFORMER_FOLDER))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "ScMMGPTProcessor":
+        """Load settings, gene tokenizer and text tokenizers from a folder or a Hub repository."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        folder = os.path.join(where.pop("subfolder", ""), QFORMER_FOLDER)
+        settings = f"{folder}/tokenizer_config.json"
+        found = cached_file(
+            pretrained_model_name_or_path, settings, _raise_exceptions_for_missing_entries=False, **where
+        )
+        if found:
+            processor.qformer_tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(found))
+        return processor
+
+
+QFORMER_NAMES = ("input_ids", "attention_mask")
+
+
+def _num_cells(features: dict) -> int:
+    return len(features["cell_cu_seqlens"]) - 1 if "cell_cu_seqlens" in features else len(features["gene_ids"])
+
+
+__all__ = ["ScMMGPTProcessor"]

@@ -1,0 +1,150 @@
+"""Cells of a request -> what the processor takes. Nothing is read before its declared size was looked at.
+
+A Hub file: it lies beside `handler.py` in every published repository.
+"""
+
+import base64
+import binascii
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+if __package__:
+    from .schema_scmmgpt import MAX_CELLS, MAX_GENES, MAX_H5AD_BYTES, MAX_H5AD_UNPACKED_BYTES, BadRequest
+else:
+    from schema_scmmgpt import MAX_CELLS, MAX_GENES, MAX_H5AD_BYTES, MAX_H5AD_UNPACKED_BYTES, BadRequest
+
+try:
+    import h5py
+except ImportError:  # only h5ad files need it
+    h5py = None
+
+_TEXTS_PER_READ = 16
+
+
+@contextmanager
+def opened_cells(cells: Any) -> Iterator[Any]:
+    """A pair (matrix, gene names), or the path of an h5ad that lives as long as the context."""
+    if hasattr(cells, "h5ad"):
+        with tempfile.NamedTemporaryFile(suffix=".h5ad") as file:
+            file.write(_decode(cells.h5ad))
+            file.flush()
+            check_h5ad(file.name)
+            yield file.name
+    elif hasattr(cells, "indptr"):
+        shape = (len(cells.indptr) - 1, len(cells.genes))
+        data = np.asarray(cells.data, dtype=np.float32)
+        matrix = sparse.csr_matrix((data, np.asarray(cells.indices, dtype=np.int64), cells.indptr), shape=shape)
+        yield matrix, list(cells.genes)
+    else:
+        yield _from_dicts(cells)
+
+
+def _from_dicts(counts: list[dict[str, float]]) -> tuple[sparse.csr_matrix, list[str]]:
+    column_of = {gene: column for column, gene in enumerate(dict.fromkeys(gene for cell in counts for gene in cell))}
+    if not column_of:
+        raise BadRequest("The cells hold no genes.")
+    if len(column_of) > MAX_GENES:
+        raise BadRequest(f"The cells name {len(column_of)} different genes; at most {MAX_GENES} are taken.")
+    indptr = np.cumsum([0, *map(len, counts)])
+    indices = np.fromiter((column_of[gene] for cell in counts for gene in cell), dtype=np.int64, count=indptr[-1])
+    data = np.fromiter((value for cell in counts for value in cell.values()), dtype=np.float32, count=indptr[-1])
+    matrix = sparse.csr_matrix((data, indices, indptr), shape=(len(counts), len(column_of)))
+    return matrix, list(column_of)
+
+
+def _decode(text: str) -> bytes:
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"cells.h5ad is not base64: {error}.") from None
+    if len(content) > MAX_H5AD_BYTES:
+        raise BadRequest(f"The h5ad has {len(content)} bytes; at most {MAX_H5AD_BYTES} are taken.")
+    return content
+
+
+def check_h5ad(path: str, max_cells: int = MAX_CELLS, max_unpacked_bytes: int = MAX_H5AD_UNPACKED_BYTES) -> None:
+    """Refuse a file that would unpack into far more than it is, or that reaches outside itself.
+
+    Parameters
+    ----------
+    path
+        An h5ad that nobody has opened yet.
+    max_cells, max_unpacked_bytes
+        What may be declared in it.
+    """
+    if h5py is None:
+        raise BadRequest("This endpoint takes no h5ad: send the cells as {gene: count} or as csr.")
+    try:
+        with h5py.File(path, "r") as file:
+            _check_shapes(file, max_cells)
+            _check_contents(file, max_unpacked_bytes)
+    except BadRequest:
+        raise
+    except Exception as error:  # a damaged or hostile file can fail anywhere in the library
+        raise BadRequest(f"The h5ad cannot be read: {str(error)[:200]}.") from None
+
+
+def _check_shapes(file: Any, max_cells: int) -> None:
+    if not {"X", "obs", "var"} <= set(file):
+        raise BadRequest("The h5ad is not an AnnData file: it needs X, obs and var.")
+    shape = _declared_shape(file["X"])
+    if len(shape) != 2:
+        raise BadRequest(f"X of the h5ad has {len(shape)} dimensions; expected 2.")
+    num_cells, num_genes = shape
+    if num_cells > max_cells or num_genes > MAX_GENES:
+        raise BadRequest(
+            f"The h5ad declares {num_cells} cells x {num_genes} genes; at most {max_cells} x {MAX_GENES} are taken."
+        )
+
+
+def _declared_shape(matrix: Any) -> tuple[int, ...]:
+    shape = matrix.shape if isinstance(matrix, h5py.Dataset) else matrix.attrs.get("shape", ())
+    return tuple(int(size) for size in shape)
+
+
+def _check_contents(file: Any, max_unpacked_bytes: int) -> None:
+    """Every dataset's declared size, added up, before any is read."""
+    total, waiting, seen = 0, [file], 0
+    while waiting:
+        group = waiting.pop()
+        for name in group:
+            seen += 1
+            if seen > 10_000:
+                raise BadRequest("The h5ad holds more than 10000 objects.")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise BadRequest(f"The h5ad links {name!r} to somewhere else.")
+            element = group[name]
+            if isinstance(element, h5py.Group):
+                waiting.append(element)
+                continue
+            if not isinstance(element, h5py.Dataset):
+                continue  # a named type holds no values
+            if element.is_virtual or element.external:
+                raise BadRequest(f"The h5ad keeps {name!r} outside itself.")
+            left = max_unpacked_bytes - total
+            total += _unpacked_bytes(element, left)
+            if total > max_unpacked_bytes:
+                raise BadRequest(
+                    f"The h5ad declares more than {max_unpacked_bytes} bytes of content ({name!r} is too large)."
+                )
+
+
+def _unpacked_bytes(dataset: Any, limit: int) -> int:
+    """Bytes that reading the dataset takes. Texts of any length must be looked at: many may share one stored copy."""
+    total = int(dataset.size or 0) * max(dataset.dtype.itemsize, 1)
+    if not dataset.dtype.hasobject or total > limit:
+        return total
+    if dataset.dtype.kind != "O" or dataset.ndim > 1:
+        raise BadRequest(f"The h5ad keeps texts in a form that is not taken ({dataset.name!r}).")
+    if dataset.ndim == 0:
+        return total + len(dataset[()])
+    for start in range(0, len(dataset), _TEXTS_PER_READ):
+        total += sum(len(value) for value in dataset[start : start + _TEXTS_PER_READ])
+        if total > limit:
+            break
+    return total
