@@ -77,11 +77,7 @@ def export(
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.glob("*.safetensors*"):
         stale.unlink()
-    state = (
-        model.state_dict()
-        if dtype is None
-        else {name: _stored(part, dtype) for name, part in model.state_dict().items()}
-    )
+    state = model.state_dict() if dtype is None else _stored(model.state_dict(), dtype)
     model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
     processor.save_pretrained(directory)
     for name in TABLES:
@@ -92,8 +88,13 @@ def export(
     return directory
 
 
-def _stored(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return weight.to(dtype) if weight.is_floating_point() else weight
+def _stored(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights in another type; tied ones stay one tensor, or both would be written."""
+    stored: dict[int, torch.Tensor] = {}
+    return {
+        name: stored.setdefault(part.data_ptr(), part.to(dtype)) if part.is_floating_point() else part
+        for name, part in state.items()
+    }
 
 
 def code_files() -> dict[str, Path]:
