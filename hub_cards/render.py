@@ -82,6 +82,7 @@ def render_model_card(
         sections=SECTIONS,
         size=_size(directory),
         examples=list(examples),
+        trained_types=_names_of_types(summary.get("cell_types") or (), directory),
     )
 
 
@@ -251,6 +252,13 @@ def _render(template: str, data: Any, **values: Any) -> str:
     )
     text = environment.get_template(template).render(card_data=data.to_yaml(), **values)
     return text.rstrip() + "\n"
+
+
+def _names_of_types(types: Sequence[str], directory: Path) -> list[str]:
+    from ..ontology import read_ontology
+
+    terms = read_ontology(directory, EMBEDDED_MODEL).terms
+    return sorted(terms[name].label if name in terms else name for name in types)
 
 
 def _is_embedded(directory: Path) -> bool:

@@ -21,12 +21,12 @@ import scmmgpt
 from scmmgpt import hub_cards
 from scmmgpt.errors import UserError
 
-SPACE = Path(hub_cards.__file__).parent / "space"
-sys.path[:0] = [str(Path(__file__).parent), str(SPACE)]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(hub_cards.__file__).parent / "space"))
 from session import MAX_LABELS, MAX_TEXT, Session
 from tiny_repository import make_cells, make_repository
 
-
+SPACE = Path(hub_cards.__file__).parent / "space"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
