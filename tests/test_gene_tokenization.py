@@ -12,6 +12,7 @@ from dressed_cells import (
     HUMAN_NAMES,
     NAMES,
     SPECIES,
+    TABLE,
     VALUES,
     adata_of,
     counts_of,
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scmmgpt.processing import ScMMGPTGeneTokenizer, gene_kernels_scmmgpt
+from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
 from scmmgpt.processing.gene_kernels_scmmgpt import order_genes_with_numpy
 
 NUM_GENES = 400
@@ -112,8 +114,8 @@ def test_a_gene_in_two_columns_is_summed(name, tokenizer, counts):
 
     found = tokenizer(adata)
 
-    assert_same_tokens(found, tokenizer(adata_of(counts, tokenizer.genes)))
     assert tokenizer.account["merged_duplicates"] == NUM_GENES
+    assert_same_tokens(found, tokenizer(adata_of(counts, tokenizer.genes)))
 
 
 def test_an_entry_stored_twice_is_summed(tokenizer, counts):
@@ -142,7 +144,7 @@ def cells_in_another_order(draw):
 
 @pytest.mark.parametrize("mode", MODES)
 @given(cells_in_another_order())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_permuted_genes_zero_genes_layout_and_dtype_give_the_same_tokens(tokenizers, mode, drawn):
     counts, order, num_zero_genes, layout, dtype = drawn
     tokenizer = tokenizers[mode]
@@ -159,7 +161,7 @@ def test_permuted_genes_zero_genes_layout_and_dtype_give_the_same_tokens(tokeniz
 
 @pytest.mark.parametrize("mode", MODES)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_cell_has_the_same_tokens_alone_and_among_others(tokenizers, mode, seed, order_seed):
     tokenizer = tokenizers[mode]
     counts = counts_of(6, NUM_GENES, seed)
@@ -176,7 +178,7 @@ def test_a_cell_has_the_same_tokens_alone_and_among_others(tokenizers, mode, see
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_unexpressed_vocabulary_genes_change_nothing(tokenizers, seed, num_absent):
     """Without zero genes and panel scaling a gene that is not expressed might as well not have been measured."""
     tokenizer = tokenizers["bins"]
@@ -192,7 +194,7 @@ def test_unexpressed_vocabulary_genes_change_nothing(tokenizers, seed, num_absen
 
 @pytest.mark.parametrize("mode", MODES)
 @given(st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_numba_and_numpy_give_the_same_arrays(tokenizers, mode, seed):
     tokenizer = tokenizers[mode]
     cells = counts_of(5, NUM_GENES, seed) * np.random.default_rng(seed).choice([1.0, 0.37, 1e-3, 1e4])
@@ -258,7 +260,7 @@ def test_log1p_values_are_log_of_counts_scaled_to_the_target(tokenizer, counts):
 
 
 def test_a_panel_is_scaled_to_its_share_of_the_reference(tokenizer, tokenizers, counts):
-    panel = tokenizers["log1p of a panel"]
+    panel = tokenizers["log1p of a panel"].with_settings(max_genes=None)
     mass = panel.gene_statistics["mass"]
     few = np.argsort(mass)[:200]
 
@@ -266,7 +268,7 @@ def test_a_panel_is_scaled_to_its_share_of_the_reference(tokenizer, tokenizers, 
 
     share = panel.account["panel_share"]
     assert abs(np.log2(share / mass[few].sum())) <= 1 / 8
-    np.testing.assert_allclose(np.expm1(values[:, 1:]).sum(1), 1e4 * share, rtol=0.05)
+    np.testing.assert_allclose(np.expm1(values[:, 1:]).sum(1), 1e4 * share, rtol=1e-5)
 
 
 def test_a_few_genes_more_or_less_leave_a_panel_where_it_was(tokenizers):
@@ -439,12 +441,14 @@ def test_real_cells_have_the_same_tokens_in_every_dress(name, values, real_folde
 
 @pytest.mark.data
 def test_every_development_file_is_read(real_folder):
-    tokenizer = gene_tokenizer(8000, max_genes=None)
+    names = GeneNames.read(TABLE)
+    genes = {gene.symbol: gene.ensembl_id for gene in reversed(names.genes("human"))}
+    tokenizer = ScMMGPTGeneTokenizer(list(genes), list(genes.values()), gene_names=names, max_genes=None)
 
     for path in sorted(real_folder.parent.glob("*/*.h5ad")):
         sizes = [len(chunk["gene_ids"]) for chunk in tokenizer.iter_chunks(path, chunk_size=4096)]
         assert sum(sizes) == tokenizer.account["num_cells"]
-        assert tokenizer.account["share_of_counts"] > 0.2
+        assert tokenizer.account["share_of_counts"] > 0.8
 
 
 def test_the_kernels_agree_on_an_empty_block():
