@@ -55,9 +55,22 @@ def test_an_unsure_cell_gets_the_nearest_parent_that_is_sure():
 
 
 def test_a_parent_that_is_unsure_too_gives_way_to_its_own_parent():
-    calls = Caller(LABELS, TREE, 0.9).calls(np.array([[0.4, 0.35, 0.2, 0.05]]))
+    calls = Caller(LABELS, TREE, 0.6).calls(np.array([[0.35, 0.3, 0.3, 0.05]]))
 
     assert calls.labels[0] == "lymphocyte"
+    assert calls.confidence[0] == pytest.approx(0.95)
+
+
+def test_a_parent_must_be_surer_than_chance_makes_it():
+    calls = Caller(LABELS, TREE, 0.3).calls(np.full((1, 4), 0.25))
+
+    assert calls.labels[0] == "unknown"
+
+
+def test_what_all_candidates_have_in_common_is_no_answer():
+    labels = read_labels(["CD4 T cell", "CD8 T cell"], TREE)
+
+    assert Caller(labels, TREE, 0.9).calls(np.array([[0.6, 0.4]])).labels[0] == "unknown"
 
 
 def test_a_cell_that_could_be_anything_is_unknown():
@@ -74,9 +87,9 @@ def test_a_minimum_of_zero_never_backs_off():
 
 
 def test_a_parent_is_called_by_the_name_that_the_person_gave_it():
-    labels = read_labels(["CD4 T cell", "CD8 T cell", "t cells"], TREE)
+    labels = read_labels(["CD4 T cell", "CD8 T cell", "t cells", "neuron", "B cell"], TREE)
 
-    calls = Caller(labels, TREE, 0.6).calls(np.array([[0.4, 0.35, 0.25]]))
+    calls = Caller(labels, TREE, 0.6).calls(np.array([[0.4, 0.35, 0.25, 0, 0]]))
 
     assert calls.labels[0] == "t cells"
 

@@ -8,6 +8,8 @@ The steps, in order, for N cells and C candidates:
    under 100 cells and when one label wins more than 60 % of them.
 3. confidence = softmax(logits / temperature), with the temperature fitted for this number of candidates.
 4. Below `min_confidence` a call moves to the most specific ancestor whose candidates together reach it, else "unknown".
+   An ancestor of k of the n candidates collects k/n by chance alone, so it must reach `min_confidence` beyond that:
+   (confidence - k/n) / (1 - k/n). What all candidates have in common is never an answer.
 """
 
 from __future__ import annotations
@@ -134,6 +136,7 @@ class Caller:
         }
         self._ontology = ontology
         self._groups, self._membership = self._collect_groups() if min_confidence > 0 else ([], None)
+        self._chance = self._membership.sum(axis=0) / len(labels) if self._groups else np.empty(0)
 
     def calls(self, probabilities: np.ndarray) -> Calls:
         """The call for each row of (N, C) probabilities."""
@@ -156,7 +159,7 @@ class Caller:
             return
         mass = probabilities @ self._membership
         holds_best = self._membership[best].toarray() > 0
-        enough = holds_best & (mass >= self.min_confidence)
+        enough = holds_best & ((mass - self._chance) / (1 - self._chance) >= self.min_confidence)
         found = enough.any(axis=1)
         group = enough.argmax(axis=1)  # groups are sorted: the most specific comes first
         for row, place, chosen in zip(low[found], np.flatnonzero(found), group[found], strict=True):
@@ -174,7 +177,9 @@ class Caller:
         informative = {
             term_id: held
             for term_id, held in members.items()
-            if len(held) > 1 and term_id not in UNINFORMATIVE_TERMS and term_id in self._ontology.terms
+            if 1 < len(held) < len(self.labels)
+            and term_id not in UNINFORMATIVE_TERMS
+            and term_id in self._ontology.terms
         }
         if not informative:
             return [], None

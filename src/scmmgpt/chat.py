@@ -58,9 +58,7 @@ class Conversation:
         if not question.strip():
             raise UserError("The question is empty.")
         messages, input_ids = self._prompt(question, max_new_tokens)
-        streamer = TextIteratorStreamer(
-            self.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
-        )
+        streamer = TextIteratorStreamer(self.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
         writer = Thread(target=self._write, args=(input_ids, streamer, max_new_tokens, failure), daemon=True)
         writer.start()
@@ -73,7 +71,9 @@ class Conversation:
             raise failure[0]
         self.messages = [*messages, _message("assistant", answer.strip())]
 
-    def _write(self, input_ids: torch.Tensor, streamer: Any, max_new_tokens: int, failure: list[BaseException]) -> None:
+    def _write(
+        self, input_ids: torch.Tensor, streamer: Any, max_new_tokens: int, failure: list[BaseException]
+    ) -> None:
         import torch
 
         try:

@@ -258,6 +258,19 @@ def index_build(
     say(index.describe(), as_json=json, lines=[f"{index.num_cells} cells indexed in {output}"])
 
 
+@index_app.command("push", epilog="Example: scmmgpt index push atlas-index my-name/my-atlas")
+def index_push(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An index.")],
+    repository: Annotated[str, typer.Argument(metavar="org/name", help="The data set on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Publish an index as a data set of the Hugging Face Hub."""
+    from .index import push_index
+
+    say({"url": push_index(directory, repository, private=private)}, as_json=json, lines=[f"Published: {repository}"])
+
+
 @app.command(epilog='Example: scmmgpt generate "a naive B cell from lymph node" --num-cells 500 --output out.h5ad')
 def generate(
     text: Annotated[str, typer.Argument(help="What cells to make, in words.")],
@@ -319,13 +332,17 @@ def finetune(
     label: Annotated[str, typer.Option(help="The column of obs to learn.")],
     output: Folder,
     model: Model = None,
+    lora: Annotated[bool, typer.Option(help="Train small adapters, or all weights.")] = True,
+    shots: Annotated[int | None, typer.Option(min=1, help="Learn from so many cells of each type.")] = None,
+    batch_key: Annotated[str | None, typer.Option(help="The column of obs that names donors or batches.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML file with the settings of the run.")] = None,
     json: AsJson = False,
 ) -> None:
     """Teach the model your own labels."""
     from . import api
 
-    _say_outcome(api.finetune(cells, label, output=output, model=model, recipe=recipe), output, json)
+    settings = {"lora": lora, "shots": shots, "batch_key": batch_key, "recipe": recipe}
+    _say_outcome(api.finetune(cells, label, output=output, model=model, **settings), output, json)
 
 
 @app.command("eval", epilog="Example: scmmgpt eval my.h5ad --label cell_type --output results")

@@ -18,12 +18,12 @@ def run_demo(folder: Path, *, model: Any = None, device: Any = None) -> tuple[di
     from . import api
 
     scanpy = require("scanpy")
+    loaded = load(model, device=device)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
     adata = scanpy.datasets.pbmc68k_reduced()
-    loaded = load(model, device=device)
     output, report = folder / "pbmc68k_annotated.h5ad", folder / "report.html"
     annotated = api.annotate(adata, tissue="blood", report=report, model=loaded, output=output)
     result, lines = annotation_summary(annotated, "scmmgpt")

@@ -32,7 +32,7 @@ class CellRun:
     batches: Batches
     workspace: Workspace
     progress: bool = True
-    cells_per_chunk: int = CELLS_PER_CHUNK
+    cells_per_chunk: int | None = None
 
     @property
     def gene_tokenizer(self) -> Any:
@@ -76,7 +76,9 @@ class CellRun:
     def _chunks(self) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
         start = 0
         source = self.cells.path if self.cells.path is not None else self.cells.adata
-        for features in self.gene_tokenizer.iter_chunks(source, self.cells_per_chunk, return_tensors="np"):
+        for features in self.gene_tokenizer.iter_chunks(
+            source, self.cells_per_chunk or CELLS_PER_CHUNK, return_tensors="np"
+        ):
             stop = start + len(features["gene_ids"])
             yield slice(start, stop), dict(features)
             start = stop

@@ -170,7 +170,10 @@ def open_store(path: Path, mode: str = "r") -> Iterator[Any]:
     if path.suffix == ".zarr":
         import zarr
 
-        yield zarr.open_group(path, mode=mode)
+        # What was consolidated cannot be edited; it is consolidated again after an edit.
+        yield zarr.open_group(path, mode=mode, use_consolidated=False if mode != "r" else None)
+        if mode != "r":
+            zarr.consolidate_metadata(path)
         return
     import h5py
 
@@ -198,7 +201,3 @@ def _add_to_store(store: Any, additions: Additions) -> None:
     for name, values in additions.uns.items():
         old = read_elem(store["uns"][name]) if name in store["uns"] else None
         write_elem(store["uns"], name, merged(old, values))
-    if "consolidated_metadata" in str(getattr(store, "metadata", "")):
-        import zarr
-
-        zarr.consolidate_metadata(store.store)

@@ -1,0 +1,454 @@
+"""The verbs take AnnData or a path and give AnnData back, with everything in its place and nothing of yours changed."""
+
+import shutil
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_directory import GENES, tiny_cells, write_tiny_model
+
+import scmmgpt
+from scmmgpt import embedding
+from scmmgpt.device import Batches, choose_device
+from scmmgpt.errors import UserError
+from scmmgpt.loading import load
+from scmmgpt.prompts import question_about_cells
+from scmmgpt.writing import (
+    answer_probabilities,
+    answers_tree,
+    draw_answers,
+    embed_prompt,
+    mark_genes,
+    named_genes,
+    tokenize_prompt,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+LABELS = ["T cell", "B cell", "monocyte", "natural killer cell"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return load(directory, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def writer(directory):
+    return load(directory, device="cpu", generative=True)
+
+
+@pytest.fixture
+def cells():
+    return tiny_cells()
+
+
+@pytest.fixture
+def file(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+def frozen(adata):
+    return adata.obs.copy(), list(adata.obsm), list(adata.uns), adata.X.copy()
+
+
+# ---- results
+
+
+def test_embed_writes_one_unit_vector_per_cell(cells, model):
+    embedded = scmmgpt.embed(cells, model=model)
+
+    assert embedded.obsm["X_scmmgpt"].shape == (60, 16)
+    assert np.allclose(np.linalg.norm(embedded.obsm["X_scmmgpt"], axis=1), 1, atol=1e-5)
+
+
+def test_annotate_writes_the_four_columns_and_a_record(cells, model):
+    annotated = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0)
+
+    assert set(annotated.obs["scmmgpt_cell_type"]) <= set(LABELS)
+    assert set(annotated.obs["scmmgpt_cell_type_ontology_term_id"]) <= {
+        "CL:0000084",
+        "CL:0000236",
+        "CL:0000576",
+        "CL:0000623",
+    }
+    assert annotated.obs["scmmgpt_confidence"].between(1 / 4, 1).all()
+    assert (annotated.obs["scmmgpt_second_choice"] != annotated.obs["scmmgpt_cell_type"].astype(str)).all()
+    record = annotated.uns["scmmgpt"]
+    assert record["genes"]["num_matched"] == len(GENES)
+    assert record["annotate"]["settings"]["num_candidates"] == 4
+    assert len(record["annotate"]["model"]["weights_sha256"]) == 64
+
+
+def test_the_callers_object_is_not_changed(cells, model):
+    obs, obsm, uns, matrix = frozen(cells)
+
+    scmmgpt.annotate(scmmgpt.embed(cells, model=model), LABELS, model=model)
+
+    pd.testing.assert_frame_equal(cells.obs, obs)
+    assert (list(cells.obsm), list(cells.uns)) == (obsm, uns)
+    assert (matrix != cells.X).nnz == 0
+
+
+def test_inplace_writes_into_the_object_that_was_given(cells, model):
+    assert scmmgpt.embed(cells, model=model, inplace=True) is cells
+    assert "X_scmmgpt" in cells.obsm
+
+
+def test_the_record_of_one_verb_stays_when_another_adds_its_own(cells, model):
+    both = scmmgpt.annotate(scmmgpt.embed(cells, model=model), LABELS, model=model)
+
+    assert {"embed", "annotate", "genes"} <= set(both.uns["scmmgpt"])
+
+
+def test_a_view_is_taken_like_a_copy(cells, model):
+    part = scmmgpt.embed(cells[:7], model=model)
+
+    assert np.allclose(part.obsm["X_scmmgpt"], scmmgpt.embed(cells, model=model).obsm["X_scmmgpt"][:7], atol=1e-5)
+
+
+def test_the_matching_head_gives_a_second_opinion(cells, model):
+    plain = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0)
+    judged = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0, rerank=3)
+
+    assert set(judged.obs["scmmgpt_cell_type"]) <= set(LABELS)
+    assert not np.allclose(plain.obs["scmmgpt_confidence"], judged.obs["scmmgpt_confidence"])
+
+
+def test_a_cluster_gets_one_call(cells, model):
+    voted = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0, cluster_key="leiden")
+
+    assert (voted.obs.groupby("leiden")["scmmgpt_cell_type"].nunique() == 1).all()
+
+
+@pytest.mark.slow
+def test_the_whole_ontology_is_a_label_set(cells, model):
+    annotated = scmmgpt.annotate(cells[:5], "cell-ontology", model=model, min_confidence=0)
+
+    assert annotated.uns["scmmgpt"]["annotate"]["settings"]["num_candidates"] > 3000
+    assert annotated.obs["scmmgpt_cell_type_ontology_term_id"].str.startswith("CL:").all()
+
+
+def test_empty_cells_are_unknown(cells, model):
+    cells.X[3] = 0
+    cells.X.eliminate_zeros()
+
+    annotated = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0.01)
+
+    assert annotated.obs["scmmgpt_cell_type"].iloc[3] == "unknown"
+    assert annotated.obs["scmmgpt_confidence"].iloc[3] == 0
+
+
+def test_results_do_not_depend_on_the_batch_size(cells, model):
+    one = scmmgpt.embed(cells, model=model, batch_size=1).obsm["X_scmmgpt"]
+    many = scmmgpt.embed(cells, model=model, batch_size=60).obsm["X_scmmgpt"]
+
+    assert np.allclose(one, many, atol=1e-5)
+
+
+def test_search_lists_the_best_cells_with_their_metadata(cells, model):
+    hits = scmmgpt.search(cells, "cells that make antibodies", top=5, model=model)
+    all_scores = scmmgpt.search(cells, "cells that make antibodies", top=None, model=model)["score"]
+
+    assert list(hits.columns) == ["score", "leiden"]
+    assert list(hits["score"]) == sorted(all_scores, reverse=True)[:5]
+
+
+def test_search_looks_only_where_it_is_told(cells, model):
+    hits = scmmgpt.search(cells, "a T cell", top=50, where=["leiden=1"], model=model)
+
+    assert len(hits) == 30
+    assert set(hits["leiden"]) == {"1"}
+
+
+def test_generated_cells_are_counts_over_the_vocabulary(directory):
+    generated = scmmgpt.generate_cells("a naive B cell from lymph node", 7, seed=3, model=directory)
+
+    assert generated.shape == (7, len(GENES))
+    assert list(generated.var_names) == GENES
+    assert np.issubdtype(generated.X.dtype, np.integer)
+    assert set(generated.uns["scmmgpt"]["generate"]["quality"]) >= {"median_counts", "share_of_zeros"}
+
+
+def test_the_same_seed_gives_the_same_cells_whatever_the_batch_size(directory):
+    first = scmmgpt.generate_cells("a T cell", 5, seed=1, model=directory)
+    again = scmmgpt.generate_cells("a T cell", 5, seed=1, model=directory, batch_size=2)
+    other = scmmgpt.generate_cells("a T cell", 5, seed=2, model=directory)
+
+    assert (first.X != again.X).nnz == 0
+    assert (first.X != other.X).nnz > 0
+
+
+def test_the_report_names_what_was_called(cells, model, tmp_path):
+    page = tmp_path / "report.html"
+
+    scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0.99, report=page)
+
+    text = page.read_text()
+    assert "obsm[&#39;X_umap&#39;]" in text
+    assert "Unknown cells" in text
+    assert "untrained" in text
+
+
+# ---- text from cells
+
+
+def test_a_description_comes_from_the_cells_own_tokens(cells, writer):
+    """Swapping two cells under one prompt swaps what is said about them."""
+    described = scmmgpt.describe(cells[:8], model=writer, max_new_tokens=8).obs["scmmgpt_description"]
+    swapped = scmmgpt.describe(cells[:8][::-1], model=writer, max_new_tokens=8).obs["scmmgpt_description"]
+
+    assert described.nunique() > 1
+    assert list(swapped[::-1]) == list(described)
+
+
+def test_a_description_is_what_generate_writes(cells, writer):
+    question = question_about_cells(writer)
+    inputs = writer.processor(cells=cells[:4], text=question, return_tensors="pt")
+    with torch.inference_mode():
+        ids = writer.model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+
+    described = scmmgpt.describe(cells[:4], model=writer, max_new_tokens=8)
+
+    assert list(described.obs["scmmgpt_description"]) == [
+        text.strip() for text in writer.processor.batch_decode(ids, skip_special_tokens=True)
+    ]
+
+
+def test_a_cluster_is_described_by_its_most_typical_cell(cells, writer):
+    described = scmmgpt.describe(cells, model=writer, cluster_key="leiden", max_new_tokens=6)
+
+    assert (described.obs.groupby("leiden")["scmmgpt_description"].nunique() == 1).all()
+
+
+def test_an_answer_held_to_choices_is_one_of_them_with_probabilities(cells, writer):
+    chosen = scmmgpt.describe(cells[:6], model=writer, choices=LABELS)
+    probability = chosen.obsm["scmmgpt_choice_probability"]
+
+    assert set(chosen.obs["scmmgpt_description"]) <= set(LABELS)
+    assert np.allclose(probability.sum(1), 1, atol=1e-4)
+
+
+def test_constrained_draws_never_leave_the_list_and_follow_the_probabilities(cells, writer):
+    tree = answers_tree(writer, LABELS)
+    num_draws = 400
+    with torch.inference_mode():
+        features = writer.processor(cells=cells[:1], return_tensors="pt")
+        prompt = tokenize_prompt(writer, question_about_cells(writer))
+        tokens = writer.model.get_cell_tokens(**features)
+        probability = answer_probabilities(writer, embed_prompt(writer, prompt, tokens), tree)[0].numpy()
+        drawn = draw_answers(writer, prompt.expand(num_draws, -1), tokens.expand(num_draws, -1, -1), tree)
+
+    counts = pd.Series(drawn).value_counts()
+    assert set(counts.index) <= set(LABELS)
+    assert np.allclose(counts.reindex(LABELS, fill_value=0) / num_draws, probability, atol=0.1)
+
+
+def test_genes_that_the_cell_does_not_express_are_marked():
+    vocabulary = {"CD3D": 5, "MS4A1": 6, "CD4": 7}
+
+    text = mark_genes("A CD4-positive cell with CD3D and MS4A1.", vocabulary, expressed={5})
+
+    assert text == "A CD4-positive cell with CD3D and MS4A1 [not detected]."
+    assert named_genes("CD3D, CD4-positive, MS4A1 and CD3D", vocabulary) == ["CD3D", "MS4A1"]
+
+
+def test_a_conversation_keeps_its_turns_and_forgets_the_oldest_when_full(cells, writer):
+    conversation = scmmgpt.chat(cells, model=writer, cluster_key="leiden")
+
+    first = conversation.ask("What is the difference?", max_new_tokens=6)
+    streamed = "".join(conversation.stream("Why is that so?", max_new_tokens=6)).strip()
+
+    assert conversation.names == ["0", "1"]
+    assert [message["content"][-1]["text"] for message in conversation.messages[1::2]] == [first, streamed]
+    for _ in range(12):
+        conversation.ask("And what else can be said about these two?", max_new_tokens=6)
+    assert len(conversation.messages) < 28
+    assert sum(block["type"] == "cell" for block in conversation.messages[0]["content"]) == 2
+
+
+# ---- files
+
+
+def test_a_file_becomes_a_file_with_the_same_results(file, cells, model, tmp_path):
+    output = tmp_path / "out.h5ad"
+
+    scmmgpt.annotate(file, LABELS, model=model, output=output, min_confidence=0)
+
+    written, expected = anndata.read_h5ad(output), scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0)
+    pd.testing.assert_frame_equal(written.obs, expected.obs, check_dtype=False, atol=1e-5)
+    assert (written.X != cells.X).nnz == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "out.h5ad"]
+
+
+def test_zarr_is_read_and_written(cells, model, tmp_path):
+    cells.write_zarr(tmp_path / "cells.zarr")
+
+    scmmgpt.embed(tmp_path / "cells.zarr", model=model, output=tmp_path / "out.zarr")
+
+    expected = scmmgpt.embed(cells, model=model).obsm["X_scmmgpt"]
+    assert np.allclose(anndata.read_zarr(tmp_path / "out.zarr").obsm["X_scmmgpt"], expected, atol=1e-5)
+
+
+def test_one_format_becomes_the_other(file, model, tmp_path):
+    scmmgpt.embed(file, model=model, output=tmp_path / "out.zarr")
+
+    assert "X_scmmgpt" in anndata.read_zarr(tmp_path / "out.zarr").obsm
+
+
+def test_backed_cells_give_the_same_as_cells_in_memory(file, cells, model):
+    backed = scmmgpt.embed(anndata.read_h5ad(file, backed="r"), model=model)
+
+    expected = scmmgpt.embed(cells, model=model).obsm["X_scmmgpt"]
+    assert np.allclose(backed.obsm["X_scmmgpt"], expected, atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(file, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "CELLS_PER_CHUNK", 16)
+    output, computed = tmp_path / "out.h5ad", []
+    run_chunk = embedding.run_chunk
+
+    def interrupted_once(features, *args):
+        computed.append(len(features["gene_ids"]))
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        return run_chunk(features, *args)
+
+    monkeypatch.setattr(embedding, "run_chunk", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        scmmgpt.embed(file, model=model, output=output)
+    assert not output.exists()
+
+    scmmgpt.embed(file, model=model, output=output)
+
+    assert computed == [16, 16, 16, 16, 12]
+    expected = scmmgpt.embed(file, model=model).obsm["X_scmmgpt"]
+    assert np.allclose(anndata.read_h5ad(output).obsm["X_scmmgpt"], expected, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "out.h5ad"]
+
+
+def test_an_unfinished_run_of_another_input_is_not_taken_up(file, cells, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "CELLS_PER_CHUNK", 16)
+    run_chunk, calls = embedding.run_chunk, []
+
+    def stop_at_the_second(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run_chunk(*args)
+
+    monkeypatch.setattr(embedding, "run_chunk", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        scmmgpt.embed(file, model=model, output=tmp_path / "out.h5ad")
+    cells[::-1].copy().write_h5ad(file)
+
+    scmmgpt.embed(file, model=model, output=tmp_path / "out.h5ad")
+
+    expected = scmmgpt.embed(cells, model=model).obsm["X_scmmgpt"][::-1]
+    assert np.allclose(anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_scmmgpt"], expected, atol=1e-5)
+
+
+# ---- refusals
+
+
+def test_results_that_are_there_are_not_replaced_unasked(cells, model):
+    embedded = scmmgpt.embed(cells, model=model)
+
+    with pytest.raises(UserError, match="overwrite=True"):
+        scmmgpt.embed(embedded, model=model)
+
+    assert "X_mine" in scmmgpt.embed(embedded, model=model, key_added="mine").obsm
+    assert "X_scmmgpt" in scmmgpt.embed(embedded, model=model, overwrite=True).obsm
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        pytest.param({"output": "cells.h5ad"}, "never overwritten", id="output is input"),
+        pytest.param({"output": "out.csv"}, "must end in", id="unknown format"),
+        pytest.param({"output": "missing/out.h5ad"}, "does not exist", id="no such folder"),
+        pytest.param({"report": "report.pdf"}, "must end in", id="report format"),
+        pytest.param({"cluster_key": "louvain"}, "leiden", id="no such column"),
+        pytest.param({"min_confidence": 2.0}, "between 0 and 1", id="confidence above one"),
+        pytest.param({"labels": []}, "No labels", id="no labels"),
+        pytest.param({"device": "tpu9"}, "cannot be used", id="no such device"),
+        pytest.param({"batch_size": 0}, "at least 1", id="empty batches"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_leaves_nothing(file, directory, arguments, reason, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    before = file.read_bytes()
+
+    with pytest.raises(UserError, match=reason):
+        scmmgpt.annotate("cells.h5ad", **{"labels": LABELS, "model": str(directory), **arguments})
+
+    assert [path.name for path in file.parent.iterdir()] == ["cells.h5ad"]
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        pytest.param("cells.h5ad", b"not a file of cells", "cannot be read", id="broken"),
+        pytest.param("cells.txt", b"", "expected a name", id="other format"),
+        pytest.param("cells.h5mu", b"", "MuData", id="several modalities"),
+    ],
+)
+def test_a_file_that_is_not_cells_is_refused_by_name(tmp_path, model, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(UserError, match=reason) as refusal:
+        scmmgpt.embed(tmp_path / name, model=model)
+
+    assert name in str(refusal.value)
+
+
+def test_a_directory_that_is_no_model_is_refused(cells, tmp_path, directory):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="'bert'"):
+        load(tmp_path)
+    shutil.copy(directory / "config.json", tmp_path)
+    with pytest.raises(UserError, match="incomplete"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="no model directory"):
+        scmmgpt.embed(cells, model="no/such/place")
+
+
+def test_something_else_than_cells_is_refused(model):
+    with pytest.raises(UserError, match="got list"):
+        scmmgpt.embed([[1, 2]], model=model)
+
+
+# ---- memory
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_stays_so():
+    seen = []
+
+    def compute(rows):
+        if rows.stop - rows.start > 3:
+            raise torch.OutOfMemoryError
+        seen.append(rows.stop - rows.start)
+        return rows
+
+    results = list(Batches(choose_device("cpu"), 12).run(10, compute))
+
+    assert seen == [3, 3, 3, 1]
+    assert [rows for rows, _ in results] == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+
+
+def test_an_error_that_is_not_about_memory_is_not_hidden():
+    def compute(rows):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(Batches(choose_device("cpu"), 12).run(10, compute))

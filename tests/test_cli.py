@@ -1,0 +1,300 @@
+"""The shell command answers at once, says what went wrong in a few lines, and ends with the right code."""
+
+import json
+import subprocess
+import sys
+import time
+
+import anndata
+import pytest
+from tiny_directory import tiny_cells, write_tiny_model
+
+from scmmgpt import errors
+from scmmgpt.cli import app
+from scmmgpt.console import run_to_exit_code
+
+VERBS = [
+    "demo",
+    "info",
+    "doctor",
+    "annotate",
+    "embed",
+    "describe",
+    "chat",
+    "search",
+    "index",
+    "generate",
+    "corpus",
+    "convert",
+    "finetune",
+    "eval",
+    "push",
+    "serve",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shell")
+    write_tiny_model(folder / "model")
+    tiny_cells().write_h5ad(folder / "cells.h5ad")
+    (folder / "labels.txt").write_text("T cell\nB cell\nmonocyte\n")
+    return folder
+
+
+@pytest.fixture
+def shell(folder, monkeypatch, capsys):
+    """Run the command in a folder with cells and a model: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str, debug: bool = False) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run_to_exit_code(lambda: app(list(arguments), prog_name="scmmgpt", standalone_mode=False), debug=debug)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# ---- help
+
+
+def test_help_answers_within_a_second_and_without_torch():
+    program = (
+        "import sys; sys.argv = ['scmmgpt', '--help']\n"
+        "from scmmgpt.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'anndata', 'numpy', 'pandas', 'scanpy'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy} were imported' if heavy else 0)"
+    )
+
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+
+    assert min(seconds) < 1
+    assert all(verb in result.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "index build", "index push", "corpus build", "corpus audit"])
+def test_every_verb_explains_itself(verb, shell):
+    code, out, _ = shell(*verb.split(), "--help")
+
+    assert code == 0
+    assert "Usage: scmmgpt" in out
+    assert verb in ("index", "corpus") or "Example" in out
+
+
+def test_the_version_is_told(shell):
+    code, out, _ = shell("--version")
+
+    assert code == 0
+    assert out.strip().count(".") == 2
+
+
+def test_completion_is_offered(shell):
+    assert "--show-completion" in shell("--help")[1]
+
+
+# ---- verbs
+
+
+def test_annotate_writes_the_columns_of_the_contract_and_says_what_it_found(shell, folder, tmp_path):
+    output, report = tmp_path / "out.h5ad", tmp_path / "report.html"
+
+    code, out, err = shell(
+        *("annotate", "cells.h5ad", "--output", str(output), "--model", "model", "--labels", "labels.txt"),
+        *("--min-confidence", "0", "--report", str(report)),
+    )
+
+    assert code == 0, err
+    adata = anndata.read_h5ad(output)
+    assert set(adata.obs) == {
+        "leiden",
+        "scmmgpt_cell_type",
+        "scmmgpt_cell_type_ontology_term_id",
+        "scmmgpt_confidence",
+        "scmmgpt_second_choice",
+    }
+    assert set(adata.obs["scmmgpt_cell_type"]) <= {"T cell", "B cell", "monocyte"}
+    assert "scmmgpt" in adata.uns
+    assert "100 of 100 human genes" in out
+    assert "untrained" in err
+    assert report.read_text().startswith("<!doctype html>")
+
+
+def test_json_is_one_document_and_nothing_else(shell, tmp_path):
+    output = tmp_path / "out.h5ad"
+
+    _, out, _ = shell(
+        *("annotate", "cells.h5ad", "--output", str(output), "--model", "model", "--labels", "labels.txt", "--json"),
+        *("--min-confidence", "0"),
+    )
+
+    result = json.loads(out)
+    assert result["cells"] == 60
+    assert sum(row["cells"] for row in result["cell_types"]) == 60
+    assert result["output"] == str(output)
+
+
+def test_embed_says_where_the_vectors_are(shell, tmp_path):
+    code, out, _ = shell("embed", "cells.h5ad", "--output", str(tmp_path / "out.zarr"), "--model", "model", "--json")
+
+    assert code == 0
+    assert json.loads(out)["shape"] == [60, 16]
+    assert "X_scmmgpt" in anndata.read_zarr(tmp_path / "out.zarr").obsm
+
+
+def test_describe_writes_a_text_per_cell(shell, tmp_path):
+    output = tmp_path / "out.h5ad"
+
+    code, _, err = shell(
+        *("describe", "cells.h5ad", "--output", str(output), "--model", "model", "--cluster-key", "leiden"),
+        *("--max-new-tokens", "4"),
+    )
+
+    assert code == 0, err
+    assert anndata.read_h5ad(output).obs["scmmgpt_description"].notna().all()
+
+
+def test_search_prints_a_table_or_json(shell):
+    code, out, _ = shell("search", "cells.h5ad", "a T cell", "--top", "3", "--model", "model")
+    _, as_json, _ = shell("search", "cells.h5ad", "a T cell", "--top", "3", "--model", "model", "--json")
+
+    assert code == 0
+    rows = json.loads(as_json)
+    assert len(rows) == 3
+    assert rows[0]["score"] >= rows[1]["score"]
+    assert rows[0]["cell"] in out
+
+
+def test_generate_is_the_same_for_the_same_seed(shell, tmp_path):
+    files = [tmp_path / "one.h5ad", tmp_path / "two.h5ad"]
+    for file in files:
+        code, _, err = shell(
+            *("generate", "a B cell", "--num-cells", "4", "--seed", "5", "--output", str(file), "--model", "model")
+        )
+        assert code == 0, err
+
+    one, two = map(anndata.read_h5ad, files)
+    assert (one.X != two.X).nnz == 0
+    assert {"feature_name", "feature_id"} <= set(one.var)
+
+
+def test_chat_answers_each_question(shell):
+    code, out, err = shell("chat", "cells.h5ad", "--model", "model", "--ask", "What is it?", "--ask", "Why?", "--json")
+
+    assert code == 0, err
+    assert [turn["question"] for turn in json.loads(out)["turns"]] == ["What is it?", "Why?"]
+
+
+def test_doctor_says_what_would_be_read(shell):
+    code, out, _ = shell("doctor", "cells.h5ad", "--model", "model", "--json")
+
+    account = json.loads(out)
+    assert code == 0
+    assert (account["matrix"], account["matrix_state"], account["num_matched"]) == ("X", "counts", 100)
+    assert account["doubts"] == []
+
+
+def test_info_tells_versions_and_what_the_model_is(shell):
+    code, out, _ = shell("info", "model", "--json")
+
+    assert code == 0
+    assert json.loads(out)["trained"] is False
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        pytest.param(["anotate"], "Did you mean", id="unknown verb"),
+        pytest.param(["annotate"], "Missing", id="no file"),
+        pytest.param(["annotate", "cells.h5ad"], "--output", id="no output"),
+        pytest.param(["annotate", "nothing.h5ad", "--output", "o.h5ad"], "There is no file", id="no such file"),
+        pytest.param(["embed", "cells.h5ad", "--output", "cells.h5ad"], "never overwritten", id="output is input"),
+        pytest.param(["embed", "cells.h5ad", "--output", "./../{here}/cells.h5ad"], "never", id="the same by detour"),
+        pytest.param(["embed", "cells.h5ad", "--output", "no/where.h5ad"], "does not exist", id="unwritable"),
+        pytest.param(["embed", "cells.h5ad", "--output", "o.h5ad", "--model", "."], "not a model", id="no model"),
+        pytest.param(["annotate", "cells.h5ad", "--output", "o.h5ad", "--labels", "x"], "label file", id="no labels"),
+        pytest.param(["annotate", "cells.h5ad", "--output", "o.h5ad", "--min-confidence", "7"], "--min-confidence", id="range"),
+        pytest.param(["search", "cells.h5ad", " "], "empty", id="empty text"),
+        pytest.param(["search", "cells.h5ad", "a", "--where", "b=1"], "leiden", id="unknown column"),
+        pytest.param(["index", "build", "cells.h5ad", "--output", "model"], "already there", id="index exists"),
+    ],
+)
+def test_a_mistake_is_told_in_a_few_lines_and_leaves_everything_as_it_was(shell, folder, arguments, reason):
+    before = {path.name for path in folder.iterdir()}
+    arguments = [argument.replace("{here}", folder.name) for argument in arguments]
+    if arguments[0] in ("annotate", "embed", "search") and "--model" not in arguments and len(arguments) > 2:
+        arguments += ["--model", "model"]
+
+    code, out, err = shell(*arguments)
+
+    assert code == 2
+    assert out == ""
+    assert reason in err
+    assert len(err.splitlines()) <= 6
+    assert "Traceback" not in err
+    assert {path.name for path in folder.iterdir()} == before
+
+
+def test_data_that_the_processor_refuses_are_the_users_mistake(shell, folder, tmp_path):
+    cells = tiny_cells(5)
+    cells.X[0, 0] = float("nan")
+    cells.write_h5ad(tmp_path / "nan.h5ad")
+
+    code, _, err = shell("embed", str(tmp_path / "nan.h5ad"), "--output", str(tmp_path / "o.h5ad"), "--model", "model")
+
+    assert code == 2
+    assert "nan" in err.lower()
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.h5ad"]
+
+
+def test_debug_shows_where_it_happened(shell):
+    _, _, err = shell("embed", "nothing.h5ad", "--output", "o.h5ad", debug=True)
+
+    assert "Traceback" in err
+    assert "There is no file" in err.splitlines()[-1]
+
+
+def test_our_own_fault_ends_with_one(capsys):
+    def broken():
+        return [][0]
+
+    assert run_to_exit_code(broken) == 1
+    assert "IndexError" in capsys.readouterr().err
+
+
+def test_an_operation_that_fails_inside_our_code_is_no_mistake_of_the_user(capsys):
+    import numpy as np
+
+    from scmmgpt.index import best_rows
+
+    assert run_to_exit_code(lambda: best_rows(np.ones((3, 4)), np.ones(5), 1)) == 1
+    assert "not yours" in capsys.readouterr().err
+
+
+def test_an_interruption_says_how_to_go_on(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert run_to_exit_code(interrupted) == 130
+    assert "same command" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named_in_one_line(shell, monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(errors, "import_module", absent)
+
+    code, _, err = shell("demo", "--model", "model")
+
+    assert code == 2
+    assert err.splitlines() == ['scmmgpt: This needs the package `scanpy`: pip install "scmmgpt[eval]"']
