@@ -180,7 +180,7 @@ def test_labels_stand_on_the_answer_alone(collate):
 
     tokenizer = collate.processor.tokenizer
     for row, answer in zip(batch["labels"], ("B cell", "T cell."), strict=True):
-        assert tokenizer.decode(row[row != -100]).strip() == answer
+        assert tokenizer.decode(row[row != -100]).strip() == answer.strip()
     assert (batch["input_ids"] == collate.processor.cell_token_id).sum() == 2 * collate.processor.num_query_tokens
 
 

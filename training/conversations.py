@@ -84,26 +84,35 @@ class ConversationCollator:
         return self.processor.apply_chat_template(messages, tokenize=False, **options)
 
     def tokenize_prompts(self, prompts: list[str], answers: list[str], padding_side: str = "right") -> dict:
-        """Prompt + answer, each cell's placeholder repeated; the answer's tokens are the labels."""
+        """Prompt + answer, each cell's placeholder repeated; the answer's tokens are the labels.
+
+        Prompt and answer are tokenised apart, as in generation: a token that joined the prompt's last space to the
+        answer's first word would never be asked for there.
+        """
         processor, tokenizer = self.processor, self.processor.tokenizer
         placeholders = processor.cell_token * processor.num_query_tokens
-        prompts = [prompt.replace(processor.cell_token, placeholders) for prompt in prompts]
-        inputs = tokenizer(
-            [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
-            # As `apply_chat_template` decides it: a template may write the first token itself.
-            add_special_tokens=not (tokenizer.bos_token and prompts[0].startswith(tokenizer.bos_token)),
-            return_offsets_mapping=True,
-            padding=True,
-            padding_side=padding_side,
-            truncation=True,
-            max_length=self.max_tokens + processor.num_query_tokens,
-            return_tensors="pt",
-        )
-        starts = inputs["offset_mapping"][..., 0]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        is_answer = (starts >= lengths[:, None]) & inputs["attention_mask"].bool()
-        labels = inputs["input_ids"].masked_fill(~is_answer, IGNORE)
-        return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
+        texts = [prompt.replace(processor.cell_token, placeholders) for prompt in prompts]
+        # As `apply_chat_template` decides it: a template may write the first token itself.
+        has_start = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
+        asked = tokenizer(texts, add_special_tokens=not has_start)["input_ids"]
+        said = tokenizer(answers, add_special_tokens=False)["input_ids"]
+        room = self.max_tokens + processor.num_query_tokens
+        rows = [
+            (question, answer[: max(room - len(question), 0)]) for question, answer in zip(asked, said, strict=True)
+        ]
+        longest = max(len(question) + len(answer) for question, answer in rows)
+        batch: dict[str, list] = {"input_ids": [], "attention_mask": [], "labels": []}
+        fillers = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE}
+        for question, answer in rows:
+            full = {
+                "input_ids": question + answer,
+                "attention_mask": [1] * len(question + answer),
+                "labels": [IGNORE] * len(question) + answer,
+            }
+            for name, tokens in full.items():
+                padding = [fillers[name]] * (longest - len(tokens))
+                batch[name].append(tokens + padding if padding_side == "right" else padding + tokens)
+        return {name: torch.tensor(tokens) for name, tokens in batch.items()}
 
     def requests(self, facts: list[dict], generators: list[np.random.Generator]) -> dict[str, torch.Tensor]:
         """A text that asks for each cell; no token at all for a cell of unknown type."""

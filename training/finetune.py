@@ -51,7 +51,7 @@ MOST_HELD_OUT = 1000
 KEPT_FILES = ("cell_ontology.json.gz",)
 
 
-def finetune(
+def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
     data: AnnData | str | os.PathLike,
     *,
     label: str,
