@@ -105,10 +105,24 @@ def push(
         diff = _explained(lambda: _text_diff(api, repo_id, state, files, changes), repo_id)
         return figures | {"dry_run": True, "diff": diff}
     if not changes:
-        return figures | {"commit": state.head, "note": "the Hub already holds exactly these files"}
+        return figures | {
+            "commit": state.head,
+            "note": "Nothing to publish: the Hub already holds exactly these files.",
+        }
     publication = Publication(api, repo_id, files, hashes, private, revision, create_pr, expected_head=state.head)
     # A second try after a lost answer would open a second pull request.
     return figures | _explained(publication.run, repo_id, attempts=1 if create_pr else ATTEMPTS)
+
+
+def lines_of(outcome: dict[str, Any]) -> list[str]:
+    """What `push` returned, for a person to read."""
+    signs = {"added": "+", "changed": "~", "deleted": "-"}
+    lines = [f"{sign} {name}" for kind, sign in signs.items() for name in outcome[kind]]
+    lines += outcome.get("diff", [])
+    lines.append(f"{outcome['unchanged']} files unchanged, {outcome['megabytes']} MB new")
+    if outcome.get("dry_run"):
+        return [*lines, "Nothing was published: this was a dry run."]
+    return [*lines, outcome.get("note") or f"Published: {outcome['url']}"]
 
 
 def _api(token: str | None) -> HfApi:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import push as push_module
-from scmmgpt.hub_cards.push import push
+from scmmgpt.hub_cards.push import lines_of, push
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTProcessor
 
@@ -124,6 +124,18 @@ def test_a_dry_run_shows_the_diff_and_changes_nothing(hub, directory):
 def test_a_dry_run_for_a_new_name_does_not_create_it(hub, directory):
     assert push(directory, NAME, dry_run=True)["added"] == sorted(contents(directory))
     assert NAME not in hub.repositories
+
+
+def test_an_outcome_reads_like_a_diff(hub, directory):
+    push(directory, NAME)
+    (directory / "README.md").write_text(CARD + "Now with genes.\n")
+
+    lines = lines_of(push(directory, NAME, dry_run=True))
+
+    assert lines[0] == "~ README.md"
+    assert "+Now with genes." in lines
+    assert lines[-1] == "Nothing was published: this was a dry run."
+    assert lines_of(push(directory, NAME))[-1].startswith("Published: http")
 
 
 def test_private_is_private(hub, directory):

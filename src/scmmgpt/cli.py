@@ -359,17 +359,24 @@ def evaluate(
     _say_outcome(api.evaluate(cells, label, output=output, model=model), output, json)
 
 
-@app.command(epilog="Example: scmmgpt push my-model my-name/my-model")
+@app.command(
+    epilog="Examples: scmmgpt push my-model my-name/my-model --dry-run | scmmgpt push my-model my-name/my-model"
+)
 def push(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
     repository: Annotated[str, typer.Argument(metavar="org/name", help="The repository of the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch; created when it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Publish a model, with its card, to the Hugging Face Hub."""
+    """Publish a model, with its card, to the Hugging Face Hub: in one commit, or not at all."""
+    from .hub_cards.push import lines_of
     from .hub_cards.push import push as push_to_hub
 
-    _say_outcome(push_to_hub(directory, repository, private=private), repository, json)
+    outcome = push_to_hub(directory, repository, private, revision, create_pr, dry_run)
+    say(outcome, as_json=json, lines=lines_of(outcome))
 
 
 @app.command(epilog="Example: scmmgpt serve --port 8000")
