@@ -1,0 +1,249 @@
+"""How fast cells become tokens, against faithful plain versions of what Geneformer's and scGPT's tokenisers do.
+
+    python benchmarks/tokenize_cells.py [--num-cells 4000] [--flat 1000000]
+
+One run, one thread, cells per second of CPU time, so that ratios stand on a busy machine too. Cells are made: negative
+binomial counts over 20,000 genes, about 2,600 of them expressed in a cell. `--flat` also tokenises that many cells from
+a file in chunks and prints the memory it took.
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+import anndata as ad
+import h5py
+import numpy as np
+from scipy import sparse
+
+from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.processing.gene_kernels_scmmgpt import count_expressed, order_genes
+
+NUM_GENES, MAX_GENES, BLOCK = 20_000, 2_048, 1_000
+NOTHING = np.empty(0)
+GOALS = {
+    "kernel rank": 50_000,
+    "kernel bins": 50_000,
+    "processor, fresh arrays, log1p": 20_000,
+    "rank with the h5ad read / Geneformer's way": 6,
+    "kernel bins / scGPT's collator": 12,
+}
+
+
+def made_cells(num_cells: int, seed: int = 0) -> sparse.csr_matrix:
+    """Counts of about 2,600 expressed genes a cell."""
+    random = np.random.default_rng(seed)
+    mean = random.lognormal(-3, 2, NUM_GENES)
+    mean *= 6_000 / mean.sum()
+    blocks = []
+    for start in range(0, num_cells, BLOCK):
+        rows = min(BLOCK, num_cells - start)
+        depth = random.lognormal(0, 0.4, (rows, 1))
+        blocks.append(sparse.csr_matrix(random.poisson(random.gamma(2, 0.5, (rows, NUM_GENES)) * mean * depth)))
+    return sparse.vstack(blocks, format="csr").astype(np.float32)
+
+
+def rate(work: Callable[[], int], repeats: int = 3) -> float:
+    """Cells per CPU second, the best of some runs after one to warm up."""
+    work()
+    best = 0.0
+    for _ in range(repeats):
+        start = time.process_time()
+        num_cells = work()
+        best = max(best, num_cells / (time.process_time() - start))
+    return best
+
+
+# ---- ours
+
+
+def kernel(cells: sparse.csr_matrix, medians: np.ndarray, quantiles: np.ndarray) -> Callable[[], int]:
+    """The bare kernel into arrays that are used again, a block of cells at a time."""
+    rows = np.arange(NUM_GENES)
+    indptr = cells.indptr.astype(np.int64)
+    genes, values = np.empty(BLOCK * MAX_GENES, np.int64), np.empty(BLOCK * MAX_GENES, np.float32)
+    starts = np.arange(BLOCK) * MAX_GENES
+
+    def work() -> int:
+        for start in range(0, cells.shape[0], BLOCK):
+            block = indptr[start : start + BLOCK + 1], cells.indices, cells.data, rows
+            lengths = np.minimum(count_expressed(*block), MAX_GENES)
+            order_genes(*block, medians, starts[: len(lengths)], lengths, quantiles, genes, values)
+        return cells.shape[0]
+
+    return work
+
+
+def whole_call(tokenizer: ScMMGPTGeneTokenizer, adata: ad.AnnData, batch: int = 1024) -> Callable[[], int]:
+    """The tokenizer's call, gene matching, masks and fresh arrays included."""
+
+    def work() -> int:
+        for start in range(0, adata.n_obs, batch):
+            tokenizer((adata.X[start : start + batch], adata.var_names))
+        return adata.n_obs
+
+    return work
+
+
+def from_file(tokenizer: ScMMGPTGeneTokenizer, path: Path) -> Callable[[], int]:
+    """The call on an h5ad file, chunk by chunk."""
+    return lambda: sum(len(chunk["gene_ids"]) for chunk in tokenizer.iter_chunks(path, chunk_size=BLOCK))
+
+
+# ---- the peers' ways, re-implemented plainly
+
+
+def geneformer_way(path: Path, medians: np.ndarray) -> Callable[[], int]:
+    """Geneformer: backed chunks of 512 cells, scaled and divided by the medians, each cell's genes sorted."""
+
+    def work() -> int:
+        adata = ad.read_h5ad(path, backed="r")
+        totals = np.asarray(adata.obs["n_counts"])
+        columns = np.arange(adata.n_vars)
+        tokens = np.arange(adata.n_vars) + 2
+        cells = []
+        for start in range(0, adata.n_obs, 512):
+            chosen = np.arange(start, min(start + 512, adata.n_obs))
+            block = adata[chosen, columns].X
+            scaled = sparse.csr_matrix(block / totals[chosen][:, None] * 10_000 / medians)
+            for cell in range(scaled.shape[0]):
+                row = scaled[cell]
+                cells.append(tokens[row.indices][np.argsort(-row.data)][:MAX_GENES])
+        adata.file.close()
+        return len(cells)
+
+    return work
+
+
+def scgpt_way(cells: sparse.csr_matrix, most: int) -> Callable[[], int]:
+    """scGPT's collator: a dense row, its non-zero genes, 51 quantile bins, a random choice, padding."""
+    random = np.random.default_rng(0)
+
+    def binned(values: np.ndarray) -> np.ndarray:
+        edges = np.quantile(values, np.linspace(0, 1, 50))
+        left, right = np.digitize(values, edges), np.digitize(values, edges, right=True)
+        return np.ceil(random.random(len(values)) * (right - left) + left).astype(np.int64)
+
+    def work() -> int:
+        for start in range(0, cells.shape[0], 64):
+            batch_ids, batch_values = [], []
+            for row in cells[start : start + 64].toarray():
+                genes = np.nonzero(row)[0]
+                values = binned(row[genes])
+                if len(genes) > most:
+                    chosen = random.permutation(len(genes))[:most]
+                    genes, values = genes[chosen], values[chosen]
+                batch_ids.append(genes)
+                batch_values.append(values)
+            longest = max(map(len, batch_ids))
+            for genes, values in zip(batch_ids, batch_values, strict=True):
+                np.pad(genes, (0, longest - len(genes)))
+                np.pad(values, (0, longest - len(values)))
+        return cells.shape[0]
+
+    return work
+
+
+# ---- memory
+
+
+def peak_of_a_million(tokenizer: ScMMGPTGeneTokenizer, num_cells: int, folder: Path) -> list[str]:
+    """Tokenise a file of many cells in chunks; the peak after the first tenth must be the peak at the end."""
+    path = folder / "many.h5ad"
+    write_repeated(made_cells(BLOCK, seed=1), num_cells, path)
+    start, done, lines = time.process_time(), 0, []
+    for chunk in tokenizer.iter_chunks(path, chunk_size=BLOCK):
+        done += len(chunk["gene_ids"])
+        if done % max(num_cells // 10, 1) < BLOCK:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            lines.append(f"{done:>10,} cells  peak {peak:,.0f} MB")
+    lines.append(f"{done / (time.process_time() - start):,.0f} cells per CPU second, read included")
+    return lines
+
+
+def write_repeated(cells: sparse.csr_matrix, num_cells: int, path: Path) -> None:
+    """An h5ad of the same cells over and over, written without ever holding them all."""
+    ad.AnnData(cells, var={"gene": gene_names()}).write_h5ad(path)
+    repeats = num_cells // cells.shape[0]
+    with h5py.File(path, "r+") as file:
+        matrix = file["X"]
+        for name in ("data", "indices"):
+            once = matrix[name][:]
+            del matrix[name]
+            many = matrix.create_dataset(name, shape=(len(once) * repeats,), dtype=once.dtype, chunks=(1 << 18,))
+            for repeat in range(repeats):
+                many[repeat * len(once) : (repeat + 1) * len(once)] = once
+        once = cells.indptr.astype(np.int64)
+        del matrix["indptr"]
+        starts = (np.arange(repeats)[:, None] * once[-1] + once[None, :-1]).ravel()
+        matrix.create_dataset("indptr", data=np.append(starts, once[-1] * repeats))
+        matrix.attrs["shape"] = (repeats * cells.shape[0], cells.shape[1])
+        names = np.array([f"cell{number}" for number in range(repeats * cells.shape[0])], dtype=object)
+        index = file["obs"].attrs["_index"]
+        attributes = dict(file["obs"][index].attrs)
+        del file["obs"][index]
+        file["obs"].create_dataset(index, data=names, dtype=h5py.string_dtype())
+        file["obs"][index].attrs.update(attributes)
+        index = file["var"].attrs["_index"]
+        del file["var"][index]
+        file["var"].create_dataset(index, data=np.array(gene_names(), dtype=object), dtype=h5py.string_dtype())
+        file["var"][index].attrs.update(attributes)
+
+
+def gene_names() -> list[str]:
+    """Names of the made genes."""
+    return [f"GENE{number}" for number in range(NUM_GENES)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-cells", type=int, default=4_000)
+    parser.add_argument("--flat", type=int, default=0, help="also tokenise this many cells in chunks")
+    arguments = parser.parse_args()
+    cells = made_cells(arguments.num_cells)
+    medians = np.random.default_rng(0).lognormal(1, 0.5, NUM_GENES)
+    names = gene_names()
+    adata = ad.AnnData(cells)
+    adata.var_names = names
+    adata.obs["n_counts"] = np.asarray(cells.sum(axis=1)).ravel()
+    log1p = ScMMGPTGeneTokenizer(names, medians=medians, gene_order="median_ratio", max_genes=MAX_GENES)
+    rank = log1p.with_settings(value_mode="rank", add_cls=False)
+    bins = log1p.with_settings(value_mode="bins", gene_order="value")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cells.h5ad"
+        adata.write_h5ad(path)
+        rates = {
+            "kernel rank": rate(kernel(cells, medians, NOTHING)),
+            "kernel bins": rate(kernel(cells, NOTHING, np.linspace(0, 1, 50))),
+            "processor, fresh arrays, log1p": rate(whole_call(log1p, adata)),
+            "processor, fresh arrays, bins": rate(whole_call(bins, adata)),
+            "rank with the h5ad read": rate(from_file(rank, path)),
+            "Geneformer's way with the h5ad read": rate(geneformer_way(path, medians)),
+            "scGPT's collator, 1,200 genes": rate(scgpt_way(cells, 1_200)),
+        }
+        ratios = {
+            "rank with the h5ad read / Geneformer's way": rates["rank with the h5ad read"]
+            / rates["Geneformer's way with the h5ad read"],
+            "kernel bins / scGPT's collator": rates["kernel bins"] / rates["scGPT's collator, 1,200 genes"],
+            "kernel rank / Geneformer's way": rates["kernel rank"] / rates["Geneformer's way with the h5ad read"],
+        }
+        flat = peak_of_a_million(log1p, arguments.flat, Path(folder)) if arguments.flat else []
+    print(
+        f"{cells.shape[0]:,} made cells, {cells.nnz / cells.shape[0]:,.0f} expressed genes each; cells per CPU second"
+    )
+    for name, number in rates.items():
+        print(f"{name:<45}{number:>12,.0f}" + (f"   goal {GOALS[name]:,}" if name in GOALS else ""))
+    for name, number in ratios.items():
+        print(f"{name:<45}{number:>12.1f}" + (f"   goal {GOALS[name]}" if name in GOALS else ""))
+    print(*flat, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
