@@ -235,7 +235,7 @@ def test_annotation_costs_a_tenth_of_a_gigaflop_a_cell():
     gene_ids = torch.randint(3, loaded.processor.feature_extractor.vocab_size, (8, 2_001))
     gene_ids[:, 0] = 1
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter:
         loaded.model.get_cell_features(gene_ids, torch.rand(8, 2_001), torch.ones_like(gene_ids))
 
     assert counter.get_total_flops() / 8 <= 1.05e8

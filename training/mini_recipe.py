@@ -27,8 +27,6 @@ class Stage1Part:
 
     Attributes
     ----------
-    num_attended_genes
-        Genes that the encoder attends to in this part; all of them stand in its pooled tokens.
     num_ontology_texts
         Types of the whole ontology whose wordings are contrasted with one another at every step.
     """
@@ -36,7 +34,6 @@ class Stage1Part:
     steps: int
     batch_size: int
     learning_rate: float
-    num_attended_genes: int
     match_weight: float
     caption_weight: float
     num_ontology_texts: int
@@ -54,7 +51,7 @@ class Stage2Settings:
     num_requests
         Cells per step that a text should lead to.
     num_leading_genes, num_other_genes
-        Genes of a request that are compared: those that fill the cells, and a changing few of the others.
+        Genes of a request that are compared: those that fill most of a cell, and a changing few of the others.
     """
 
     steps: int
@@ -62,9 +59,9 @@ class Stage2Settings:
     learning_rate: float
     choice_rate: float = 0.2
     max_answer_tokens: int = 72
-    num_requests: int = 24
+    num_requests: int = 32
     max_request_tokens: int = 48
-    num_leading_genes: int = 4_000
+    num_leading_genes: int = 2_000
     num_other_genes: int = 500
 
 

@@ -22,13 +22,21 @@ TEXT_PREFIX = "ontology_text_"
 
 @dataclass
 class Stage1Batch:
-    """Composes a batch: cells, a text for each, and pairs of wordings of types from the whole ontology."""
+    """Composes a batch: cells, texts about them, and pairs of wordings of types from the whole ontology.
+
+    Attributes
+    ----------
+    one_text_per_type
+        Cells of one type share a text in the batch, `text_of_cell` saying which: half the work where the loss is
+        contrast alone. Otherwise each cell has a text of its own, which may name its tissue.
+    """
 
     simulator: CellSimulator
     texts: TypeTexts
     tokenizer: PreTrainedTokenizerBase
     max_text_tokens: int
     num_ontology_texts: int
+    one_text_per_type: bool
     lineages: Lineages = field(init=False)
 
     def __post_init__(self):
@@ -37,22 +45,22 @@ class Stage1Batch:
     def __call__(self, rows: np.ndarray, cells: list[DrawnCell], generator: np.random.Generator) -> dict:
         table = self.simulator.profiles.table
         terms, tissues = table.term_id.to_numpy()[rows], table.tissue.to_numpy()[rows]
-        texts = [self.texts.draw(term, generator, tissue) for term, tissue in zip(terms, tissues, strict=True)]
-        batch = {
-            **pad_cells(cells),
-            **self.tokenize(texts),
-            "text_labels": text_labels(texts),
-            "text_lineage": self.lineages.of(list(terms)),
-        }
+        if self.one_text_per_type:
+            types, text_of_cell = np.unique(terms, return_inverse=True)
+            texts = [self.texts.draw(term, generator) for term in types]
+            labels = {"text_of_cell": torch.from_numpy(text_of_cell)}
+        else:
+            texts = [self.texts.draw(term, generator, tissue) for term, tissue in zip(terms, tissues, strict=True)]
+            labels = {"text_labels": text_labels(texts)}
+        batch = {**pad_cells(cells), **self.tokenize(texts), **labels, "text_lineage": self.lineages.of(list(terms))}
         return batch | self._ontology_pairs(generator)
 
     def _ontology_pairs(self, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         if not self.num_ontology_texts:
             return {}
         terms = list(generator.choice(self.texts.readable_terms, self.num_ontology_texts, replace=False))
-        texts = [self.texts.draw(term, generator) for _ in range(2) for term in terms]
-        tokens = self.tokenize(texts)
-        pairs = {f"{TEXT_PREFIX}{name}": tokens[name] for name in ("input_ids", "attention_mask")}
+        tokens = self.tokenize([self.texts.draw(term, generator) for _ in range(2) for term in terms])
+        pairs = {f"{TEXT_PREFIX}{name}": tokens[name] for name in tokens}
         return pairs | {f"{TEXT_PREFIX}lineage": self.lineages.of(terms)}
 
     def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
@@ -79,14 +87,24 @@ class Stage1Trainer(StreamTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         names = [name for name in inputs if name.startswith(TEXT_PREFIX)]
         pairs = {name.removeprefix(TEXT_PREFIX): inputs.pop(name) for name in names}
-        output = model(**inputs)
-        loss = output.loss
+        loss = self._shared_text_loss(model, **inputs) if "text_of_cell" in inputs else model(**inputs).loss
         if pairs:
             lineage = pairs.pop("lineage")
             first, second = model.get_text_features(**pairs).pooler_output.chunk(2)
-            scale, softness = model.model.similarity_scale(), model.config.target_temperature
-            loss = loss + self.ontology_text_weight * contrast_loss(first, second, scale, None, lineage, softness)
-        return (loss, output) if return_outputs else loss
+            loss = loss + self.ontology_text_weight * self._contrast(model, first, second, None, lineage)
+        return (loss, {}) if return_outputs else loss
+
+    def _shared_text_loss(
+        self, model, gene_ids, gene_values, gene_mask, input_ids, attention_mask, text_of_cell, text_lineage
+    ):
+        cells = model.get_cell_features(gene_ids, gene_values, gene_mask).pooler_output
+        texts = model.get_text_features(input_ids, attention_mask).pooler_output
+        return self._contrast(model, cells, texts[text_of_cell], text_of_cell, text_lineage)
+
+    @staticmethod
+    def _contrast(model, first, second, labels, lineage):
+        scale = model.model.similarity_scale()
+        return contrast_loss(first, second, scale, labels, lineage, model.config.target_temperature)
 
 
 def training_arguments(steps: int, learning_rate: float, seed: int) -> TrainingArguments:
@@ -119,10 +137,15 @@ def train_stage1(
 ) -> list[dict]:
     """Train all parts of stage 1 in turn; returns the logged losses."""
     history: list[dict] = []
-    full = model.config.cell_config.num_attended_genes
     for number, part in enumerate(recipe.stage1):
-        compose = Stage1Batch(simulator, texts, tokenizer, recipe.max_text_tokens, part.num_ontology_texts)
-        model.config.cell_config.num_attended_genes = part.num_attended_genes
+        compose = Stage1Batch(
+            simulator,
+            texts,
+            tokenizer,
+            recipe.max_text_tokens,
+            part.num_ontology_texts,
+            one_text_per_type=not (part.match_weight or part.caption_weight),
+        )
         model.config.match_weight, model.config.caption_weight = part.match_weight, part.caption_weight
         seed = recipe.seed * 100 + number
         trainer = Stage1Trainer(
@@ -133,5 +156,4 @@ def train_stage1(
         )
         trainer.train()
         history += [entry for entry in trainer.state.log_history if "loss" in entry]
-    model.config.cell_config.num_attended_genes = full
     return history

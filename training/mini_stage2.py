@@ -119,6 +119,7 @@ class Stage2Batch:
             "cell_prompt_mask": tokens["attention_mask"],
             "target_gene_ids": torch.from_numpy(genes + FIRST_GENE_ID),
             "target_counts": torch.from_numpy(counts[:, genes]),
+            "target_library_size": torch.from_numpy(counts.sum(1)),
         }
 
     def _genes_by_family(self) -> dict[str, np.ndarray]:
@@ -132,7 +133,7 @@ class Stage2Batch:
         return genes
 
     def _some_genes(self, family: str, generator: np.random.Generator) -> np.ndarray:
-        """The genes that hold nearly all counts, so that totals mean the same at every step, and some of the rest."""
+        """The genes that hold most counts, and some of the rest."""
         genes, leading = self.target_genes[family], self.settings.num_leading_genes
         rest = generator.choice(
             genes[leading:], min(self.settings.num_other_genes, len(genes) - leading), replace=False
@@ -154,16 +155,14 @@ class Stage2Trainer(StreamTrainer):
     """Both directions in one step, each with cells of its own."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        asked = {
-            name.removeprefix("request_"): inputs.pop(name) for name in list(inputs) if name.startswith("request_")
-        }
-        wanted = {
-            name: inputs.pop(name)
-            for name in ("cell_prompt_ids", "cell_prompt_mask", "target_gene_ids", "target_counts")
-        }
-        spoken = model(**inputs).loss
-        drawn = model(**asked, **wanted).loss
-        return (spoken + drawn, {}) if return_outputs else spoken + drawn
+        asked, wanted = {}, {}
+        for name in list(inputs):
+            if name.startswith("request_"):
+                asked[name.removeprefix("request_")] = inputs.pop(name)
+            elif name.startswith(("target_", "cell_prompt_")):
+                wanted[name] = inputs.pop(name)
+        loss = model(**inputs).loss + model(**asked, **wanted).loss
+        return (loss, {}) if return_outputs else loss
 
 
 def train_stage2(
