@@ -597,9 +597,15 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, GenerationMixin):
         output.loss = torch.stack(parts).sum() if parts else None
         return output
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, use_cache=True, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
+    ):
         inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            use_cache=use_cache,
+            **kwargs,
         )
         if is_first_iteration and inputs.get("input_ids") is not None and inputs.get("gene_ids") is None:
             self.model.refuse_unfilled_placeholders(inputs["input_ids"])
