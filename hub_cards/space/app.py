@@ -23,6 +23,7 @@ Name the cells of an h5ad, look at them on a map, and ask about them. Up to {MAX
 your cells are seen by nobody else and deleted when you leave.
 """
 UNTRAINED = "> **The weights of this model are untrained**: its names and texts mean nothing yet."
+MAP_HINT = "Click a cell, or draw around several. Dark rings: selected; orange rings: found by search."
 TYPES = ["type", "cells", "median confidence"]
 
 
@@ -64,7 +65,7 @@ def _opened(session: Session) -> tuple[Any, ...]:
 @told
 def annotate(labels: str, min_confidence: float, session: Session) -> tuple[Any, ...]:
     rows = session.annotate(labels, min_confidence)
-    return session, session.points(), rows, f"{session.cells.n_obs:,} cells got {len(rows)} names."
+    return session, session.points(), rows, f"{session.cells.n_obs:,} cells got {len(rows)} different names."
 
 
 @told
@@ -133,7 +134,7 @@ def _map_panel() -> dict[str, Any]:
         js_on_load=(HERE / "scatter.js").read_text(encoding="utf-8"),
         elem_id="map",
     )
-    return {"map": scatter, "selection": gr.Markdown("Click a cell, or draw around several.", elem_id="selection")}
+    return {"map": scatter, "selection": gr.Markdown(MAP_HINT, elem_id="selection")}
 
 
 def _answer_tabs() -> dict[str, Any]:
@@ -215,7 +216,8 @@ def _wire(parts: dict[str, Any], session: gr.State) -> None:
 
 def main() -> None:
     page = build(os.environ.get("SCMMGPT_MODEL"))
-    page.queue(max_size=32).launch(max_file_size=f"{MAX_UPLOAD_MB}mb", show_error=True)
+    theme = gr.themes.Default(primary_hue="blue")  # white on the default orange is hard to read
+    page.queue(max_size=32).launch(max_file_size=f"{MAX_UPLOAD_MB}mb", show_error=True, theme=theme)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ function draw() {
   pen.clearRect(0, 0, width, height);
   if (!points || !points.x) return;
   const margin = 14;
-  const side = Math.min(width, height * 1.4) - 2 * margin;
-  const rise = Math.min(height - 2 * margin, side);
-  const left = (width - side) / 2;
-  places = points.x.map((x, i) => [left + x * side, height - margin - points.y[i] * rise]);
+  const [right, top] = [Math.max(...points.x, 1e-9), Math.max(...points.y, 1e-9)];
+  const scale = Math.min((width - 2 * margin) / right, (height - 2 * margin) / top);
+  const left = (width - right * scale) / 2, bottom = (height + top * scale) / 2;
+  places = points.x.map((x, i) => [left + x * scale, bottom - points.y[i] * scale]);
   const radius = places.length > 5000 ? 1.6 : places.length > 1000 ? 2.4 : 3.4;
   const chosen = new Set(points.selected);
   const found = new Set(points.highlighted);
