@@ -93,6 +93,7 @@ class CorpusBatchSampler(Sampler[list[int]]):
         self.corpus, self.selection, self.settings = corpus, selection, settings
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first_batch = 0, 0
+        self._counted = (-1, 0)  # epoch, rows
         self._weights = _row_weights(corpus, selection, settings) if settings.is_weighted else None
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -119,7 +120,9 @@ class CorpusBatchSampler(Sampler[list[int]]):
     @property
     def num_rows(self) -> int:
         """Rows that all processes together read in this epoch."""
-        return sum(len(rows) for rows in self._blocks())
+        if self._counted[0] != self.epoch:
+            self._counted = (self.epoch, sum(len(rows) for rows in self._blocks()))
+        return self._counted[1]
 
     def _batches_of_all(self) -> Iterator[np.ndarray]:
         """The batches of all processes: every row of the epoch, in order."""
