@@ -1,0 +1,167 @@
+"""Training steps of both stages on one device: time, tokens a second, utilisation, peak memory.
+
+    python benchmarks/train_step.py --output train_step.json            # paper size, on a GPU
+    python benchmarks/train_step.py --tiny --output train_step.json     # a few layers, anywhere
+
+Rows: packed against padded cells, flash kernels (`torch_varlen`) against sdpa, random cells of the lengths of real
+ones. Weights are random: they do not change the speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import scmmgpt  # noqa: F401 - registers the classes and the attention functions
+from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
+from scmmgpt.training.flops import stage_1_flops, stage_2_flops
+from scmmgpt.training.meter import device_tflops, shape_of
+from scmmgpt.training.settings import LoraSettings, TowerSettings
+from scmmgpt.training.towers import prepare_towers
+
+STAGE_2_TOWERS = TowerSettings(cell_encoder="freeze", language_model="lora")
+QWEN3_1B7 = {
+    "model_type": "qwen3",
+    "vocab_size": 151_936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+TINY_LAYERS = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+
+
+def config_of(*, tiny: bool) -> ScMMGPTConfig:
+    """scGPT whole-human, a BERT-base Q-Former and Qwen3-1.7B; or two layers of each."""
+    text = (
+        {**QWEN3_1B7, **TINY_LAYERS, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 1000}
+        if tiny
+        else QWEN3_1B7
+    )
+    cell = {**TINY_LAYERS, "vocab_size": 2000, "pad_token_id": 0, "cls_token_id": 1} if tiny else {}
+    qformer = {**TINY_LAYERS, "vocab_size": 1000, "num_query_tokens": 8} if tiny else {}
+    return ScMMGPTConfig(cell_config=cell, qformer_config=qformer, text_config=text, cell_token_id=7)
+
+
+def random_batch(config: ScMMGPTConfig, stage: int, *, size: int, longest: int, packed: bool, seed: int = 0) -> dict:
+    """Cells of lognormal length around 60 % of `longest`, with texts; for stage 2 prompts, answers and targets."""
+    generator = np.random.default_rng(seed)
+    lengths = torch.from_numpy(np.clip(generator.lognormal(np.log(0.6 * longest), 0.4, size), 8, longest).astype(int))
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.randint(10, config.cell_config.vocab_size - 10, mask.shape)
+    values = torch.rand(mask.shape) * 5
+    if config.cell_config.cls_token_id is not None:
+        ids[:, 0], values[:, 0] = config.cell_config.cls_token_id, 0.0
+    if packed:
+        starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        batch = {"gene_ids": ids[mask][None], "gene_values": values[mask][None], "cell_cu_seqlens": starts}
+    else:
+        batch = {"gene_ids": ids * mask, "gene_values": values * mask, "gene_mask": mask.long()}
+    words = min(config.qformer_config.vocab_size, config.text_config.vocab_size)
+    text = torch.randint(10, words, (size, 64))
+    if stage == 1:
+        return {**batch, "input_ids": text, "attention_mask": torch.ones_like(text), "text_labels": torch.arange(size)}
+    prompt = torch.cat([torch.full((size, config.num_query_tokens), config.cell_token_id), text], dim=1)
+    targets = torch.arange(10, min(4106, config.cell_config.vocab_size))
+    return {
+        **batch,
+        "input_ids": prompt,
+        "attention_mask": torch.ones_like(prompt),
+        "labels": prompt.masked_fill(prompt == config.cell_token_id, -100),
+        "cell_prompt_ids": text[:, :32],
+        "cell_prompt_mask": torch.ones_like(text[:, :32]),
+        "target_gene_ids": targets,
+        "target_counts": torch.poisson(torch.full((size, len(targets)), 0.3)),
+    }
+
+
+def measure(stage: int, *, attention: str, packed: bool, arguments: argparse.Namespace) -> dict:
+    """One row of the table."""
+    device = torch.device(arguments.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = config_of(tiny=arguments.tiny)
+    towers = TowerSettings() if stage == 1 else STAGE_2_TOWERS
+    kind = ScMMGPTForPreTraining if stage == 1 else ScMMGPTForConditionalGeneration
+    model = kind._from_config(config, attn_implementation={"cell_config": attention, "": "sdpa"}).to(device)
+    model = prepare_towers(model, towers, LoraSettings()).train()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=device.type == "cuda")
+    longest = 64 if arguments.tiny else 2048
+    batch = random_batch(config, stage, size=arguments.batch_size, longest=longest, packed=packed)
+    batch = {name: value.to(device) for name, value in batch.items()}
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
+            model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    seconds, peak = timed(step, device, arguments.steps)
+    shape = shape_of(batch)
+    flops = partial(stage_1_flops if stage == 1 else stage_2_flops, config, shape, towers)()
+    tflops = device_tflops(device)
+    tokens = shape.num_cells * (shape.num_genes + shape.num_text_tokens + shape.num_prompt_tokens)
+    return {
+        "stage": stage,
+        "attention": attention,
+        "cells": "packed" if packed else "padded",
+        "batch_size": arguments.batch_size,
+        "seconds_per_step": round(seconds, 4),
+        "cells_per_second": round(shape.num_cells / seconds, 1),
+        "tokens_per_second": round(tokens / seconds),
+        "mfu": round(flops / seconds / (tflops * 1e12), 4) if tflops else None,
+        "peak_memory_gb": round(peak / 1e9, 2) if peak else None,
+    }
+
+
+def timed(step, device: torch.device, steps: int) -> tuple[float, int]:
+    """Median seconds of a step, and the peak of memory, after a warm-up."""
+    for _ in range(3):
+        step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(steps):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds)), torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", default="train_step.json")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--tiny", action="store_true", help="two layers of everything")
+    arguments = parser.parse_args()
+    is_gpu = arguments.device.startswith("cuda")
+    ways = [("sdpa", False), *([("torch_varlen", False), ("torch_varlen", True)] if is_gpu else [("sdpa", True)])]
+    rows = []
+    for stage in (1, 2):
+        for attention, packed in ways:
+            rows.append(measure(stage, attention=attention, packed=packed, arguments=arguments))
+            print(json.dumps(rows[-1]), flush=True)
+    device = torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine()
+    Path(arguments.output).write_text(
+        json.dumps({"device": device, "torch": torch.__version__, "rows": rows}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()
