@@ -20,7 +20,7 @@ _MOST_EXAMPLES = 20
 
 def audit(corpus: Corpus, *, test_set: str | None, scheme: str, settings: DuplicateSettings) -> dict:
     """What is wrong with a corpus, as plain numbers and examples."""
-    report = {
+    report: dict = {
         "cells": len(corpus),
         "scheme": scheme,
         "labels": {source: _coherence(corpus, source) for source in corpus.names("source")},
@@ -45,7 +45,7 @@ def _coherence(corpus: Corpus, source: str) -> dict | None:
     if len(rows) == 0:
         return None
     coherence = label_coherence(corpus.matrix(rows), corpus.index["cell_type"][rows])
-    return coherence and coherence.as_dict()
+    return None if coherence is None else coherence.as_dict()
 
 
 def _across_splits(corpus: Corpus, scheme: str, settings: DuplicateSettings) -> dict:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -179,8 +180,11 @@ def clear_when_disk_is_full(corpus: Path) -> Iterator[None]:
 
 def remove_partial_files(corpus: Path) -> None:
     """Clear what a killed build left behind."""
-    for path in corpus.rglob("*.partial"):
-        path.unlink(missing_ok=True)
+    for path in list(corpus.rglob("*.partial")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: object) -> None:
