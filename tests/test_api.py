@@ -10,7 +10,7 @@ import torch
 from tiny_directory import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
-from scmmgpt import embedding
+from scmmgpt import embedding, text_cache
 from scmmgpt.device import Batches, choose_device
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
@@ -452,3 +452,25 @@ def test_an_error_that_is_not_about_memory_is_not_hidden():
 
     with pytest.raises(RuntimeError, match="shapes"):
         list(Batches(choose_device("cpu"), 12).run(10, compute))
+
+
+# ---- many labels
+
+
+def test_a_long_list_of_labels_is_embedded_once_per_model(cells, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_cache, "cache_folder", lambda: tmp_path / "cache")
+    labels = [f"type {number}" for number in range(text_cache.MIN_TEXTS)]
+    first = scmmgpt.annotate(cells[:3], labels, model=model)
+    monkeypatch.setattr(embedding, "TEXTS_PER_BATCH", 0)  # embedding again would fail
+
+    again = scmmgpt.annotate(cells[:3], labels, model=model)
+
+    pd.testing.assert_frame_equal(first.obs, again.obs)
+
+
+def test_a_cache_that_cannot_be_used_costs_nothing_but_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(text_cache, "cache_folder", lambda: tmp_path / "file" / "cache")
+    texts = ["a"] * text_cache.MIN_TEXTS
+
+    assert (text_cache.remembered("hash", texts, lambda: np.ones(3)) == 1).all()

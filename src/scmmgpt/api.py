@@ -39,6 +39,7 @@ from .loading import LoadedModel, load
 from .prompts import label_texts, query_text
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
+from .text_cache import remembered
 from .verb import Options, Verb
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     candidates = _candidates(verb, labels)
     least = verb.loaded.calibration.min_confidence if min_confidence is None else min_confidence
     texts = label_texts(candidates, tissue)
-    label_embeds = embed_texts(verb.loaded, texts)
+    label_embeds = remembered(verb.loaded.weights_hash, texts, lambda: embed_texts(verb.loaded, texts))
 
     run = verb.start_run(texts=texts if rerank else None, rerank=rerank)
     compute = match_batch(verb.loaded, texts, label_embeds, rerank) if rerank else embed_batch(verb.loaded)

@@ -182,15 +182,14 @@ def _copy_vectors(vectors: np.ndarray, path: Path) -> None:
 
 
 def _write_approximate(vectors: np.ndarray, path: Path) -> None:
-    """Inverted lists of product-quantised vectors: a few bytes per cell, trained on a sample."""
+    """Inverted lists of vectors at 8 bits a number, trained on a sample."""
     try:
         faiss = require("faiss")
     except UserError:
         return  # the exact search serves
     num_cells, dimension = vectors.shape
     num_lists = int(np.clip(4 * np.sqrt(num_cells), 64, 16_384))
-    num_codes = next(number for number in (32, 16, 8, 4, 2, 1) if dimension % number == 0)
-    approximate = faiss.index_factory(dimension, f"IVF{num_lists},PQ{num_codes}", faiss.METRIC_INNER_PRODUCT)
+    approximate = faiss.index_factory(dimension, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     chosen = np.random.default_rng(0).choice(num_cells, min(num_cells, _TRAINING_VECTORS), replace=False)
     approximate.train(np.ascontiguousarray(vectors[np.sort(chosen)], dtype=np.float32))
     for rows in parts(num_cells, size=65_536):
