@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard, ModelCard
 from jinja2 import UndefinedError
+from tiny_repository import make_model, make_processor, make_repository
 
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL, render
@@ -19,9 +20,6 @@ from scmmgpt.hub_cards.render import Measured, Unmeasured, render_adapter_card, 
 from scmmgpt.hub_cards.repository_check import check_repository
 from scmmgpt.training.metrics import Interval
 from scmmgpt.training.results import Record, write_results
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_repository import make_model, make_processor, make_repository
 
 SUMMARY = {
     "date": "2026-01-01",

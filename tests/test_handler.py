@@ -13,13 +13,11 @@ import h5py
 import numpy as np
 import pytest
 from scipy import sparse
+from tiny_repository import GENES, as_dicts, make_cells, make_repository
 
 import scmmgpt
 from scmmgpt.hub_cards.handler import EndpointHandler
 from scmmgpt.hub_cards.schema_scmmgpt import MAX_CELLS, MAX_TEXT, BadRequest, read_request
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_repository import GENES, as_dicts, make_cells, make_repository
 
 LABELS = ["B cell", "monocyte", "T cell"]
 

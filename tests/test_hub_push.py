@@ -10,17 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_hub import OWNER, READER, STRANGER, FakeHub
 from safetensors.numpy import save_file
+from tiny_repository import make_cells, make_repository
 
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import push as push_module
 from scmmgpt.hub_cards.push import lines_of, push
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTProcessor
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fake_hub import OWNER, READER, STRANGER, FakeHub
-from tiny_repository import make_cells, make_repository
 
 NAME = "tester/model"
 # One folder per published format, written by the version that it is named after and never changed.

@@ -7,20 +7,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("fastapi")
 import httpx
 from fastapi.testclient import TestClient
+from tiny_repository import as_dicts, make_cells, make_repository
 
 from scmmgpt.hub_cards.handler import EndpointHandler
 from scmmgpt.hub_cards.schema_scmmgpt import MAX_BODY_BYTES, BadRequest
 from scmmgpt.hub_cards.serve import MAX_WAITING, Batcher, Busy, create_app
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_repository import as_dicts, make_cells, make_repository
 
 LABELS = ["B cell", "monocyte"]
 

@@ -21,7 +21,6 @@ import scmmgpt
 from scmmgpt import hub_cards
 from scmmgpt.errors import UserError
 
-sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(hub_cards.__file__).parent / "space"))
 from session import MAX_LABELS, MAX_TEXT, Session
 from tiny_repository import make_cells, make_repository
