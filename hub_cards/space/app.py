@@ -23,7 +23,7 @@ Name the cells of an h5ad, look at them on a map, and ask about them. Up to {MAX
 your cells are seen by nobody else and deleted when you leave.
 """
 UNTRAINED = "> **The weights of this model are untrained**: its names and texts mean nothing yet."
-MAP_HINT = "Click a cell, or draw around several. Dark rings: selected; orange rings: found by search."
+MAP_HINT = "Click a cell, or draw around several. Dark rings or full colour: selected; orange rings: found by search."
 TYPES = ["type", "cells", "median confidence"]
 
 
@@ -112,7 +112,7 @@ def download(session: Session) -> tuple[Any, ...]:
 
 
 def _data_panel() -> dict[str, Any]:
-    parts = {"upload": gr.File(label="Cells (.h5ad)", file_types=[".h5ad"], type="filepath", height=110)}
+    parts = {"upload": gr.File(label="Cells (.h5ad)", file_types=[".h5ad"], type="filepath", height=150)}
     parts["sample"] = gr.Button("Take the sample: 700 blood cells", elem_id="sample")
     parts["labels"] = gr.Textbox(
         label="Labels, one a line",
@@ -149,7 +149,7 @@ def _answer_tabs() -> dict[str, Any]:
         headers = ["gene", "% of the selected", "% of the rest"]
         parts["genes"] = gr.Dataframe(headers=headers, interactive=False, elem_id="genes", show_label=False)
     with gr.Tab("Chat"):
-        parts["chat"] = gr.Chatbot(label="About the selected cells", height=280, elem_id="chat")
+        parts["chat"] = gr.Chatbot(label="About the most typical of the selected cells", height=280, elem_id="chat")
         parts["question"] = gr.Textbox(label="Question", placeholder="What type of cell is this?", elem_id="question")
     with gr.Tab("Search"):
         parts["query"] = gr.Textbox(label="Look for", placeholder="cells that make antibodies", elem_id="query")

@@ -39,7 +39,7 @@ function draw() {
     pen.fill();
   });
   pen.globalAlpha = 1;
-  ring(pen, chosen, radius + 1.5, getComputedStyle(element).color);
+  if (chosen.size <= 200) ring(pen, chosen, radius + 1.5, getComputedStyle(element).color); // more would hide the colours
   ring(pen, found, radius + 3, "#e8590c");
   if (path && path.length > 1) {
     pen.strokeStyle = getComputedStyle(element).color;

@@ -27,7 +27,6 @@ MAX_UNPACKED_BYTES = 1024**3
 MAX_LABELS = 1_000
 MAX_TEXT = 2_000
 MAX_GENERATED = 500
-MAX_CHAT_CELLS = 8
 MAX_CELLS_FOR_GENES = 4_000
 NUM_HITS = 50
 
@@ -147,13 +146,17 @@ class Session:
             raise UserError("Select cells first: click one on the map, or draw around several.")
         return np.array(self.selected)
 
+    def _most_typical(self) -> int:
+        """The selected cell nearest to the mean of the selection."""
+        rows = self._selection()
+        vectors = self.embeds[rows]
+        return int(rows[(vectors @ vectors.mean(axis=0)).argmax()])
+
     # Answers
 
     def describe(self) -> str:
         """The model's words about the most typical of the selected cells."""
-        rows = self._selection()
-        vectors = self.embeds[rows]
-        typical = int(rows[(vectors @ vectors.mean(axis=0)).argmax()])
+        rows, typical = self._selection(), self._most_typical()
         name = self.cells.obs_names[typical]
         described = scmmgpt.describe(self.cells[[typical]].copy(), model=self.model, overwrite=True, progress=False)
         who = f"Cell {name}" if len(rows) == 1 else f"The most typical of {len(rows)} cells ({name})"
@@ -178,11 +181,14 @@ class Session:
         return [[row["gene"], row["percent"], row["elsewhere"]] for row in genes.top(0, num=15)]
 
     def chat(self, question: str) -> Iterator[str]:
-        """The answer about the selected cells, growing; earlier turns about the same cells are kept."""
+        """The answer about the most typical of the selected cells, growing; earlier turns about it are kept.
+
+        One cell, because small models have learnt to talk about one at a time.
+        """
         _check_text(question, "question")
         if self.conversation is None:
-            names = [str(self.cells.obs_names[row]) for row in self._selection()[:MAX_CHAT_CELLS]]
-            self.conversation = scmmgpt.chat(self.cells, select=names, model=self.model)
+            name = str(self.cells.obs_names[self._most_typical()])
+            self.conversation = scmmgpt.chat(self.cells, select=[name], model=self.model)
         answer = ""
         for piece in self.conversation.stream(question):
             answer += piece
