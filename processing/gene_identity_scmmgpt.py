@@ -4,6 +4,8 @@ import gzip
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +115,8 @@ class GeneNames:
         Path(path).write_bytes(self._packed)
 
 
-class GeneMatch(NamedTuple):
+@dataclass(frozen=True)
+class GeneMatch:
     """Vocabulary row of each column (-1 = none) and how each was found."""
 
     rows: np.ndarray
@@ -122,26 +125,30 @@ class GeneMatch(NamedTuple):
     scheme: str
     names: Sequence[str]
 
+    @cached_property
+    def num_distinct(self) -> int:
+        """Genes of the vocabulary that were found."""
+        return len(np.unique(self.rows[self.rows >= 0]))
+
     @property
     def has_duplicates(self) -> bool:
         """Whether several columns are one gene."""
-        found = self.rows[self.rows >= 0]
-        return len(np.unique(found)) < len(found)
+        return self.num_distinct < np.count_nonzero(self.rows >= 0)
 
+    @cached_property
     def account(self) -> dict:
         """What became of the genes, in plain numbers and examples."""
-        by_route = Counter(route for route in self.routes if route)
-        unmatched = [str(name) for name, row in zip(self.names, self.rows, strict=True) if row < 0]
-        found = self.rows[self.rows >= 0]
+        by_route = Counter(self.routes)
+        num_matched = int(np.count_nonzero(self.rows >= 0))
         return {
             "species": self.species,
             "scheme": self.scheme,
             "num_genes": len(self.rows),
-            "num_matched": len(found),
+            "num_matched": num_matched,
             "matched": {route: by_route.get(route, 0) for route in ROUTES},
-            "merged_duplicates": len(found) - len(np.unique(found)),
-            "num_unmatched": len(unmatched),
-            "unmatched_examples": unmatched[:5],
+            "merged_duplicates": num_matched - self.num_distinct,
+            "num_unmatched": len(self.rows) - num_matched,
+            "unmatched_examples": [str(self.names[gene]) for gene in np.flatnonzero(self.rows < 0)[:5]],
         }
 
 

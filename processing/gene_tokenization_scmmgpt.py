@@ -265,9 +265,10 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         account.log()
 
     def _layout(self, max_genes: int | None, packed: bool = False, sample_seed: int | None = None) -> Layout:
+        by_median = self.gene_order == "median_ratio"
         return Layout(
             value_mode=self.value_mode,
-            medians=self._vocabulary.medians if self.gene_order == "median_ratio" else np.empty(0),
+            medians=np.pad(self._vocabulary.medians, (len(SPECIAL_TOKENS), 0)) if by_median else np.empty(0),
             num_bins=self.num_bins,
             max_genes=max_genes or len(self._vocabulary.genes),
             add_cls=self.add_cls,
@@ -297,13 +298,14 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
             match = self._match(names, species, gene_column)
             share = self.panel_share(match.rows[match.rows >= 0] + len(SPECIAL_TOKENS)) if self.panel_scaling else 1.0
             account.begin(cells, chosen, match, share)
+            id_of_column = np.where(match.rows >= 0, match.rows + len(SPECIAL_TOKENS), -1).astype(np.int32)
             for start, stop in chosen.matrix.blocks(chunk_size):
                 rows, turned_back = chosen.linear_rows(start, stop)
                 total = float(rows.data[rows.entries].sum(dtype=np.float64))
-                row_of_column = match.rows
+                columns = id_of_column
                 if match.has_duplicates:
-                    rows, row_of_column = sum_duplicates(rows, match.rows, len(self._vocabulary.genes))
-                yield CellBlock(rows, row_of_column, self.target_sum * share, total, turned_back)
+                    rows, columns = sum_duplicates(rows, id_of_column, self.vocab_size)
+                yield CellBlock(rows, columns, self.target_sum * share, total, turned_back)
 
     def _match(self, names: dict[str, Sequence[str]], species: str | None, gene_column: str | None) -> GeneMatch:
         """Genes of the vocabulary under these names; remembered, since batches of one study share their genes."""
@@ -315,7 +317,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         return self._matches[key]
 
     def _refuse_too_few(self, match: GeneMatch) -> None:
-        num_matched = len(np.unique(match.rows[match.rows >= 0]))
+        num_matched = match.num_distinct
         if num_matched >= max(self.min_matched_genes, 1):
             return
         found = f"Only {num_matched}" if num_matched else "None"

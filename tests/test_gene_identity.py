@@ -127,7 +127,7 @@ def test_names_made_unique_are_the_same_gene(identifier, tokenizer):
     found = match(identifier, [gene, f"{gene}-1", f"{gene}.2"], species="human")
 
     assert (found.rows == 5).all()
-    assert found.account()["merged_duplicates"] == 2
+    assert found.account["merged_duplicates"] == 2
 
 
 def test_a_dash_and_digit_belong_to_the_name_where_the_bare_name_is_absent():
@@ -141,7 +141,7 @@ def test_the_account_counts_every_route(tokenizer, identifier):
     former = named(tokenizer, "human", "former symbols")
     names = [genes[0], f"{tokenizer.ensembl_ids[1]}.3", genes[2].lower(), former[3], "nonsense"]
 
-    account = match(identifier, names, species="human").account()
+    account = match(identifier, names, species="human").account
 
     assert account["matched"] == {"direct": 1, "version": 1, "spelling": 1, "synonym": 1, "ortholog": 0}
     assert account["num_matched"] == 4

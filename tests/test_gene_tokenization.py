@@ -456,6 +456,6 @@ def test_the_kernels_agree_on_an_empty_block():
     ids, values = np.empty(0, np.int64), np.empty(0, np.float32)
     rows = np.arange(3)
 
-    totals = order_genes_with_numpy(*empty, rows, np.empty(0), rows[:0], rows[:0], np.empty(0), ids, values)
+    totals = order_genes_with_numpy(*empty, rows, np.empty(0), np.empty(0), 0.0, rows[:0], rows[:0], ids, values)
 
     assert len(totals) == 0
