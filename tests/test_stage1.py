@@ -82,9 +82,14 @@ def test_every_checkpoint_is_a_repository_that_the_auto_classes_load(finished, m
 
 
 def test_training_names_the_types_of_a_study_it_never_saw(corpus, tmp_path):
-    recipe = write_recipe(
-        tmp_path, corpus, training={"max_steps": 60, "eval_steps": 60, "save_strategy": "no", "logging_steps": 20}
-    )
+    training = {
+        "max_steps": 60,
+        "eval_steps": 60,
+        "save_strategy": "no",
+        "logging_steps": 20,
+        "per_device_train_batch_size": 16,
+    }
+    recipe = write_recipe(tmp_path, corpus, training=training, config={"match_weight": 0, "caption_weight": 0})
 
     main(["--config", str(recipe)])
 

@@ -83,6 +83,8 @@ class ModelSettings:
         Text tokenizers; None trains a small one on the corpus's texts.
     tokenizer_size
         Pieces of a tokenizer that is trained.
+    attention
+        One implementation for all towers, or one for each: `{cell_config: torch_varlen, qformer_config: sdpa, ...}`.
     gene_tokenizer
         Settings of the gene tokenizer that differ from the corpus's: `value_mode`, `max_genes`, `gene_order`, ...
     """
@@ -96,7 +98,7 @@ class ModelSettings:
     qformer_tokenizer: str | None = None
     tokenizer_size: int = 4096
     gene_tokenizer: dict[str, Any] = Field(default_factory=dict)
-    attention: str = "sdpa"
+    attention: str | dict[str, str] = "sdpa"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
