@@ -382,7 +382,7 @@ def test_a_suite_keeps_its_test_cells_out_of_the_baselines_training(tmp_path):
     records = eval_suite.run_suite(tmp_path / "suite.yaml", tmp_path / "data", tmp_path / "out", {"p": PERFECT})
     assert values(records, "annotation")["accuracy"] == 1
     assert all(record.conditions["simulated"] for record in records)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"t_annotation.json", "t_leakage.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"t_p_annotation.json", "t_p_leakage.json"}
 
 
 def test_the_recipe_in_the_repository_names_four_real_studies_and_nine_profiles():

@@ -27,7 +27,7 @@ from .expression import (
     principal_space,
     upper_symbols,
 )
-from .systems import System
+from .systems import Predict, System
 from .type_tree import TypeTree
 
 if TYPE_CHECKING:
@@ -236,12 +236,18 @@ def components_system(seed: int = 0) -> System:
     return System("HVG + PCA", embed=embed, is_baseline=True)
 
 
-def _predict_by(method: Method, training: TrainingCells, tree: TypeTree, exact_labels: bool):
+def _predict_by(method: Method, training: TrainingCells, tree: TypeTree, exact_labels: bool) -> Predict:
+    last: dict = {"cells": None, "labels": None, "scores": None}
+
     def predict(cells: AnnData, labels: Sequence[str]) -> np.ndarray:
-        reference = training.reference(cells, labels, tree, exact_labels)
-        if not len(reference.candidate):
-            return np.full((cells.n_obs, len(labels)), 1 / len(labels))
-        return method(reference, log_expression(cells))
+        if last["cells"] is not cells or last["labels"] != list(labels):
+            reference = training.reference(cells, labels, tree, exact_labels)
+            if len(reference.candidate):
+                scores = method(reference, log_expression(cells))
+            else:
+                scores = np.full((cells.n_obs, len(labels)), 1 / len(labels))
+            last.update(cells=cells, labels=list(labels), scores=scores)
+        return last["scores"]
 
     return predict
 

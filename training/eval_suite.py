@@ -1,4 +1,4 @@
-"""Run a whole suite from its recipe: studies, training cells of the baselines, tasks, one JSON a task.
+"""Run a whole suite from its recipe: studies, training cells of the baselines, tasks, one JSON a task and part.
 
     python -m scmmgpt.training.eval_suite --recipe training/recipes/eval_dev.yaml --output hub_cards/results \\
         [--model test=hub_cards/scmmgpt-mini] [--model development=DIR] [--only annotation] [--study NAME]
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,22 +90,41 @@ def run_suite(
         Studies to run; all of the recipe without any.
     """
     suite, tree = Suite.read(recipe), TypeTree.load()
-    records, tested = [], []
+    records: list[Record] = []
     for part in suite.parts:
-        training = None
-        for study in _studies(part, suite, data, tree, studies):
-            training = training or training_cells(recipe.parent / suite.training_recipe, data, part, suite.label)
-            start = time.perf_counter()
-            tasks = [task for task in suite.tasks_of(study.name) if not only or task in only]
+        chosen = [entry for entry in part["studies"] if not studies or _name_of(entry) in studies]
+        if chosen:
+            training = training_cells(recipe.parent / suite.training_recipe, data, part, suite.label)
             systems = _systems(models.get(part["name"]), training, tree)
-            records += study_records(systems, study, tree, tasks=tasks, training=training, seed=suite.seed)
-            records.append(leakage_record(training, study))
-            tested.append(study)
-            # After every study, so that an interrupted run leaves what it has.
-            named = {part: system.name for part, system in models.items()}
-            run = provenance(seed=suite.seed, device=device_kind(), models=named)
-            write_results(records, tested, output, run, prefix=suite.name)
-            print(f"{study.name}: {len(tasks)} tasks in {time.perf_counter() - start:.0f} s", flush=True)
+            opened = (_open(entry, suite.label, data, tree) for entry in chosen)
+            records += _run_part(suite, part["name"], opened, training, systems, tree, output, only)
+    return records
+
+
+def _run_part(
+    suite: Suite,
+    part: str,
+    studies: Iterable[Study],
+    training: TrainingCells,
+    systems: list[System],
+    tree: TypeTree,
+    output: Path,
+    only: Sequence[str],
+) -> list[Record]:
+    records: list[Record] = []
+    tested: list[Study] = []
+    for study in studies:
+        start = time.perf_counter()
+        tasks = [task for task in suite.tasks_of(study.name) if not only or task in only]
+        records += study_records(systems, study, tree, tasks=tasks, training=training, seed=suite.seed)
+        records.append(leakage_record(training, study))
+        tested.append(study)
+        models = [system.name for system in systems if not system.is_baseline]
+        facts = {"models": models, "training_cells": training.num_cells}
+        run = provenance(seed=suite.seed, device=device_kind(), **facts)
+        # After every study, so that an interrupted run leaves what it has.
+        write_results(records, tested, output, run, prefix=f"{suite.name}_{part}")
+        print(f"{study.name}: {len(tasks)} tasks in {time.perf_counter() - start:.0f} s", flush=True)
     return records
 
 
@@ -125,7 +144,7 @@ def training_cells(recipe: Path, data: Path, part: dict[str, Any], label: str) -
         The column of `obs` with the types.
     """
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    left_out = {study.get("study_profile") or Path(study["file"]).stem for study in part["studies"]}
+    left_out = {_name_of(entry) for entry in part["studies"]}
     if part.get("leave_out_development_studies"):
         left_out |= set(content["development_studies"])
     sources = []
@@ -143,18 +162,18 @@ def _labelled(adata: AnnData, label: str, left_out: set[str]) -> AnnData:
     return adata[keep.to_numpy()].copy()
 
 
-def _studies(part: dict, suite: Suite, data: Path, tree: TypeTree, only: Sequence[str]) -> Iterator[Study]:
-    for entry in part["studies"]:
-        path, profile = data / entry["file"], entry.get("study_profile")
-        name = profile or path.stem
-        if only and name not in only:
-            continue
-        cells: AnnData | Path = path
-        if profile:
-            cells = _read(path)
-            cells = cells[(cells.obs["study_profile"].astype(str) == profile).to_numpy()].copy()
-        is_simulated = path.stem.startswith(SIMULATED_PREFIX)
-        yield open_study(cells, suite.label, name=name, is_simulated=is_simulated, tree=tree)
+def _name_of(entry: dict) -> str:
+    return entry.get("study_profile") or Path(entry["file"]).stem
+
+
+def _open(entry: dict, label: str, data: Path, tree: TypeTree) -> Study:
+    path = data / entry["file"]
+    cells: AnnData | Path = path
+    if profile := entry.get("study_profile"):
+        cells = _read(path)
+        cells = cells[(cells.obs["study_profile"].astype(str) == profile).to_numpy()].copy()
+    is_simulated = path.stem.startswith(SIMULATED_PREFIX)
+    return open_study(cells, label, name=_name_of(entry), is_simulated=is_simulated, tree=tree)
 
 
 def _systems(model: System | None, training: TrainingCells, tree: TypeTree) -> list[System]:

@@ -176,8 +176,9 @@ def _takes_part(system: System, task: str) -> bool:
         return system.describe is not None
     if system.predict is None:
         return False
-    plain_name = system.name.split(", ")[0]
-    return task == "annotation" or not system.is_baseline or plain_name in IN_MORE_TASKS.get(task, ())
+    method, _, variant = system.name.partition(", ")
+    is_chosen = method in IN_MORE_TASKS.get(task, ()) and variant != "exact labels"
+    return task == "annotation" or not system.is_baseline or is_chosen
 
 
 def _own_baselines(learning: Study | None, tested: Study, label: str, tree: TypeTree) -> list[System]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,8 @@ from .systems import System
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from scmmgpt.loading import LoadedModel
 
 
 def model_system(model: str | os.PathLike | None = None, name: str | None = None) -> System:
@@ -57,12 +60,16 @@ def model_system(model: str | os.PathLike | None = None, name: str | None = None
         scorer = Scorer(embed(cells), vectors, candidates, loaded.calibration, scale=scale)
         return scorer.probabilities(slice(None))
 
+    @cache
+    def writer() -> LoadedModel:
+        return api.load(loaded.directory, device=loaded.device, generative=True)
+
     def describe(cells: AnnData) -> list[str]:
-        described = api.describe(cells, model=loaded.directory, progress=False)
+        described = api.describe(cells, model=writer(), progress=False)
         return list(described.obs["scmmgpt_description"].astype(str))
 
     def generate(text: str, num_cells: int, seed: int) -> AnnData:
-        return api.generate_cells(text, num_cells, seed=seed, model=loaded.directory, progress=False)
+        return api.generate_cells(text, num_cells, seed=seed, model=writer(), progress=False)
 
     can_write = _can_write(loaded)
     return System(
