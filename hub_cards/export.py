@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import modeling_scmmgpt, ontology, processing
-from ..errors import UserError
-from ..modeling_scmmgpt.modeling_scmmgpt import AUTO_MAP
+from scmmgpt import modeling_scmmgpt, ontology, processing
+from scmmgpt.errors import UserError
+from scmmgpt.modeling_scmmgpt.modeling_scmmgpt import AUTO_MAP
+from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
+
 from . import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
@@ -128,13 +130,9 @@ def refresh_code(directory: Path) -> list[str]:
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
     """The `pipeline(...)` tasks of the processing island, as a config names them."""
-    try:
-        from ..processing import pipeline_scmmgpt
-    except ImportError:
-        return {}
     return {
         task: {"impl": f"pipeline_scmmgpt.{kind.__name__}", "pt": [auto_class], "type": "multimodal"}
-        for task, (kind, auto_class) in pipeline_scmmgpt.PIPELINES.items()
+        for task, (kind, auto_class) in PIPELINES.items()
     }
 
 

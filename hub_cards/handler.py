@@ -31,7 +31,8 @@ from transformers import (
 )
 
 if __package__:
-    from ..processing.prompting_scmmgpt import cell_request, cell_text, conversation, description_question
+    from scmmgpt.processing.prompting_scmmgpt import cell_request, cell_text, conversation, description_question
+
     from .naming_scmmgpt import Naming
     from .request_cells_scmmgpt import opened_cells
     from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_request

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 if __package__:
-    from ..ontology import UNINFORMATIVE_TERMS, Ontology, read_ontology
+    from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, read_ontology
 else:
     from ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, read_ontology
 

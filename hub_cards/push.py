@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from scmmgpt.errors import UserError
+
 from .repository_check import check_repository
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from scmmgpt.errors import UserError
+
 from . import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-    from ..training.results import Record
+    from scmmgpt.training.results import Record
 
 RESULTS = Path(__file__).parent / "results"
 TAGS = ["single-cell", "transcriptomics", "biology", "cell-type-annotation", "scmmgpt"]
@@ -161,7 +162,7 @@ class Measured:
     @classmethod
     def read(cls, folder: Path, name: str) -> Measured:
         """Everything in a folder's results files; nothing where there is no folder."""
-        from ..training.results import read_records
+        from scmmgpt.training.results import read_records
 
         return cls(name, [read_records(path) for path in sorted(folder.glob("*.json"))])
 
@@ -188,7 +189,7 @@ class Measured:
 
     def table(self, task: str) -> str:
         """The Markdown table of one task, baselines included."""
-        from ..training.results_table import markdown_table
+        from scmmgpt.training.results_table import markdown_table
 
         if not self.records(task):
             raise Unmeasured(f"Nothing was measured for {task!r} of {self.name}.")
@@ -205,7 +206,7 @@ class Measured:
         """This model's leading numbers in the Hub's form: one per study and metric, the plainest conditions first."""
         from huggingface_hub import EvalResult
 
-        from ..training.results import eval_results
+        from scmmgpt.training.results import eval_results
 
         chosen: dict[tuple, EvalResult] = {}
         for task, metrics in INDEXED.items():
@@ -255,7 +256,7 @@ def _render(template: str, data: Any, **values: Any) -> str:
 
 
 def _names_of_types(types: Sequence[str], directory: Path) -> list[str]:
-    from ..ontology import read_ontology
+    from scmmgpt.ontology import read_ontology
 
     terms = read_ontology(directory, EMBEDDED_MODEL).terms
     return sorted(terms[name].label if name in terms else name for name in types)

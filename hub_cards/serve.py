@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..errors import require
+from scmmgpt.errors import require
+
 from .schema_scmmgpt import (
     MAX_BODY_BYTES,
     AnnotateRequest,
@@ -165,7 +166,7 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
     from fastapi import FastAPI
     from fastapi.responses import RedirectResponse, StreamingResponse
 
-    from .. import __version__
+    from scmmgpt import __version__
 
     service = Service(handler, name)
     app = FastAPI(
@@ -250,9 +251,10 @@ def serve(model: str | None = None, host: str = "127.0.0.1", port: int = 8000, d
     """
     uvicorn = require("uvicorn")
     require("fastapi")
-    from .. import auto  # noqa: F401 - the package's own classes, not the repository's copies
-    from ..device import choose_device
-    from ..loading import find_model
+    from scmmgpt import auto  # noqa: F401 - the package's own classes, not the repository's copies
+    from scmmgpt.device import choose_device
+    from scmmgpt.loading import find_model
+
     from .handler import EndpointHandler
 
     directory = find_model(model)

@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -105,6 +106,17 @@ class FakeHub:
 
     def titles(self, name: str, revision: str = "main") -> list[str]:
         return [commit.title for commit in self.repositories[name].branches[revision]]
+
+
+@contextmanager
+def running_hub(monkeypatch):
+    """A fake Hub that this process takes for the real one, as its owner, without long waits between attempts."""
+    with FakeHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", OWNER)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        yield hub
 
 
 class _Handler(BaseHTTPRequestHandler):

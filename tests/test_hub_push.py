@@ -1,39 +1,26 @@
 """`scmmgpt push` against a local server that speaks the Hub's API: one commit, or nothing at all."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from fake_hub import OWNER, READER, STRANGER, FakeHub
+from fake_hub import OWNER, READER, STRANGER, FakeHub, running_hub
 from safetensors.numpy import save_file
-from tiny_repository import make_cells, make_repository
 
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import push as push_module
 from scmmgpt.hub_cards.push import lines_of, push
-from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
-from scmmgpt.processing import ScMMGPTProcessor
 
 NAME = "tester/model"
-# One folder per published format, written by the version that it is named after and never changed.
-PUBLISHED = Path(__file__).parent / "data" / "published"
 CARD = "---\nlicense: apache-2.0\nlibrary_name: transformers\n---\n# A model\n"
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    with FakeHub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", OWNER)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with running_hub(monkeypatch) as hub:
         monkeypatch.setattr(push_module, "FIRST_WAIT", 0.01)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         yield hub
 
 
@@ -360,81 +347,3 @@ def test_a_folder_that_was_used_is_fit_to_be_pushed(hub, directory):
     push(directory, NAME)
 
     assert published(hub) == contents(directory)
-
-
-# A published model, pulled again
-
-
-PULL = """
-import importlib.abc, json, sys
-
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "scmmgpt":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Block())
-import torch
-from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor
-
-where = {"trust_remote_code": True, "revision": sys.argv[2]}
-processor = AutoProcessor.from_pretrained(sys.argv[1], **where)
-towers = AutoModel.from_pretrained(sys.argv[1], **where).eval()
-model = AutoModelForMultimodalLM.from_pretrained(sys.argv[1], **where).eval()
-counts, genes = json.load(open(sys.argv[3]))
-cells = processor(cells=(counts, genes))
-with torch.no_grad():
-    embeds = towers.get_cell_features(**cells).pooler_output
-    words = model.generate(**processor(cells=(counts, genes), text="Describe this cell."), max_new_tokens=6, do_sample=False)
-print(json.dumps({"class": type(towers).__name__, "embeds": embeds.tolist(), "words": words.tolist()}))
-"""
-
-
-def pull(hub: FakeHub, name: str, revision: str, cells_file: Path, home: Path) -> dict:
-    """What a model of the Hub says in a fresh process, on a machine that never heard of scmmgpt."""
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    environment.pop("HF_MODULES_CACHE", None)
-    arguments = [sys.executable, "-c", PULL, name, revision, str(cells_file)]
-    run = subprocess.run(arguments, env=environment, cwd=home, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_a_pulled_model_says_the_same_and_a_revision_keeps_saying_it(hub, tmp_path):
-    first, second = make_repository(tmp_path / "first", seed=0), make_repository(tmp_path / "second", seed=1)
-    old = push(first, NAME)["commit"]
-    push(second, NAME)
-    cells = make_cells(3)
-    (tmp_path / "cells.json").write_text(json.dumps([cells.X.toarray().tolist(), list(cells.var_names)]))
-
-    for directory, revision in ((first, old), (second, "main")):
-        pulled = pull(hub, NAME, revision, tmp_path / "cells.json", tmp_path)
-
-        model = ScMMGPTForConditionalGeneration.from_pretrained(directory).eval()
-        processor = ScMMGPTProcessor.from_pretrained(directory)
-        with torch.no_grad():
-            embeds = model.get_cell_features(**processor(cells=cells)).pooler_output
-            prompt = processor(cells=cells, text="Describe this cell.")
-            words = model.generate(**prompt, max_new_tokens=6, do_sample=False)
-        assert pulled["class"] == "ScMMGPTModel"
-        assert pulled["embeds"] == embeds.tolist()
-        assert pulled["words"] == words.tolist()
-
-
-# Earlier versions
-
-
-@pytest.mark.parametrize("fixture", sorted(PUBLISHED.iterdir()), ids=lambda path: path.name)
-def test_what_an_earlier_version_published_still_loads_and_says_the_same(fixture):
-    expected = json.loads((fixture / "expected.json").read_text())
-
-    model = ScMMGPTForConditionalGeneration.from_pretrained(fixture).eval()
-    processor = ScMMGPTProcessor.from_pretrained(fixture)
-
-    with torch.no_grad():
-        embeds = model.get_cell_features(**processor(cells=(expected["counts"], expected["genes"]))).pooler_output
-        texts = model.get_text_features(**processor(text=expected["texts"])).pooler_output
-    torch.testing.assert_close(embeds, torch.tensor(expected["cell_embeds"]), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(texts, torch.tensor(expected["text_embeds"]), atol=1e-5, rtol=1e-4)
