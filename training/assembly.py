@@ -241,7 +241,8 @@ def assemble_pretraining_model(settings: RunSettings, config: ScMMGPTConfig) -> 
         (model.model.qformer, settings.model.qformer),
     ):
         if place is not None:
-            part.load_state_dict(AutoModel.from_pretrained(place).state_dict())
+            weights = AutoModel.from_pretrained(place).state_dict()  # a BERT's pooler is nobody's input
+            part.load_state_dict({name: w for name, w in weights.items() if not name.startswith("pooler.")})
     return model
 
 

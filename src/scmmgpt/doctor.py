@@ -60,6 +60,9 @@ def describe_installation(model: Any = None) -> dict[str, Any]:
 
     import torch
 
+    from .modeling_scmmgpt import ScMMGPTConfig
+    from .training.parameters import paper_config
+
     directory = find_model(model)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     files = [path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
@@ -69,6 +72,8 @@ def describe_installation(model: Any = None) -> dict[str, Any]:
         "devices": ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]),
         "threads": torch.get_num_threads(),
         "model": "scmmgpt-mini (embedded)" if directory == EMBEDDED_MODEL else str(directory),
+        "parameters": _counts(ScMMGPTConfig.from_pretrained(directory)),
+        "parameters_at_paper_size": _counts(paper_config()),
         "model_size_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),
         "weights_sha256": hash_of_files(sorted(directory.glob("*.safetensors"))),
         "trained": summary is not None,
@@ -76,6 +81,13 @@ def describe_installation(model: Any = None) -> dict[str, Any]:
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") == "1",
         "directory": str(Path(directory)),
     }
+
+
+def _counts(config: Any) -> dict[str, str]:
+    """Parameters of each part, counted without building one."""
+    from .training.parameters import count_parameters, readable
+
+    return {part: readable(count) for part, count in count_parameters(config).items() if count > 1}
 
 
 def _in_short(summary: dict[str, Any]) -> dict[str, Any]:
