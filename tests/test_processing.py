@@ -448,3 +448,30 @@ def test_push_while_saving_uploads_every_file(processor, tmp_path, monkeypatch):
 class _NoHub:
     def create_repo(self, repo_id, **kwargs):
         return type("Repo", (), {"repo_id": repo_id})()
+
+
+# ---- size
+
+
+class LargeDense:
+    """A dense matrix too large to be read at once, which remembers how much was."""
+
+    def __init__(self, num_cells, num_genes):
+        self.shape = num_cells, num_genes
+        self.most_bytes = 0
+
+    def __getitem__(self, rows):
+        block = np.ones((len(range(*rows.indices(self.shape[0]))), self.shape[1]), np.float32)
+        self.most_bytes = max(self.most_bytes, block.nbytes)
+        return block
+
+
+def test_a_large_dense_matrix_is_read_in_pieces(processor):
+    genes = processor.feature_extractor.genes
+    names = [*genes, *(f"other{number}" for number in range(100_000))]
+    matrix = LargeDense(500, len(names))
+
+    tokens = processor.feature_extractor((matrix, names))
+
+    assert len(tokens["gene_ids"]) == 500
+    assert matrix.most_bytes < 128 * 1024**2
