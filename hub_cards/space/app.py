@@ -216,7 +216,9 @@ def _wire(parts: dict[str, Any], session: gr.State) -> None:
 
 def main() -> None:
     page = build(os.environ.get("SCMMGPT_MODEL"))
-    theme = gr.themes.Default(primary_hue="blue")  # white on the default orange is hard to read
+    # White on the default orange, or on a lighter blue, is hard to read.
+    darker = {"button_primary_background_fill": "*primary_600", "button_primary_background_fill_hover": "*primary_700"}
+    theme = gr.themes.Default(primary_hue="blue").set(**darker)
     page.queue(max_size=32).launch(max_file_size=f"{MAX_UPLOAD_MB}mb", show_error=True, theme=theme)
 
 
