@@ -25,7 +25,7 @@ LORA_TARGETS = {
     "cell_encoder": rf".*cell_encoder\..*\.{_OUR_LAYERS}",
     "qformer": rf".*qformer\..*\.{_OUR_LAYERS}",
     "language_model": r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj)",
-    "heads": r".*(cell_projection|text_projection|match_head|cell_token_projector\.\d+)",
+    "heads": r".*(cell_projection|text_projection|match_head|cell_token_projector\.[02])",
 }
 
 
