@@ -23,7 +23,10 @@ style: .venv/test
 	$(BIN)/mypy
 
 unit: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+slow: .venv/test  ## what takes minutes: kills, compilation, two processes, long examples
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
 
 bench: .venv/test  ## speed and memory, beside plain implementations, in one run
 	$(BIN)/python -m benchmarks
