@@ -11,7 +11,7 @@ from .cell_files_scmmgpt import log_base, on_disk, open_path, rna_modality
 from .cell_matrix_scmmgpt import Cells, CsrRows, Matrix, in_memory
 from .matrix_state_scmmgpt import MatrixState, count_bad_values, linear_values, recognise, recover_counts
 
-SAMPLE_BLOCKS, SAMPLE_ROWS = 4, 128
+SAMPLE_BLOCKS, SAMPLE_ROWS = 4, 32
 # Whole numbers too, but not the counts of whole cells.
 OTHER_INTEGER_LAYERS = ("unspliced", "ambiguous", "spanning", "rank", "ranks", "mask")
 COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "umi_counts", "rawcounts", "soupx_counts")
@@ -76,7 +76,7 @@ def open_cells(cells: Any) -> Cells:
     """
     if isinstance(cells, (str, os.PathLike)):
         return open_path(os.fspath(cells))
-    if hasattr(cells, "mod") and hasattr(cells, "mod_names"):  # MuData
+    if hasattr(cells, "mod") and not hasattr(cells, "X"):  # MuData
         modality = rna_modality(cells.mod)
         opened = open_cells(cells.mod[modality])
         opened.modality = modality
@@ -172,7 +172,7 @@ def _sample(matrix: Matrix) -> sparse.csr_matrix:
     """A few blocks of neighbouring cells, spread over the matrix."""
     num_cells = matrix.shape[0]
     if num_cells <= SAMPLE_BLOCKS * SAMPLE_ROWS:
-        starts = range(0, num_cells, SAMPLE_ROWS)
+        starts = np.arange(0, num_cells, SAMPLE_ROWS)
     else:
         starts = np.linspace(0, num_cells - SAMPLE_ROWS, SAMPLE_BLOCKS).astype(int)
     blocks = []

@@ -4,8 +4,10 @@ import gzip
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,7 +115,8 @@ class GeneNames:
         Path(path).write_bytes(self._packed)
 
 
-class GeneMatch(NamedTuple):
+@dataclass(frozen=True)
+class GeneMatch:
     """Vocabulary row of each column (-1 = none) and how each was found."""
 
     rows: np.ndarray
@@ -122,26 +125,30 @@ class GeneMatch(NamedTuple):
     scheme: str
     names: Sequence[str]
 
+    @cached_property
+    def num_distinct(self) -> int:
+        """Genes of the vocabulary that were found."""
+        return len(np.unique(self.rows[self.rows >= 0]))
+
     @property
     def has_duplicates(self) -> bool:
         """Whether several columns are one gene."""
-        found = self.rows[self.rows >= 0]
-        return len(np.unique(found)) < len(found)
+        return self.num_distinct < int(np.count_nonzero(self.rows >= 0))
 
+    @cached_property
     def account(self) -> dict:
         """What became of the genes, in plain numbers and examples."""
-        by_route = Counter(route for route in self.routes if route)
-        unmatched = [str(name) for name, row in zip(self.names, self.rows, strict=True) if row < 0]
-        found = self.rows[self.rows >= 0]
+        by_route = Counter(self.routes)
+        num_matched = int(np.count_nonzero(self.rows >= 0))
         return {
             "species": self.species,
             "scheme": self.scheme,
             "num_genes": len(self.rows),
-            "num_matched": len(found),
+            "num_matched": num_matched,
             "matched": {route: by_route.get(route, 0) for route in ROUTES},
-            "merged_duplicates": len(found) - len(np.unique(found)),
-            "num_unmatched": len(unmatched),
-            "unmatched_examples": unmatched[:5],
+            "merged_duplicates": num_matched - self.num_distinct,
+            "num_unmatched": len(self.rows) - num_matched,
+            "unmatched_examples": [str(self.names[gene]) for gene in np.flatnonzero(self.rows < 0)[:5]],
         }
 
 
@@ -218,7 +225,7 @@ class GeneIdentifier:
         return self._lookups[species]
 
     def _add_known_genes(self, lookup: dict, known: Iterable[NamedGene], route: str) -> None:
-        human_id = {}
+        human_id: dict[str, str] = {}
         if self.gene_names is not None:
             for gene in self.gene_names.genes("human"):
                 human_id.setdefault(gene.symbol, gene.ensembl_id)
@@ -303,7 +310,7 @@ def gene_name_columns(var, var_names: Sequence[str], gene_column: str | None = N
     """The index of `var` and those of its columns that hold gene names."""
     if gene_column is not None and gene_column not in var:
         raise ValueError(f"`gene_column={gene_column!r}` is no column of `var`; it has {list(var)}.")
-    columns = {"index": var_names}
+    columns: dict[str, Any] = {"index": var_names}
     for column in ([gene_column] if gene_column is not None else []) + list(NAME_COLUMNS):
         if var is not None and column in var:
             columns[column] = np.asarray(var[column]).astype(str)

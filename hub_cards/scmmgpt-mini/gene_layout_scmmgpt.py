@@ -7,20 +7,20 @@ from scipy import sparse
 
 from .cell_matrix_scmmgpt import CsrRows
 from .gene_kernels_scmmgpt import count_expressed, order_genes
-from .gene_vocabulary_scmmgpt import CLS_ID, SPECIAL_TOKENS
+from .gene_vocabulary_scmmgpt import CLS_ID
 
 NOTHING = np.empty(0)
 
 
 class CellBlock(NamedTuple):
-    """Some cells as counts or linear values, and where their columns stand in the vocabulary.
+    """Some cells as counts or linear values, and the vocabulary id of each column (-1 = none).
 
     `target` is the sum that cells are scaled to, `total` the sum of all entries, vocabulary or not, and
     `turned_back` the number of cells whose counts were recovered from normalised values.
     """
 
     rows: CsrRows
-    row_of_column: np.ndarray
+    id_of_column: np.ndarray
     target: float
     total: float
     turned_back: int
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 
 def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Fresh token arrays of all cells, and the sum of each cell's vocabulary genes, block by block."""
-    expressed = [count_expressed(*block.rows, block.row_of_column) for block in blocks]
+    expressed = [count_expressed(*block.rows, block.id_of_column) for block in blocks]
     shown = [_shown_lengths(block, lengths, layout) for block, lengths in zip(blocks, expressed, strict=True)]
     widths = np.concatenate(shown) + layout.add_cls
     bounds = np.concatenate([[0], np.cumsum(widths)])
@@ -60,17 +60,27 @@ def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarr
         starts = begins[first : first + block.num_cells]
         totals.append(_fill(block, starts, lengths, layout, ids, values))
         first += block.num_cells
+    if layout.add_cls:
+        ids[begins] = CLS_ID
+    if layout.value_mode == "log1p":
+        np.log1p(values, out=values)
     if layout.packed:
-        features = {"gene_ids": ids[None], "gene_values": values[None], "cell_cu_seqlens": bounds.astype(np.int32)}
-    else:
-        mask = (np.arange(width) < widths[:, None]).astype(np.int64)
-        features = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width), "gene_mask": mask}
-    return features, totals
+        if layout.value_mode == "rank":
+            values[:] = np.arange(size) - np.repeat(begins, widths) + (not layout.add_cls)
+        bounds = bounds.astype(np.int32)
+        return {"gene_ids": ids[None], "gene_values": values[None], "cell_cu_seqlens": bounds}, totals
+    is_real = np.arange(width) < widths[:, None]
+    if layout.value_mode == "rank":  # 1 for the first gene of a cell, 2 for the second; 0 for `<cls>` and padding
+        np.multiply(
+            np.arange(width, dtype=np.float32) + np.float32(not layout.add_cls), is_real, out=values.reshape(-1, width)
+        )
+    padded = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width)}
+    return {**padded, "gene_mask": is_real.astype(np.int64)}, totals
 
 
 def _shown_lengths(block: CellBlock, expressed: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.include_zero_genes:
-        measured = len(np.unique(block.row_of_column[block.row_of_column >= 0]))
+        measured = len(np.unique(block.id_of_column[block.id_of_column >= 0]))
         return np.full(block.num_cells, min(measured, layout.max_genes))
     return np.minimum(expressed, layout.max_genes)
 
@@ -82,42 +92,27 @@ def _fill(
     starts = begins + layout.add_cls
     lengths = np.minimum(expressed, layout.max_genes)
     quantiles = np.linspace(0, 1, layout.num_bins - 1) if layout.value_mode == "bins" else NOTHING
+    target = block.target if layout.value_mode == "log1p" else 0.0
+    cells = *block.rows, block.id_of_column, layout.medians, quantiles, float(target)
     if layout.sample_seed is None or (lengths == expressed).all():
-        totals = order_genes(*block.rows, block.row_of_column, layout.medians, starts, lengths, quantiles, ids, values)
+        totals = order_genes(*cells, starts, lengths, ids, values)
     else:
         bounds = np.concatenate([[0], np.cumsum(expressed)])
         all_ids, all_values = np.empty(bounds[-1], np.int64), np.empty(bounds[-1], np.float32)
-        totals = order_genes(
-            *block.rows, block.row_of_column, layout.medians, bounds[:-1], expressed, quantiles, all_ids, all_values
-        )
+        totals = order_genes(*cells, bounds[:-1], expressed, all_ids, all_values)
         random = np.random.default_rng(layout.sample_seed)
         for cell, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             chosen = bounds[cell] + np.sort(random.permutation(expressed[cell])[:length])
             ids[start : start + length], values[start : start + length] = all_ids[chosen], all_values[chosen]
-    written = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-    _write_values(block, written, lengths, totals, layout, values)
-    ids[written] += len(SPECIAL_TOKENS)
-    if layout.add_cls:
-        ids[begins] = CLS_ID
     if layout.include_zero_genes:
         _append_zero_genes(block, starts, lengths, layout, ids)
     return totals
 
 
-def _write_values(
-    block: CellBlock, written: np.ndarray, lengths: np.ndarray, totals: np.ndarray, layout: Layout, values: np.ndarray
-) -> None:
-    if layout.value_mode == "log1p":
-        scale = np.divide(block.target, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32)
-        values[written] = np.log1p(values[written] * np.repeat(scale, lengths))
-    elif layout.value_mode == "rank":
-        values[written] = np.arange(len(written)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
-
-
 def _append_zero_genes(
     block: CellBlock, starts: np.ndarray, lengths: np.ndarray, layout: Layout, ids: np.ndarray
 ) -> None:
-    measured = np.unique(block.row_of_column[block.row_of_column >= 0]) + len(SPECIAL_TOKENS)
+    measured = np.unique(block.id_of_column[block.id_of_column >= 0])
     room = min(len(measured), layout.max_genes)
     for start, length in zip(starts, lengths, strict=True):
         if length < room:
@@ -125,14 +120,15 @@ def _append_zero_genes(
             ids[start + length : start + room] = zeros[: room - length]
 
 
-def sum_duplicates(rows: CsrRows, row_of_column: np.ndarray, num_genes: int) -> tuple[CsrRows, np.ndarray]:
-    """Add up columns that are one gene; the columns of the result are the vocabulary's rows."""
-    known = np.flatnonzero(row_of_column >= 0)
-    shape = len(row_of_column), num_genes
-    place = sparse.csr_matrix((np.ones(len(known), np.float32), (known, row_of_column[known])), shape=shape)
+def sum_duplicates(rows: CsrRows, id_of_column: np.ndarray, num_ids: int) -> tuple[CsrRows, np.ndarray]:
+    """Add up columns that are one gene; the columns of the result are vocabulary ids."""
+    known = np.flatnonzero(id_of_column >= 0)
+    shape = len(id_of_column), num_ids
+    place = sparse.csr_matrix((np.ones(len(known), np.float32), (known, id_of_column[known])), shape=shape)
     indptr = rows.indptr - rows.indptr[0]
     cells = sparse.csr_matrix(
         (rows.data[rows.entries], rows.indices[rows.entries], indptr), (len(indptr) - 1, shape[0])
     )
     merged = cells @ place
-    return CsrRows(merged.indptr.astype(np.int64), merged.indices.astype(np.int32), merged.data), np.arange(num_genes)
+    columns = np.arange(num_ids, dtype=np.int32)
+    return CsrRows(merged.indptr.astype(np.int64), merged.indices.astype(np.int32), merged.data), columns

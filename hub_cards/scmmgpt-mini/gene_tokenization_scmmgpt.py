@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 from .cell_reading_scmmgpt import choose_matrix, open_cells
 from .gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneMatch, GeneNames, gene_name_columns
 from .gene_layout_scmmgpt import CellBlock, Layout, lay_out, sum_duplicates
-from .gene_vocabulary_scmmgpt import SPECIAL_TOKENS, GeneVocabulary
+from .gene_vocabulary_scmmgpt import SPECIAL_TOKENS, GeneVocabulary, Numbers
 from .input_account_scmmgpt import InputAccount
 
 VOCABULARY_FILE = "gene_vocabulary.tsv"
@@ -87,8 +87,8 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         self,
         genes: Sequence[str] = (),
         ensembl_ids: Sequence[str] | None = None,
-        medians: Sequence[float] | None = None,
-        masses: Sequence[float] | None = None,
+        medians: Numbers | None = None,
+        masses: Numbers | None = None,
         gene_names: GeneNames | None = None,
         value_mode: Literal["log1p", "bins", "counts", "rank"] = "log1p",
         max_genes: int | None = 2048,
@@ -164,7 +164,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Places in `genes` of the given ids; negative for special tokens."""
         return np.asarray(gene_ids) - len(SPECIAL_TOKENS)
 
-    def with_statistics(self, medians: Sequence[float], masses: Sequence[float]) -> "ScMMGPTGeneTokenizer":
+    def with_statistics(self, medians: Numbers, masses: Numbers) -> "ScMMGPTGeneTokenizer":
         """The same tokenizer with gene statistics measured on a corpus; zero or NaN: never seen there."""
         other = copy.copy(self)
         other._set_vocabulary(GeneVocabulary(self.genes, self.ensembl_ids, medians, masses), self._gene_names)
@@ -265,9 +265,10 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         account.log()
 
     def _layout(self, max_genes: int | None, packed: bool = False, sample_seed: int | None = None) -> Layout:
+        by_median = self.gene_order == "median_ratio"
         return Layout(
             value_mode=self.value_mode,
-            medians=self._vocabulary.medians if self.gene_order == "median_ratio" else np.empty(0),
+            medians=np.pad(self._vocabulary.medians, (len(SPECIAL_TOKENS), 0)) if by_median else np.empty(0),
             num_bins=self.num_bins,
             max_genes=max_genes or len(self._vocabulary.genes),
             add_cls=self.add_cls,
@@ -297,13 +298,14 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
             match = self._match(names, species, gene_column)
             share = self.panel_share(match.rows[match.rows >= 0] + len(SPECIAL_TOKENS)) if self.panel_scaling else 1.0
             account.begin(cells, chosen, match, share)
+            id_of_column = np.where(match.rows >= 0, match.rows + len(SPECIAL_TOKENS), -1).astype(np.int32)
             for start, stop in chosen.matrix.blocks(chunk_size):
                 rows, turned_back = chosen.linear_rows(start, stop)
                 total = float(rows.data[rows.entries].sum(dtype=np.float64))
-                row_of_column = match.rows
+                columns = id_of_column
                 if match.has_duplicates:
-                    rows, row_of_column = sum_duplicates(rows, match.rows, len(self._vocabulary.genes))
-                yield CellBlock(rows, row_of_column, self.target_sum * share, total, turned_back)
+                    rows, columns = sum_duplicates(rows, id_of_column, self.vocab_size)
+                yield CellBlock(rows, columns, self.target_sum * share, total, turned_back)
 
     def _match(self, names: dict[str, Sequence[str]], species: str | None, gene_column: str | None) -> GeneMatch:
         """Genes of the vocabulary under these names; remembered, since batches of one study share their genes."""
@@ -315,7 +317,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         return self._matches[key]
 
     def _refuse_too_few(self, match: GeneMatch) -> None:
-        num_matched = len(np.unique(match.rows[match.rows >= 0]))
+        num_matched = match.num_distinct
         if num_matched >= max(self.min_matched_genes, 1):
             return
         found = f"Only {num_matched}" if num_matched else "None"
@@ -361,7 +363,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Load settings, vocabulary and table of names from a folder or a Hub repository."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        vocabulary = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **where)
+        vocabulary: Any = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **where)
         names = cached_file(
             pretrained_model_name_or_path, GENE_NAMES_FILE, _raise_exceptions_for_missing_entries=False, **where
         )

@@ -31,7 +31,8 @@ from transformers import (
 )
 
 if __package__:
-    from ..processing.prompting_scmmgpt import cell_request, cell_text, conversation, description_question
+    from scmmgpt.processing.prompting_scmmgpt import cell_request, cell_text, conversation, description_question
+
     from .naming_scmmgpt import Naming
     from .request_cells_scmmgpt import opened_cells
     from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_request
@@ -289,10 +290,10 @@ class EndpointHandler:
             raise BadRequest("This model has no language model: it can annotate, embed and search.")
 
     def _warm_up(self) -> None:
-        """Pay for compilation and first allocations now, not in the first request."""
-        genes = self.processor.feature_extractor.genes[:64]
-        counts = [dict.fromkeys(genes, 1.0)]
-        self.answer([read_request({"task": "annotate", "cells": counts})])
+        """Pay for first allocations, and for the texts of the trained types, now and not in the first request."""
+        cell = dict.fromkeys(self.processor.feature_extractor.genes[:64], 1.0)
+        labels = {} if self.training_summary.get("cell_types") else {"labels": ["cell"]}
+        self.answer([read_request({"task": "annotate", "cells": [cell], **labels})])
 
 
 class EmbeddedCells:

@@ -1,5 +1,7 @@
 """The account of a call: which matrix and which genes were read, how they were recognised, what was left out."""
 
+import copy
+
 from transformers.utils import logging
 
 from .cell_matrix_scmmgpt import Cells
@@ -29,7 +31,7 @@ class InputAccount:
     def begin(self, cells: Cells, chosen: ChosenMatrix, match: GeneMatch, panel_share: float) -> None:
         """Note what was decided before reading; of several sources the first speaks for all."""
         self.facts = self.facts or {
-            **match.account(),
+            **copy.deepcopy(match.account),
             "matrix": chosen.matrix.name,
             "matrix_state": chosen.state.kind,
             "matrix_detail": chosen.state.detail,

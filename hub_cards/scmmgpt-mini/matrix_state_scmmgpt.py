@@ -11,7 +11,8 @@ MAX_NATURAL_LOG = float(np.log1p(1e6))
 MAX_LOG2 = float(np.log2(1 + 1e6)) + 1
 LOG_BASES = (float(np.e), 2.0, 10.0)
 SMALLEST_COUNTS = (1, 2, 3, 4, 5)
-MAX_SHARE_OF_STRAY_NEGATIVES = 0.01
+# About half of all z-scores are negative; a few negative entries among others are a fault to be reported.
+MAX_SHARE_OF_STRAY_NEGATIVES = 0.1
 ROWS_THAT_MUST_AGREE = 0.95
 
 
@@ -43,7 +44,7 @@ def recognise(block: sparse.csr_matrix, log_base: float | None = None) -> Matrix
     if values.size == 0:
         return MatrixState("empty", "no entry but zeros")
     share_negative = float(np.mean(values < 0))
-    if share_negative > MAX_SHARE_OF_STRAY_NEGATIVES:
+    if share_negative > MAX_SHARE_OF_STRAY_NEGATIVES and (values != np.rint(values)).any():
         return MatrixState("scaled", f"{share_negative:.0%} of its entries are negative")
     if share_negative:
         block.data[values < 0] = 0
@@ -69,8 +70,8 @@ def _recognise_fractions(block: sparse.csr_matrix, share_whole: float, log_base:
         return MatrixState("normalised", f"linear, {_scale_name(block)}")
     if _has_unit_variance(block):
         return MatrixState("scaled", "every gene has unit variance")
-    base = log_base or next((base for base in LOG_BASES if _has_constant_sums(_unlogged(block, base))), None)
-    base = base or (LOG_BASES[0] if largest <= MAX_NATURAL_LOG else LOG_BASES[1])
+    likely = LOG_BASES[0] if largest <= MAX_NATURAL_LOG else LOG_BASES[1]
+    base = log_base or next((base for base in LOG_BASES if _has_constant_sums(_unlogged(block, base))), likely)
     return MatrixState("log1p", f"log{_base_name(base)}(1 + x)", base)
 
 
@@ -137,7 +138,7 @@ def _holds_counts(block: sparse.csr_matrix, base: float | None) -> bool:
     linear = block if base is None else _unlogged(block, base)
     _, found = recover_counts(linear.indptr, linear.data)
     distinct = _rows_with_variety(linear)
-    return distinct.any() and found[distinct].mean() >= ROWS_THAT_MUST_AGREE
+    return bool(distinct.any()) and float(found[distinct].mean()) >= ROWS_THAT_MUST_AGREE
 
 
 def _rows_with_variety(block: sparse.csr_matrix) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 if __package__:
-    from ..ontology import UNINFORMATIVE_TERMS, Ontology, read_ontology
+    from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, read_ontology
 else:
     from ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, read_ontology
 
@@ -86,7 +86,17 @@ class Naming:
         return odds / odds.sum(axis=1, keepdims=True)
 
     def calls(self, probabilities: np.ndarray, candidates: Candidates, min_confidence: float) -> list[dict]:
-        """One call per row: the best candidate, or the most specific ancestor that reaches `min_confidence`."""
+        """One call per row: the best candidate, or the most specific ancestor that reaches `min_confidence`.
+
+        Parameters
+        ----------
+        probabilities
+            (cells, candidates).
+        candidates
+            The columns.
+        min_confidence
+            For an ancestor: how far above the share that chance would give it. 0 always names the best candidate.
+        """
         groups = self._groups(candidates)
         return [self._call(row, candidates, groups, min_confidence) for row in probabilities]
 
@@ -97,8 +107,9 @@ class Naming:
         if confidence < min_confidence:
             name, term_id = UNKNOWN, None
             for ancestor, members in groups.items():
-                mass = float(probability[members].sum())
-                if best in members and mass >= min_confidence:
+                mass, chance = float(probability[members].sum()), len(members) / len(probability)
+                # A group of nearly all candidates holds nearly all probability and says nothing.
+                if best in members and mass - chance >= min_confidence * (1 - chance) > 0:
                     name, term_id, confidence = self._given_name(ancestor, candidates), ancestor, mass
                     break
         return {
