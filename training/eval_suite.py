@@ -209,7 +209,7 @@ def main() -> None:
 def _model(directory: str) -> System:
     from .front_door import model_system
 
-    return model_system(directory)
+    return model_system(directory, Path(directory).name)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,10 @@ def model_system(model: str | os.PathLike | None = None, name: str | None = None
         scale = float(towers_of(loaded).similarity_scale())
         vectors = embed_text(label_texts(candidates))
         scorer = Scorer(embed(cells), vectors, candidates, loaded.calibration, scale=scale)
-        return scorer.probabilities(slice(None))
+        probabilities = scorer.probabilities(slice(None))
+        # `annotate` calls a cell without counts unknown, with confidence 0; the nearest to that is to prefer nothing.
+        probabilities[np.asarray(cells.X.sum(axis=1)).ravel() == 0] = 1 / len(labels)
+        return probabilities
 
     @cache
     def writer() -> LoadedModel:

@@ -96,9 +96,8 @@ def page(path: Path, metrics: Sequence[str] | None = None) -> str:
         f"· {run['date']} · peak memory {run['peak_memory_mb']} MB",
     ]
     notes = dict.fromkeys(f"- {study}: {note}" for study, lines in content["notes"].items() for note in lines)
-    if len({r.study for r in records}) > 1 and not any(
-        c in r.conditions for r in records for c in ("control", "shots")
-    ):
+    one_row_each = len({(r.study, r.system) for r in records}) == len(records)
+    if len({r.study for r in records}) > 1 and one_row_each:
         parts.append(mean_table(records, metrics))
     return "\n\n".join([*parts, markdown_table(records, metrics), "\n".join(notes)]).rstrip() + "\n"
 
