@@ -19,7 +19,7 @@ except ImportError:  # only paths and backed files need them
 try:
     import zarr
 except ImportError:
-    zarr = None
+    zarr = None  # type: ignore[assignment]
 
 
 RNA_NAMES = ("rna", "gex", "gene expression", "mrna")
@@ -47,7 +47,7 @@ def open_path(path: str) -> Cells:
     close = None
     try:
         if os.path.isdir(path):
-            group = zarr.open_group(path, mode="r")
+            group: Any = zarr.open_group(path, mode="r")
         else:
             group = h5py.File(path, "r")
             close = group.close

@@ -172,7 +172,7 @@ def _sample(matrix: Matrix) -> sparse.csr_matrix:
     """A few blocks of neighbouring cells, spread over the matrix."""
     num_cells = matrix.shape[0]
     if num_cells <= SAMPLE_BLOCKS * SAMPLE_ROWS:
-        starts = range(0, num_cells, SAMPLE_ROWS)
+        starts = np.arange(0, num_cells, SAMPLE_ROWS)
     else:
         starts = np.linspace(0, num_cells - SAMPLE_ROWS, SAMPLE_BLOCKS).astype(int)
     blocks = []

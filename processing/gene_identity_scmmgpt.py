@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -133,7 +133,7 @@ class GeneMatch:
     @property
     def has_duplicates(self) -> bool:
         """Whether several columns are one gene."""
-        return self.num_distinct < np.count_nonzero(self.rows >= 0)
+        return self.num_distinct < int(np.count_nonzero(self.rows >= 0))
 
     @cached_property
     def account(self) -> dict:
@@ -225,7 +225,7 @@ class GeneIdentifier:
         return self._lookups[species]
 
     def _add_known_genes(self, lookup: dict, known: Iterable[NamedGene], route: str) -> None:
-        human_id = {}
+        human_id: dict[str, str] = {}
         if self.gene_names is not None:
             for gene in self.gene_names.genes("human"):
                 human_id.setdefault(gene.symbol, gene.ensembl_id)
@@ -310,7 +310,7 @@ def gene_name_columns(var, var_names: Sequence[str], gene_column: str | None = N
     """The index of `var` and those of its columns that hold gene names."""
     if gene_column is not None and gene_column not in var:
         raise ValueError(f"`gene_column={gene_column!r}` is no column of `var`; it has {list(var)}.")
-    columns = {"index": var_names}
+    columns: dict[str, Any] = {"index": var_names}
     for column in ([gene_column] if gene_column is not None else []) + list(NAME_COLUMNS):
         if var is not None and column in var:
             columns[column] = np.asarray(var[column]).astype(str)

@@ -13,7 +13,7 @@ try:
 except ImportError:
     HAS_NUMBA = False
 
-    def njit(*arguments, **options):
+    def njit(*arguments, **options):  # type: ignore[no-redef]
         """Leave the function as plain Python; the numpy way is taken instead."""
         return arguments[0] if arguments else lambda function: function
 

@@ -70,10 +70,12 @@ def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarr
         bounds = bounds.astype(np.int32)
         return {"gene_ids": ids[None], "gene_values": values[None], "cell_cu_seqlens": bounds}, totals
     is_real = np.arange(width) < widths[:, None]
-    ids, values = ids.reshape(-1, width), values.reshape(-1, width)
     if layout.value_mode == "rank":  # 1 for the first gene of a cell, 2 for the second; 0 for `<cls>` and padding
-        np.multiply(np.arange(width, dtype=np.float32) + np.float32(not layout.add_cls), is_real, out=values)
-    return {"gene_ids": ids, "gene_values": values, "gene_mask": is_real.astype(np.int64)}, totals
+        np.multiply(
+            np.arange(width, dtype=np.float32) + np.float32(not layout.add_cls), is_real, out=values.reshape(-1, width)
+        )
+    padded = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width)}
+    return {**padded, "gene_mask": is_real.astype(np.int64)}, totals
 
 
 def _shown_lengths(block: CellBlock, expressed: np.ndarray, layout: Layout) -> np.ndarray:

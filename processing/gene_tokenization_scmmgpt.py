@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 from .cell_reading_scmmgpt import choose_matrix, open_cells
 from .gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneMatch, GeneNames, gene_name_columns
 from .gene_layout_scmmgpt import CellBlock, Layout, lay_out, sum_duplicates
-from .gene_vocabulary_scmmgpt import SPECIAL_TOKENS, GeneVocabulary
+from .gene_vocabulary_scmmgpt import SPECIAL_TOKENS, GeneVocabulary, Numbers
 from .input_account_scmmgpt import InputAccount
 
 VOCABULARY_FILE = "gene_vocabulary.tsv"
@@ -87,8 +87,8 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         self,
         genes: Sequence[str] = (),
         ensembl_ids: Sequence[str] | None = None,
-        medians: Sequence[float] | None = None,
-        masses: Sequence[float] | None = None,
+        medians: Numbers | None = None,
+        masses: Numbers | None = None,
         gene_names: GeneNames | None = None,
         value_mode: Literal["log1p", "bins", "counts", "rank"] = "log1p",
         max_genes: int | None = 2048,
@@ -164,7 +164,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Places in `genes` of the given ids; negative for special tokens."""
         return np.asarray(gene_ids) - len(SPECIAL_TOKENS)
 
-    def with_statistics(self, medians: Sequence[float], masses: Sequence[float]) -> "ScMMGPTGeneTokenizer":
+    def with_statistics(self, medians: Numbers, masses: Numbers) -> "ScMMGPTGeneTokenizer":
         """The same tokenizer with gene statistics measured on a corpus; zero or NaN: never seen there."""
         other = copy.copy(self)
         other._set_vocabulary(GeneVocabulary(self.genes, self.ensembl_ids, medians, masses), self._gene_names)
@@ -363,7 +363,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Load settings, vocabulary and table of names from a folder or a Hub repository."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        vocabulary = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **where)
+        vocabulary: Any = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **where)
         names = cached_file(
             pretrained_model_name_or_path, GENE_NAMES_FILE, _raise_exceptions_for_missing_entries=False, **where
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 SPECIAL_TOKENS = ("<pad>", "<cls>", "<mask>")
 PAD_ID, CLS_ID, MASK_ID = range(len(SPECIAL_TOKENS))
+Numbers = Sequence[float] | np.ndarray
 COLUMNS = ("gene", "ensembl_id", "median", "mass")
 
 
@@ -32,28 +33,28 @@ class GeneVocabulary:
         self,
         genes: Sequence[str],
         ensembl_ids: Sequence[str] | None = None,
-        medians: Sequence[float] | None = None,
-        masses: Sequence[float] | None = None,
+        medians: Numbers | None = None,
+        masses: Numbers | None = None,
     ):
         self.genes = [str(gene) for gene in genes]
         if len(set(self.genes)) < len(self.genes):
             raise ValueError(f"The vocabulary names {len(self.genes) - len(set(self.genes))} genes twice.")
         self.ensembl_ids = ["" if not gene_id else str(gene_id) for gene_id in ensembl_ids or [""] * len(self.genes)]
-        medians = self._numbers("medians", medians)
-        known = medians > 0
-        self.medians = np.where(known, medians, np.median(medians[known]) if known.any() else 1.0)
-        masses = self._numbers("masses", masses)
+        seen = self._numbers("medians", medians)
+        known = seen > 0
+        self.medians = np.where(known, seen, np.median(seen[known]) if known.any() else 1.0)
+        shares = self._numbers("masses", masses)
         # Kept in the short digits in which they are written, so that a saved vocabulary is the same to the last bit.
-        total = masses.sum() or 1.0
-        self.masses = (masses if abs(total - 1) < 1e-4 else masses / total).astype(np.float32).astype(np.float64)
+        total = shares.sum() or 1.0
+        self.masses = (shares if abs(total - 1) < 1e-4 else shares / total).astype(np.float32).astype(np.float64)
         if len(self.ensembl_ids) != len(self.genes):
             raise ValueError(f"There are {len(self.ensembl_ids)} Ensembl ids for {len(self.genes)} genes.")
 
-    def _numbers(self, name: str, numbers: Sequence[float] | None) -> np.ndarray:
-        numbers = np.ones(len(self.genes)) if numbers is None else np.nan_to_num(np.asarray(numbers, np.float64))
-        if numbers.shape != (len(self.genes),) or (numbers < 0).any():
+    def _numbers(self, name: str, numbers: Numbers | None) -> np.ndarray:
+        found = np.ones(len(self.genes)) if numbers is None else np.nan_to_num(np.asarray(numbers, np.float64))
+        if found.shape != (len(self.genes),) or (found < 0).any():
             raise ValueError(f"`{name}` must hold one number, zero or more, for each of the {len(self.genes)} genes.")
-        return numbers
+        return found
 
     def __deepcopy__(self, memo: dict) -> "GeneVocabulary":
         return self  # never changed, so every copy of a tokenizer may share it

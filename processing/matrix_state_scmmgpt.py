@@ -70,8 +70,8 @@ def _recognise_fractions(block: sparse.csr_matrix, share_whole: float, log_base:
         return MatrixState("normalised", f"linear, {_scale_name(block)}")
     if _has_unit_variance(block):
         return MatrixState("scaled", "every gene has unit variance")
-    base = log_base or next((base for base in LOG_BASES if _has_constant_sums(_unlogged(block, base))), None)
-    base = base or (LOG_BASES[0] if largest <= MAX_NATURAL_LOG else LOG_BASES[1])
+    likely = LOG_BASES[0] if largest <= MAX_NATURAL_LOG else LOG_BASES[1]
+    base = log_base or next((base for base in LOG_BASES if _has_constant_sums(_unlogged(block, base))), likely)
     return MatrixState("log1p", f"log{_base_name(base)}(1 + x)", base)
 
 
@@ -138,7 +138,7 @@ def _holds_counts(block: sparse.csr_matrix, base: float | None) -> bool:
     linear = block if base is None else _unlogged(block, base)
     _, found = recover_counts(linear.indptr, linear.data)
     distinct = _rows_with_variety(linear)
-    return distinct.any() and found[distinct].mean() >= ROWS_THAT_MUST_AGREE
+    return bool(distinct.any()) and float(found[distinct].mean()) >= ROWS_THAT_MUST_AGREE
 
 
 def _rows_with_variety(block: sparse.csr_matrix) -> np.ndarray:

