@@ -135,8 +135,8 @@ class Caller:
             term_id: label for label, term_id in zip(labels.labels, labels.term_ids, strict=True) if term_id
         }
         self._ontology = ontology
-        self._groups, self._membership = self._collect_groups() if min_confidence > 0 else ([], None)
-        self._chance = self._membership.sum(axis=0) / len(labels) if self._groups else np.empty(0)
+        self._groups, self._membership = self._collect_groups()
+        self._chance = np.asarray(self._membership.sum(axis=0)).ravel() / len(labels)
 
     def calls(self, probabilities: np.ndarray) -> Calls:
         """The call for each row of (N, C) probabilities."""
@@ -168,7 +168,7 @@ class Caller:
             calls.term_ids[row] = term_id
             calls.confidence[row] = mass[place, chosen]
 
-    def _collect_groups(self) -> tuple[list[str], sparse.csr_array | None]:
+    def _collect_groups(self) -> tuple[list[str], sparse.csr_array]:
         """Ancestors that hold several candidates, most specific first, and which candidates each holds."""
         members: dict[str, list[int]] = {}
         for index, term_id in enumerate(self.labels.term_ids):
@@ -181,8 +181,8 @@ class Caller:
             and term_id not in UNINFORMATIVE_TERMS
             and term_id in self._ontology.terms
         }
-        if not informative:
-            return [], None
+        if not informative or self.min_confidence == 0:
+            return [], sparse.csr_array((len(self.labels), 0))
         # Among ancestors of the same candidates the deepest says most.
         depth = {term_id: len(self._ontology.ancestors(term_id)) for term_id in informative}
         groups = sorted(informative, key=lambda term_id: (len(informative[term_id]), -depth[term_id], term_id))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .embedding import Arrays, Compute, embed_batch, run_chunk
-from .prompts import question_about_cells
+from .prompts import question_about_cells, question_about_type
 from .writing import (
     answer_probabilities,
     answers_tree,
@@ -43,7 +43,7 @@ def describe_cells(
     verb: Verb, clusters: np.ndarray | None, *, prompt: str | None, choices: LabelSet | None, max_new_tokens: int
 ) -> Descriptions:
     """Describe every cell, or let each cluster's most typical cell speak for it."""
-    question = question_about_cells(verb.loaded, prompt)
+    question = question_about_cells(verb.loaded, prompt or (choices and question_about_type()))
     if choices is None:
         compute = _write_batch(verb, question, max_new_tokens)
     else:

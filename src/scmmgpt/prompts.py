@@ -33,6 +33,13 @@ def generation_text(text: str) -> str:
     return cell_request({"cell_type": _ARTICLE.sub("", text.strip())})
 
 
+def question_about_type(tissue: str | None = None) -> str:
+    """The question that a name of a type answers."""
+    from .processing.prompting_scmmgpt import annotation_question
+
+    return annotation_question(tissue=tissue)
+
+
 def question_about_cells(loaded: LoadedModel, question: str | None = None, num_cells: int = 1) -> str:
     """A prompt with one `<cell>` for each cell, up to where the answer begins."""
     from .processing.prompting_scmmgpt import conversation, description_question

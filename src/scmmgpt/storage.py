@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -165,7 +165,7 @@ def unreadable(path: Path, error: BaseException) -> UserError:
 
 
 @contextmanager
-def open_store(path: Path, mode: str = "r") -> Iterator[Any]:
+def open_store(path: Path, mode: Literal["r", "r+"] = "r") -> Iterator[Any]:
     """The h5py or zarr group of a file of cells."""
     if path.suffix == ".zarr":
         import zarr

@@ -122,7 +122,7 @@ class Verb:
 
     def _own_anndata(self) -> AnnData:
         if not isinstance(self.given, _anndata()):
-            return read_cells(self.cells.path)
+            return read_cells(Path(self.given))
         if self.options.inplace:
             if self.given.is_view:
                 raise UserError("A view cannot be changed in place; call `.copy()` on it first.")
