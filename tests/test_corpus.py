@@ -142,8 +142,8 @@ def test_a_build_killed_ten_times_ends_with_the_same_bytes(num_processes, cells_
     num_kills = 0
     while num_kills < 10:
         process = subprocess.Popen([*command, str(killed), str(num_processes)], stdout=subprocess.DEVNULL)
-        # A random moment between the first file of this run and its end.
-        stop_after = generator.integers(1, 6)
+        # A random moment: before the first shard, among the shards, or while finishing.
+        stop_after = generator.integers(1, 30)
         seen = len(files_of(killed)) if killed.exists() else 0
         while process.poll() is None:
             now = len([path for path in killed.rglob("*") if path.is_file()]) if killed.exists() else 0
