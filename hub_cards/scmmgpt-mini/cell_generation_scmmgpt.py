@@ -1,0 +1,182 @@
+"""Text to cell, the part that a model with an LLM and a cell decoder shares: its loss, and `generate_cells`."""
+
+# Shape letters: N texts, S text tokens, K text features, D cell hidden size.
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from .modeling_cell_decoder import ScMMGPTCellOutput, sample_counts
+from .modeling_cell_encoder import check_cells, unpack_cells
+
+GENES_PER_STEP = 4096  # genes decoded at once: bounds the memory of `generate_cells`
+
+
+class ScMMGPTCellGenerationMixin:
+    """For a model with `model.language_model`, `model.cell_encoder` and `cell_decoder`."""
+
+    def _gene_table(self) -> torch.Tensor:
+        return self.model.cell_encoder.get_input_embeddings().weight
+
+    def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What the cell decoder reads off texts (N, K, cell hidden). A text without words has the features of no text.
+
+        A tokenizer may give the empty text a first or last token of its own: they are not words.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if input_ids.shape[1] == 0:
+            input_ids, attention_mask = F.pad(input_ids, (0, 1)), F.pad(attention_mask, (0, 1))
+        has_words = self._words(input_ids, attention_mask).any(1, keepdim=True)
+        visible = torch.where(has_words, attention_mask, 1)
+        states = self.model.language_model(input_ids=input_ids, attention_mask=visible, use_cache=False)
+        return self.cell_decoder.text_features(states.last_hidden_state, attention_mask * has_words)
+
+    def _words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Real tokens that are not the LLM's special ones, (N, S) bool."""
+        config, special = self.config.text_config, set()
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            token = getattr(config, name, None)
+            special |= set(token if isinstance(token, list) else [] if token is None else [token])
+        special = torch.tensor(sorted(special), dtype=input_ids.dtype, device=input_ids.device)
+        return attention_mask.bool() & ~torch.isin(input_ids, special)
+
+    def cell_generation_loss(
+        self, cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size=None
+    ):
+        """Losses of text -> cell. `cells` = (gene_ids, gene_values, gene_mask, cell_cu_seqlens) of the same cells."""
+        gene_ids, gene_values, gene_mask, cell_cu_seqlens = cells
+        check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.cell_config.vocab_size)
+        if cell_cu_seqlens is not None:
+            gene_values, _ = unpack_cells(gene_values, cell_cu_seqlens)
+            gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
+        if gene_mask is not None:
+            gene_values = gene_values * gene_mask
+        cls_token_id = getattr(self.config.cell_config, "cls_token_id", None)
+        if cls_token_id is not None:
+            gene_values = gene_values.masked_fill(gene_ids == cls_token_id, 0.0)
+        if len(cell_prompt_ids) != len(gene_ids) or len(target_counts) != len(gene_ids):
+            raise ValueError(
+                f"Text -> cell needs one text and one row of counts per cell: got {len(cell_prompt_ids)} texts, "
+                f"{len(target_counts)} rows and {len(gene_ids)} cells."
+            )
+        features = self.text_features(cell_prompt_ids, cell_prompt_mask)
+        cell = gene_ids, gene_values
+        library = target_counts.sum(1) if target_library_size is None else target_library_size
+        return self.cell_decoder.losses(
+            features, cell, target_gene_ids, target_counts, library, self.model.run_cell_layers, self._gene_table()
+        )
+
+    @torch.no_grad()
+    def stream_cells(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        gene_ids: torch.LongTensor | None = None,
+        num_cells: int = 1,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        library_size: float | None = None,
+        batch_size: int = 64,
+    ) -> Iterator[ScMMGPTCellOutput]:
+        """Like `generate_cells`, a batch at a time: memory stays flat however many cells are asked for."""
+        for name, value in (("num_cells", num_cells), ("batch_size", batch_size), ("library_size", library_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        genes = self._genes()
+        wanted = genes if gene_ids is None else gene_ids.cpu()
+        columns = self._columns(wanted, genes)
+        scale = self.config.cell_decoder_config.guidance_scale if guidance_scale is None else guidance_scale
+        features = self.text_features(input_ids, attention_mask)
+        for text, first_seed in enumerate(_first_seeds(seed, input_ids, attention_mask)):
+            for start in range(0, num_cells, batch_size):
+                # One generator per cell: the same cell comes out whatever the batch size.
+                cells = range(start, min(start + batch_size, num_cells))
+                generators = [torch.Generator().manual_seed((first_seed + cell) % 2**32) for cell in cells]
+                log_share, dispersion, library = self._draw_distribution(features[text], generators, genes, scale)
+                if library_size is not None:
+                    library = torch.full_like(library, library_size)
+                mean = (log_share[:, columns] + library.log()[:, None]).exp()
+                counts = [
+                    sample_counts(mean[i], dispersion[columns], generator) for i, generator in enumerate(generators)
+                ]
+                yield ScMMGPTCellOutput(counts=torch.stack(counts), gene_ids=wanted, library_size=library)
+
+    def _genes(self) -> torch.Tensor:
+        """Vocabulary ids that stand for genes: all but the special tokens."""
+        config = self.config.cell_config
+        special = [getattr(config, name, None) for name in ("pad_token_id", "cls_token_id", "mask_token_id")]
+        ids = torch.arange(config.vocab_size)
+        return ids[~torch.isin(ids, torch.tensor([token for token in special if token is not None]))]
+
+    def _columns(self, wanted: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
+        """Places of the wanted genes among all genes."""
+        unknown = wanted[~torch.isin(wanted, genes)]
+        if wanted.ndim != 1 or not len(wanted) or len(unknown):
+            raise ValueError(
+                f"`gene_ids` must be a vector of the vocabulary's {len(genes)} genes, got a tensor of shape "
+                f"{tuple(wanted.shape)}{f' that holds {unknown[0]}, which is no gene' if len(unknown) else ''}."
+            )
+        return torch.searchsorted(genes, wanted)
+
+    def _draw_distribution(self, features_KD, generators, genes, guidance_scale):
+        """For one text and as many cells as generators: log shares, dispersions and library sizes, on the CPU."""
+        decoder, latent_size = self.cell_decoder, self.config.cell_decoder_config.latent_size
+        features = features_KD.expand(len(generators), -1, -1)
+        noise = torch.stack([torch.randn(latent_size + 1, generator=generator) for generator in generators])
+        noise = noise.to(features.device, features.dtype)
+        latent = decoder.sample_latent(features, noise[:, 1:], guidance_scale)
+        center, deviation = decoder.library_distribution(features)
+        library = (center + deviation * noise[:, 0].float()).exp().clamp(min=1).cpu()
+        log_share, dispersion = [], []
+        for chunk in genes.to(features.device).split(GENES_PER_STEP):
+            decoded = decoder.decode(latent, features, self.model.run_cell_layers, self._gene_table(), chunk)
+            log_share.append(decoded[0].cpu())
+            dispersion.append(decoded[1].cpu())
+        return torch.cat(log_share, dim=1).log_softmax(1), torch.cat(dispersion), library
+
+    def generate_cells(self, input_ids: torch.LongTensor, attention_mask=None, **kwargs) -> ScMMGPTCellOutput:
+        """Draw `num_cells` cells for each text; a text's cells are consecutive rows.
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            Texts as `processor(text=...)` gives them. An empty text gives the mixture of all cells.
+        **kwargs
+            gene_ids
+                Vocabulary ids of the genes wanted, all when None.
+            num_cells, seed
+                Same seed, same cells, whatever `batch_size`.
+            guidance_scale
+                1 = as trained; above, further away from what no text would give.
+            library_size
+                Total counts of every cell; None = drawn from what the text implies.
+        """
+        batches = list(self.stream_cells(input_ids, attention_mask, **kwargs))
+        return ScMMGPTCellOutput(
+            counts=torch.cat([batch.counts for batch in batches]),
+            gene_ids=batches[0].gene_ids,
+            library_size=torch.cat([batch.library_size for batch in batches]),
+        )
+
+
+def _first_seeds(seed: int, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
+    """Where each text's random numbers start: by its words, not by its place among other texts.
+
+    A text that comes again continues elsewhere, so that its cells are new ones. 32 bits are all that torch's CPU
+    generator takes; cells count up from the start, so those of one text never meet.
+    """
+    seen: Counter = Counter()
+    seeds = []
+    for row, ids in enumerate(input_ids.cpu()):
+        words = tuple(ids.tolist() if attention_mask is None else ids[attention_mask[row].cpu().bool()].tolist())
+        key = repr((seed, words, seen[words])).encode()
+        seeds.append(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little"))
+        seen[words] += 1
+    return seeds
+
+
+__all__ = ["ScMMGPTCellGenerationMixin"]
