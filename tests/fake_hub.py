@@ -251,9 +251,11 @@ class _Handler(BaseHTTPRequestHandler):
         import yaml
 
         content = json.loads(body)["content"]
-        metadata = yaml.safe_load(content.split("---")[1]) if content.startswith("---") else {}
-        errors = [] if metadata.get("license") else [{"message": '"license" is required'}]
-        return (400 if errors else 200), {"errors": errors, "warnings": []}
+        try:
+            yaml.safe_load(content.split("---")[1]) if content.startswith("---") else {}
+        except yaml.YAMLError as error:
+            return 400, {"errors": [{"message": f"invalid YAML: {error}"}], "warnings": []}
+        return 200, {"errors": [], "warnings": []}
 
     def info(self, body, name, revision=None):
         commit, repository = self._commit(name, revision or "main"), self._repository(name)

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -186,12 +185,11 @@ def test_a_stop_signal_lets_running_requests_finish(repository):
     server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
         wait_until_up(f"http://127.0.0.1:{port}/health", server)
-        body = {"text": "a B cell", "num_cells": 256}
-        with ThreadPoolExecutor() as threads:
-            answer = threads.submit(httpx.post, f"http://127.0.0.1:{port}/generate", json=body, timeout=60)
-            time.sleep(0.3)
+        body = {"cells": as_dicts(make_cells(1)), "max_new_tokens": 200}
+        with httpx.stream("POST", f"http://127.0.0.1:{port}/describe/stream", json=body, timeout=300) as answer:
             server.send_signal(signal.SIGTERM)
-            assert answer.result().status_code == 200
+            lines = [line for line in answer.iter_lines() if line]
+        assert lines[-1] == "data: [DONE]"
         assert server.wait(timeout=60) in (0, -signal.SIGTERM)
         assert "Traceback" not in server.stderr.read()
     finally:
@@ -199,7 +197,7 @@ def test_a_stop_signal_lets_running_requests_finish(repository):
 
 
 def wait_until_up(url: str, server: subprocess.Popen) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         try:
             httpx.get(url, timeout=1)
             return
