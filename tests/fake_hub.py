@@ -236,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{wanted.get('organization') or self._require_user().name}/{wanted['name']}"
         self._require_writer(name)
         if name in self.hub.repositories:
-            raise Refusal(409, "", "You already created this model repo")
+            return 409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
         commit = Commit(hashlib.sha1(name.encode()).hexdigest(), {".gitattributes": b""})
         is_private = wanted.get("private") or wanted.get("visibility") == "private"
         self.hub.repositories[name] = Repository(bool(is_private), {"main": [commit]})
