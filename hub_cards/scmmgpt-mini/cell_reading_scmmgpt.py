@@ -76,7 +76,7 @@ def open_cells(cells: Any) -> Cells:
     """
     if isinstance(cells, (str, os.PathLike)):
         return open_path(os.fspath(cells))
-    if hasattr(cells, "mod") and not hasattr(cells, "X"):  # MuData
+    if hasattr(cells, "mod"):  # MuData
         modality = rna_modality(cells.mod)
         opened = open_cells(cells.mod[modality])
         opened.modality = modality

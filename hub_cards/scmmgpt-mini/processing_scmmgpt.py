@@ -29,6 +29,9 @@ class ScMMGPTProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}
 
 
+OPTIONS: Any = ScMMGPTProcessorKwargs  # transformers takes the class where its annotation says an instance
+
+
 class ScMMGPTProcessor(ProcessorMixin):
     """Gene tokenizer and text tokenizer in one.
 
@@ -113,9 +116,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         if cells is None and text is None:
             raise ValueError("Nothing to process: pass `cells=`, `text=`, or both.")
         cell_options = {name: kwargs.pop(name) for name in CELL_OPTIONS if name in kwargs}
-        options = self._merge_kwargs(
-            ScMMGPTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
-        )
+        options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = options["text_kwargs"].pop("return_tensors", None)
         features: dict[str, Any] = {}
         if cells is not None:
@@ -135,9 +136,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         num_cells
             How many cells the prompts are about.
         """
-        options = self._merge_kwargs(
-            ScMMGPTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
-        )
+        options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = options["text_kwargs"].pop("return_tensors", None)
         return BatchFeature(self._tokenize_text(text, num_cells, options), tensor_type=return_tensors)
 
