@@ -8,12 +8,12 @@ import binascii
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from .schema_scmmgpt import MAX_CELLS, MAX_GENES, MAX_H5AD_BYTES, MAX_H5AD_UNPACKED_BYTES, BadRequest
 else:
     from schema_scmmgpt import MAX_CELLS, MAX_GENES, MAX_H5AD_BYTES, MAX_H5AD_UNPACKED_BYTES, BadRequest

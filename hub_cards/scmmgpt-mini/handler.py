@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from scmmgpt.processing.prompting_scmmgpt import cell_request, cell_text, conversation, description_question
 
     from .naming_scmmgpt import Naming

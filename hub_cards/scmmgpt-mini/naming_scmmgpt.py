@@ -8,10 +8,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, read_ontology
 else:
     from ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, read_ontology
