@@ -88,3 +88,11 @@ def test_every_published_recipe_can_be_read(recipe, monkeypatch):
     monkeypatch.setenv("SCMMGPT_WEIGHTS", "/weights")
 
     assert isinstance(read_recipe(recipe), RunSettings)
+
+
+def test_attention_is_flash_where_a_gpu_runs_half_precision_and_sdpa_elsewhere():
+    from scmmgpt.training.assembly import attention_for
+
+    assert attention_for(half_precision_gpu=False, has_flash_attn=True) == "sdpa"
+    assert attention_for(half_precision_gpu=True, has_flash_attn=False)["cell_config"] == "torch_varlen"
+    assert attention_for(half_precision_gpu=True, has_flash_attn=True)["cell_config"] == "flash_attention_2"

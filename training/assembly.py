@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils import is_flash_attn_2_available
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
 from scmmgpt.ontology import Ontology
@@ -230,9 +231,26 @@ def assemble_config(settings: RunSettings, processor: ScMMGPTProcessor) -> ScMMG
     return ScMMGPTConfig(cell_token_id=processor.cell_token_id, **chosen)
 
 
+def loading_options(settings: RunSettings) -> dict[str, Any]:
+    """Precision and attention of a model that is about to be trained."""
+    half = settings.model.dtype == "bfloat16" or bool(settings.training.get("bf16") or settings.training.get("fp16"))
+    attention = settings.model.attention
+    if attention == "auto":
+        attention = attention_for(half and torch.cuda.is_available(), is_flash_attn_2_available())
+    return {"dtype": getattr(torch, settings.model.dtype), "attn_implementation": attention}
+
+
+def attention_for(half_precision_gpu: bool, has_flash_attn: bool) -> str | dict[str, str]:
+    """Flash kernels for the cell encoder where they run; the Q-Former drops attention out, which they cannot."""
+    if not half_precision_gpu:
+        return "sdpa"
+    cell = "flash_attention_2" if has_flash_attn else "torch_varlen"
+    return {"cell_config": cell, "qformer_config": "sdpa", "text_config": "sdpa"}
+
+
 def assemble_pretraining_model(settings: RunSettings, config: ScMMGPTConfig) -> ScMMGPTForPreTraining:
     """Stage 1's model: from a checkpoint, or new with the recipe's pretrained towers."""
-    options = {"dtype": getattr(torch, settings.model.dtype), "attn_implementation": settings.model.attention}
+    options = loading_options(settings)
     if settings.model.start_from is not None:
         return ScMMGPTForPreTraining.from_pretrained(settings.model.start_from, config=config, **options)
     model = ScMMGPTForPreTraining._from_config(config, **options)
@@ -250,10 +268,7 @@ def assemble_generative_model(
     settings: RunSettings, config: ScMMGPTConfig, processor: ScMMGPTProcessor
 ) -> ScMMGPTForConditionalGeneration:
     """Stage 2's model: stage 1's towers, and a causal LM from its own checkpoint or new."""
-    model, options = (
-        settings.model,
-        {"dtype": getattr(torch, settings.model.dtype), "attn_implementation": settings.model.attention},
-    )
+    model, options = settings.model, loading_options(settings)
     if model.language_model is None:
         if model.start_from is not None:
             return ScMMGPTForConditionalGeneration.from_pretrained(model.start_from, config=config, **options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -85,6 +85,8 @@ class ModelSettings:
         Pieces of a tokenizer that is trained.
     attention
         One implementation for all towers, or one for each: `{cell_config: torch_varlen, qformer_config: sdpa, ...}`.
+        "auto": flash kernels for the cell encoder where a GPU runs it in half precision (the flash-attn package's, or
+        else torch's own), sdpa everywhere else.
     gene_tokenizer
         Settings of the gene tokenizer that differ from the corpus's: `value_mode`, `max_genes`, `gene_order`, ...
     """
@@ -98,7 +100,7 @@ class ModelSettings:
     qformer_tokenizer: str | None = None
     tokenizer_size: int = 4096
     gene_tokenizer: dict[str, Any] = Field(default_factory=dict)
-    attention: str | dict[str, str] = "sdpa"
+    attention: str | dict[str, str] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -201,7 +203,7 @@ class RunSettings:
                 raise ValueError(f"learning_rates names {tower!r}; the towers are {', '.join(towers)}.")
 
 
-def read_recipe(path: str | Path, changes: list[str] = (), settings: type[Settings] = RunSettings) -> Settings:
+def read_recipe(path: str | Path, changes: Iterable[str] = (), settings: type[Settings] = RunSettings) -> Settings:
     """The settings in a yaml file, with changes such as `training.max_steps=20`.
 
     Variables of the environment stand as `${NAME}`.
@@ -243,7 +245,7 @@ def _problems(error: ValidationError, settings: type) -> Iterator[str]:
             yield f"`{place}`: {problem['msg']}, got {problem['input']!r}."
 
 
-def _names_below(settings: type, parents: list) -> list[str]:
+def _names_below(settings: Any, parents: list) -> list[str]:
     for parent in parents:
         settings = get_type_hints(settings).get(parent, settings)
         settings = next((option for option in (settings, *get_args(settings)) if is_dataclass(option)), settings)
