@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+
+from .metrics import Labels
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class NegativeBinomialGenerator:
         The type of each cell.
     """
 
-    def __init__(self, counts: sp.csr_matrix | np.ndarray, types: Sequence[str]):
+    def __init__(self, counts: sp.csr_matrix | np.ndarray, types: Labels):
         types = np.asarray(types).astype(str)
         counts = sp.csr_matrix(counts)
         if np.any(counts.data != np.round(counts.data)):

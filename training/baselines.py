@@ -122,7 +122,7 @@ class TrainingCells:
         self, genes: np.ndarray, sources: list, labels: list[str], tree: TypeTree, exact_labels: bool
     ) -> Iterator[tuple[sp.csr_matrix, np.ndarray, np.ndarray]]:
         """Of each source the cells that mean a label: linear values on `genes`, own types, indices of labels."""
-        index = {label: i for i, label in enumerate(labels)}
+        index: dict[str | None, int] = {label: i for i, label in enumerate(labels)}
         means = {name: index.get(name if exact_labels else tree.nearest_of(name, labels), -1) for name in self.types}
         for matrix, symbols, types in sources:
             meaning = np.array([means[name] for name in types], int)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Template
 
-from .metrics import per_type_table
+from .metrics import Labels, per_type_table
 from .results import Record
 from .study import Study
 
@@ -47,7 +47,7 @@ def write_report(
     path: Path,
     study: Study,
     records: Sequence[Record],
-    named: dict[str, Sequence[str]],
+    named: Mapping[str, Labels],
     *,
     run: dict,
     picture: Path | None,

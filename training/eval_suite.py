@@ -120,8 +120,7 @@ def _run_part(
         records.append(leakage_record(training, study))
         tested.append(study)
         models = [system.name for system in systems if not system.is_baseline]
-        facts = {"models": models, "training_cells": training.num_cells}
-        run = provenance(seed=suite.seed, device=device_kind(), **facts)
+        run = provenance(seed=suite.seed, device=device_kind(), models=models, training_cells=training.num_cells)
         # After every study, so that an interrupted run leaves what it has.
         write_results(records, tested, output, run, prefix=f"{suite.name}_{part}")
         print(f"{study.name}: {len(tasks)} tasks in {time.perf_counter() - start:.0f} s", flush=True)

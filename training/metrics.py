@@ -15,28 +15,31 @@ from scipy.stats import rankdata
 
 from .type_tree import TypeTree
 
+Labels = Sequence[str] | np.ndarray
+Numbers = Sequence[float] | np.ndarray
+
 FEWEST_DONORS = 5  # below this a resampling of donors has too few distinct outcomes to say anything
 
 
-def accuracy(truth: Sequence, predicted: Sequence) -> float:
+def accuracy(truth: Labels, predicted: Labels) -> float:
     """Share of cells with the right label."""
     truth, predicted = _codes(truth, predicted)
     return float(np.mean(truth == predicted))
 
 
-def macro_f1(truth: Sequence, predicted: Sequence) -> float:
+def macro_f1(truth: Labels, predicted: Labels) -> float:
     """F1 averaged over the types that occur in `truth`, each type counting once however rare it is."""
     true_positive, num_true, num_predicted = _counts_per_true_type(truth, predicted)
     return float(np.mean(2 * true_positive / (num_true + num_predicted)))
 
 
-def balanced_accuracy(truth: Sequence, predicted: Sequence) -> float:
+def balanced_accuracy(truth: Labels, predicted: Labels) -> float:
     """Recall averaged over the types that occur in `truth`."""
     true_positive, num_true, _ = _counts_per_true_type(truth, predicted)
     return float(np.mean(true_positive / num_true))
 
 
-def per_type_table(truth: Sequence, predicted: Sequence) -> list[dict]:
+def per_type_table(truth: Labels, predicted: Labels) -> list[dict]:
     """One row a type of `truth`: cells, precision, recall, F1 and the wrong label it was given most often."""
     truth, predicted = np.asarray(truth, object), np.asarray(predicted, object)
     rows = []
@@ -57,17 +60,17 @@ def per_type_table(truth: Sequence, predicted: Sequence) -> list[dict]:
     return rows
 
 
-def exact_or_parent(truth: Sequence[str], predicted: Sequence[str], tree: TypeTree) -> float:
+def exact_or_parent(truth: Labels, predicted: Labels, tree: TypeTree) -> float:
     """Share of cells given the right label or one of its direct parents in the Cell Ontology."""
     return float(np.mean(exact_or_parent_hits(truth, predicted, tree)))
 
 
-def exact_or_parent_hits(truth: Sequence[str], predicted: Sequence[str], tree: TypeTree) -> np.ndarray:
+def exact_or_parent_hits(truth: Labels, predicted: Labels, tree: TypeTree) -> np.ndarray:
     """For each cell, whether its label is right or a direct parent of the right one."""
     return _by_pair(truth, predicted, lambda true, named: true == named or tree.is_parent(named, of=true))
 
 
-def ontology_distance(truth: Sequence[str], predicted: Sequence[str], tree: TypeTree) -> tuple[float, float]:
+def ontology_distance(truth: Labels, predicted: Labels, tree: TypeTree) -> tuple[float, float]:
     """Mean number of is-a steps between true and given type, and the share of cells where both are in the ontology.
 
     A right label is at distance 0. Cells whose true or given label the ontology does not know are left out of the
@@ -88,8 +91,8 @@ class Interval(NamedTuple):
 
 def bootstrap_interval(
     metric: Callable[..., float],
-    *arrays: Sequence,
-    donors: Sequence | None = None,
+    *arrays: Labels | Numbers,
+    donors: Labels | None = None,
     num_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -113,7 +116,7 @@ def bootstrap_interval(
     return Interval(float(low), float(high), "cells" if members is None else "donors")
 
 
-def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bool], num_bins: int = 15) -> float:
+def expected_calibration_error(confidence: Numbers, correct: Numbers, num_bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over bins of equal width, weighted by cells (Guo et al. 2017)."""
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
@@ -121,7 +124,7 @@ def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bo
     return float(np.abs(gap).sum() / len(confidence))
 
 
-def reliability_curve(confidence: Sequence[float], correct: Sequence[bool], num_bins: int = 15) -> list[dict]:
+def reliability_curve(confidence: Numbers, correct: Numbers, num_bins: int = 15) -> list[dict]:
     """Mean confidence, accuracy and cells of each bin that `expected_calibration_error` uses and that is not empty."""
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
@@ -135,7 +138,7 @@ def reliability_curve(confidence: Sequence[float], correct: Sequence[bool], num_
     ]
 
 
-def risk_coverage(confidence: Sequence[float], correct: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+def risk_coverage(confidence: Numbers, correct: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Coverage (share of cells answered, surest first) and risk (share of those answered wrongly).
 
     Cells of equal confidence are answered together: each stands in at their common error rate, so that the order of
@@ -150,18 +153,18 @@ def risk_coverage(confidence: Sequence[float], correct: Sequence[bool]) -> tuple
     return answered / len(error), np.cumsum(error) / answered
 
 
-def area_under_risk_coverage(confidence: Sequence[float], correct: Sequence[bool]) -> float:
+def area_under_risk_coverage(confidence: Numbers, correct: Numbers) -> float:
     """Mean risk over all coverages: 0 is perfect, the plain error rate means that confidence says nothing."""
     return float(np.mean(risk_coverage(confidence, correct)[1]))
 
 
-def accuracy_at_coverage(confidence: Sequence[float], correct: Sequence[bool], coverage: float = 0.8) -> float:
+def accuracy_at_coverage(confidence: Numbers, correct: Numbers, coverage: float = 0.8) -> float:
     """Accuracy on the surest `coverage` of the cells."""
     covered, risk = risk_coverage(confidence, correct)
     return float(1 - risk[np.searchsorted(covered, coverage - 1e-9)])
 
 
-def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
+def auroc(score: Numbers, positive: Numbers) -> float:
     """Chance that a positive cell scores above a negative one, ties counting half; NaN if either kind is absent."""
     positive = np.asarray(positive, bool)
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
@@ -171,7 +174,7 @@ def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
-def _counts_per_true_type(truth: Sequence, predicted: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _counts_per_true_type(truth: Labels, predicted: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     truth, predicted = _codes(truth, predicted)
     num_types = max(truth.max(), predicted.max()) + 1
     num_true = np.bincount(truth, minlength=num_types)
@@ -181,16 +184,17 @@ def _counts_per_true_type(truth: Sequence, predicted: Sequence) -> tuple[np.ndar
     return true_positive[occurs], num_true[occurs], num_predicted[occurs]
 
 
-def _codes(truth: Sequence, predicted: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def _codes(truth: Labels, predicted: Labels) -> tuple[np.ndarray, np.ndarray]:
     if len(truth) != len(predicted) or not len(truth):
         raise ValueError(f"Truth holds {len(truth)} labels and prediction {len(predicted)}: same number, above 0.")
     truth, predicted = np.asarray(truth), np.asarray(predicted)
     if truth.dtype.kind in "iu" and predicted.dtype.kind in "iu" and min(truth.min(), predicted.min()) >= 0:
         return truth, predicted  # codes already: the bootstrap comes here a thousand times
-    return tuple(np.split(np.unique(np.concatenate([truth, predicted]).astype(str), return_inverse=True)[1], 2))
+    codes = np.unique(np.concatenate([truth, predicted]).astype(str), return_inverse=True)[1]
+    return codes[: len(truth)], codes[len(truth) :]
 
 
-def _texts_as_codes(arrays: Sequence[Sequence]) -> list[np.ndarray]:
+def _texts_as_codes(arrays: Sequence[Labels | Numbers]) -> list[np.ndarray]:
     """Text columns become numbers from one shared list, so that equal text stays equal across columns."""
     columns = [np.asarray(array) for array in arrays]
     texts = [column for column in columns if column.dtype.kind in "OUS"]
@@ -200,7 +204,7 @@ def _texts_as_codes(arrays: Sequence[Sequence]) -> list[np.ndarray]:
     return [np.array([code[text] for text in c]) if c.dtype.kind in "OUS" else c for c in columns]
 
 
-def _cells_of_donors(donors: Sequence | None) -> list[np.ndarray] | None:
+def _cells_of_donors(donors: Labels | None) -> list[np.ndarray] | None:
     if donors is None:
         return None
     names, codes = np.unique(np.asarray(donors).astype(str), return_inverse=True)
@@ -209,7 +213,7 @@ def _cells_of_donors(donors: Sequence | None) -> list[np.ndarray] | None:
     return [np.flatnonzero(codes == i) for i in range(len(names))]
 
 
-def _by_pair(truth: Sequence[str], predicted: Sequence[str], compare: Callable) -> np.ndarray:
+def _by_pair(truth: Labels, predicted: Labels, compare: Callable) -> np.ndarray:
     """`compare(true, given)` for every cell, asked once for each distinct pair."""
     pairs = list(zip(truth, predicted, strict=True))
     answer = {pair: compare(*pair) for pair in set(pairs)}

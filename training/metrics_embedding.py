@@ -6,18 +6,18 @@ Definitions of AvgBIO and AvgBATCH: scGPT (Cui et al. 2024) after scIB (Luecken 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import hypergeom
 
+from .metrics import Labels
+
 NUM_NEIGHBOURS = 15
 RESOLUTIONS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
 
 
-def bio_conservation(embedding: np.ndarray, types: Sequence[str], *, seed: int = 0) -> dict[str, float]:
+def bio_conservation(embedding: np.ndarray, types: Labels, *, seed: int = 0) -> dict[str, float]:
     """How well clusters of the embedding agree with cell types: ARI, NMI, ASW and their mean AvgBIO.
 
     ASW is the silhouette of the types brought to 0..1. ARI and NMI are those of `cluster`.
@@ -34,7 +34,7 @@ def bio_conservation(embedding: np.ndarray, types: Sequence[str], *, seed: int =
     return {**scores, "avg_bio": float(np.mean(list(scores.values())))}
 
 
-def batch_mixing(embedding: np.ndarray, types: Sequence[str], batches: Sequence[str]) -> dict[str, float]:
+def batch_mixing(embedding: np.ndarray, types: Labels, batches: Labels) -> dict[str, float]:
     """How little batches show within a type: batch ASW, graph connectivity and their mean AvgBATCH, 1 is best.
 
     Batch ASW is 1 - |silhouette of the batches|, averaged within each type that has two batches, then over types.
@@ -54,7 +54,7 @@ def batch_mixing(embedding: np.ndarray, types: Sequence[str], batches: Sequence[
     return {**scores, "avg_batch": float(np.mean(list(scores.values())))}
 
 
-def graph_connectivity(embedding: np.ndarray, types: Sequence[str], num_neighbours: int = NUM_NEIGHBOURS) -> float:
+def graph_connectivity(embedding: np.ndarray, types: Labels, num_neighbours: int = NUM_NEIGHBOURS) -> float:
     """Share of a type's cells in the largest connected part of that type's neighbour graph, averaged over types."""
     types = np.asarray(types).astype(str)
     graph = _neighbour_graph(embedding, num_neighbours)
@@ -66,7 +66,7 @@ def graph_connectivity(embedding: np.ndarray, types: Sequence[str], num_neighbou
     return float(np.mean(shares))
 
 
-def cluster(embedding: np.ndarray, types: Sequence[str], *, seed: int = 0) -> np.ndarray:
+def cluster(embedding: np.ndarray, types: Labels, *, seed: int = 0) -> np.ndarray:
     """Leiden clusters at the resolution of best NMI, as scIB does; k-means with the true number without igraph.
 
     Looking at the types to choose a resolution flatters, and flatters every embedding alike.
@@ -87,7 +87,7 @@ def clustering_method() -> str:
     return "Leiden" if find_spec("igraph") else "k-means"
 
 
-def scib_scores(embedding: np.ndarray, types: Sequence[str], batches: Sequence[str] | None = None) -> dict[str, float]:
+def scib_scores(embedding: np.ndarray, types: Labels, batches: Labels | None = None) -> dict[str, float]:
     """The same notions computed by scib-metrics, each under `scib_...`; empty where it is not installed."""
     try:
         import scib_metrics
@@ -105,9 +105,7 @@ def scib_scores(embedding: np.ndarray, types: Sequence[str], batches: Sequence[s
     return {name: float(value) for name, value in scores.items()}
 
 
-def recall_at(
-    similarity: np.ndarray, query_types: Sequence[str], gallery_types: Sequence[str], k: int
-) -> tuple[float, float]:
+def recall_at(similarity: np.ndarray, query_types: Labels, gallery_types: Labels, k: int) -> tuple[float, float]:
     """Share of queries with an item of their own type among the k most similar, and what a blind ranking would get.
 
     Q queries, G gallery items; a duplicate item is one more chance, so collapse equal texts before. Items of equal

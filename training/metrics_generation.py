@@ -7,18 +7,18 @@ counts to the spaces meant here. Every number wants two companions: real against
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
+
+from .metrics import Labels, auroc
 
 MOST_CELLS_FOR_PAIRS = 1000  # distances between all pairs: memory and time grow with the square
 MOST_CELLS_FOR_GROMOV = 250
 
 
 def neighbour_accuracy(
-    real: np.ndarray, real_types: Sequence[str], generated: np.ndarray, asked_types: Sequence[str], k: int
+    real: np.ndarray, real_types: Labels, generated: np.ndarray, asked_types: Labels, k: int
 ) -> float:
     """Share of generated cells whose k nearest real cells have, by majority, the type that was asked for.
 
@@ -100,8 +100,6 @@ def real_or_generated_auc(real: np.ndarray, generated: np.ndarray, *, seed: int 
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-
-    from .metrics import auroc
 
     size = min(len(real), len(generated))
     generator = np.random.default_rng(seed)

@@ -68,12 +68,11 @@ def label_metrics(
         "exact_or_parent_at_80_coverage": metrics.accuracy_at_coverage(confidence, near, 0.8),
         "mean_confidence": float(confidence.mean()),
     }
-    over = {"donors": study.donors}
     intervals = {
-        "accuracy": metrics.bootstrap_interval(np.mean, correct, **over),
-        "macro_f1": metrics.bootstrap_interval(metrics.macro_f1, truth, named, **over),
-        "balanced_accuracy": metrics.bootstrap_interval(metrics.balanced_accuracy, truth, named, **over),
-        "exact_or_parent": metrics.bootstrap_interval(np.mean, near, **over),
+        "accuracy": metrics.bootstrap_interval(np.mean, correct, donors=study.donors),
+        "macro_f1": metrics.bootstrap_interval(metrics.macro_f1, truth, named, donors=study.donors),
+        "balanced_accuracy": metrics.bootstrap_interval(metrics.balanced_accuracy, truth, named, donors=study.donors),
+        "exact_or_parent": metrics.bootstrap_interval(np.mean, near, donors=study.donors),
     }
     return values, intervals
 

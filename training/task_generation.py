@@ -65,8 +65,9 @@ def generate_study(
         if name in by_name:
             turned = _other_types(types)
             values = space.neighbours(on_genes(counts, symbols, genes), turned)
-            control = {"genes": len(genes), "control": "shuffled text"}
-            records.append(record_for("generation", system, reference, values, **control))
+            records.append(
+                record_for("generation", system, reference, values, genes=len(genes), control="shuffled text")
+            )
     return records
 
 
