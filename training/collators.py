@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from scmmgpt.processing.gene_layout_scmmgpt import CellBlock, lay_out
 from .corpus_reading import GENE_COLUMNS, as_rows, ragged
 from .corpus_shards import to_model_values
 
-Rows = pa.Table | list[dict]
+Rows: TypeAlias = "pa.Table | list[dict]"
 
 
 @dataclass

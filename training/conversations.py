@@ -17,6 +17,7 @@ from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.processing.prompting_scmmgpt import CELL_REQUESTS, cell_request, conversation, is_missing, questions
 from scmmgpt.training.collators import Rows, facts_of, row_generator
+from scmmgpt.training.data import RowSampler
 
 IGNORE = -100
 NUM_WORDINGS = 4
@@ -178,7 +179,7 @@ def flatten_prompts(inputs: dict[str, torch.Tensor]) -> dict:
 class MixedOrder(Sampler[int]):
     """Rows of two orders, `share` of them from the second, which begins again when it ends."""
 
-    def __init__(self, first: Sampler[int], second: Sampler[int], share: float):
+    def __init__(self, first: RowSampler, second: RowSampler, share: float):
         self.first, self.second, self.share = first, second, share
 
     def __iter__(self):

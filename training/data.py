@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import datasets
 import numpy as np
@@ -66,6 +67,16 @@ class BatchSettings:
     @property
     def is_weighted(self) -> bool:
         return self.type_balance > 0 or any(weight != 1 for weight in self.source_weights.values())
+
+
+class RowSampler(Protocol):
+    """A sampler of rows that knows how many it draws, and draws anew in each epoch."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
 
 
 class CorpusBatchSampler(Sampler[list[int]]):

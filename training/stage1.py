@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from scmmgpt.training.assembly import (
@@ -33,6 +33,7 @@ from scmmgpt.training.checkpoints import whole_or_absent
 from scmmgpt.training.collators import CellTextCollator
 from scmmgpt.training.corpus_reading import Corpus, Selection
 from scmmgpt.training.curves import draw_curves
+from scmmgpt.training.data import RowSampler
 from scmmgpt.training.flops import stage_1_flops
 from scmmgpt.training.held_out import held_out_cells, nearest_class_mean
 from scmmgpt.training.meter import RunMeter, shape_of
@@ -55,7 +56,7 @@ LOSSES = ("contrast_loss", "match_loss", "caption_loss", "value_loss")
 class Stage1Trainer(Trainer):
     """Trainer with the losses by name, hidden values, and a stop at NaN."""
 
-    def __init__(self, *args, watch: RunWatch, row_order: Sampler | None = None, **kwargs):
+    def __init__(self, *args, watch: RunWatch, row_order: RowSampler | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.watch, self.row_order = watch, row_order
         self.add_callback(watch.meter)
@@ -126,7 +127,7 @@ class Rows:
     train: Dataset
     eval: Dataset | None
     collate: Callable[[list], dict]
-    order: Sampler | None = None
+    order: RowSampler | None = None
     scores: Callable | None = None
     baseline: dict[str, float] = field(default_factory=dict)
 
@@ -196,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def plan(settings: RunSettings, arguments: TrainingArguments, model: PreTrainedModel, rows: Rows) -> Plan:
     """What the run will take, judged by its first batch."""
+    assert rows.order is not None
     first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
     step_flops = partial(stage_1_flops, model.config, towers=settings.towers)
     prepared = prepare_towers(model, settings.towers, settings.lora)

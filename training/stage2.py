@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -35,6 +34,7 @@ from scmmgpt.training.checkpoints import whole_or_absent
 from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows
 from scmmgpt.training.corpus_reading import Corpus, Selection
 from scmmgpt.training.curves import draw_curves
+from scmmgpt.training.data import RowSampler
 from scmmgpt.training.flops import stage_2_flops
 from scmmgpt.training.held_out import spread_over
 from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
@@ -61,7 +61,7 @@ LEAVE_TO_US = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": N
 class Stage2Trainer(SFTTrainer):
     """SFTTrainer with the model's own loss: TRL's would leave out text -> cell."""
 
-    def __init__(self, *args, watch: RunWatch, row_order: Sampler | None = None, **kwargs):
+    def __init__(self, *args, watch: RunWatch, row_order: RowSampler | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.watch, self.row_order = watch, row_order
         self.add_callback(watch.meter)
@@ -99,7 +99,7 @@ class Rows:
     train: Dataset
     eval: Dataset | None
     collate: Callable[[list], dict]
-    order: Sampler | None = None
+    order: RowSampler | None = None
     scores: HeldOutGeneration | None = None
 
 
@@ -197,7 +197,7 @@ def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: SFTConf
         packed=data.packed,
         seed=arguments.seed,
     )
-    order: Sampler = row_order(settings, corpus, train_rows, arguments)
+    order: RowSampler = row_order(settings, corpus, train_rows, arguments)
     if data.unlabelled_share:
         others = np.setdiff1d(
             corpus.rows(Selection("train", data.scheme, False, chosen["sources"])), corpus.rows(train_rows)
@@ -215,6 +215,7 @@ def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: SFTConf
 
 def plan(settings: RunSettings, arguments: SFTConfig, model: PreTrainedModel, rows: Rows) -> Plan:
     """What the run will take, judged by its first batch."""
+    assert rows.order is not None
     first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
     step_flops = partial(stage_2_flops, model.config, towers=settings.towers)
     prepared = prepare_towers(model, settings.towers, settings.lora)
