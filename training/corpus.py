@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL
@@ -68,7 +69,7 @@ def build_corpus(
     recipe: CorpusRecipe | str | Path | None = None,
     processor: str | Path | ScMMGPTGeneTokenizer | None = None,
     num_processes: int = 1,
-    on_error: str | None = None,
+    on_error: Literal["stop", "skip"] | None = None,
     say: Callable[[str], None] = print,
 ) -> Corpus:
     """Build a corpus, or finish one that was interrupted.

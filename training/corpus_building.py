@@ -161,7 +161,7 @@ def build_shard(job: BuildJob, plan: SourcePlan, shard: Shard) -> Receipt:
     if receipt is not None:
         return receipt
     left_out: Counter = Counter()
-    findings: Counter = Counter()
+    findings: Counter[tuple[str, str, str]] = Counter()
     num_rows = [0]
     batches = _batches(job, plan, shard, left_out, findings, num_rows)
     num_bytes, sha256 = write_shard(job.corpus, shard, batches, job.features.arrow_schema)

@@ -38,7 +38,7 @@ def draw_curves(history: Iterable[dict], path: str | Path, references: dict[str,
                     markersize=3,
                     label="held out" if "eval" in key else "training",
                 )
-        if name in (references or {}):
+        if references and name in references:
             axes.axhline(references[name], linestyle="--", color="grey", label="nearest class mean")
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=100)

@@ -126,19 +126,22 @@ def main() -> None:
     parser.add_argument("--bias-of", type=Path, help="the model that will be shipped: its types take the bias")
     arguments = parser.parse_args()
     loaded = load(arguments.model)
-    if not loaded.training_summary["development"]:
+    summary = loaded.training_summary
+    assert summary is not None
+    if not summary["development"]:
         parser.error(f"{arguments.model} has seen the development studies: train one with --development")
     names = read_recipe(arguments.config).development_studies
     embedded = [embed_study(loaded, *one) for one in read_studies(list(names), Path(os.environ["SCMMGPT_DATA"]))]
     studies = Studies(loaded, embedded)
-    calibration = fit(studies, loaded.training_summary["cell_types"])
+    calibration = fit(studies, summary["cell_types"])
     print(f"merit {merit(studies, Calibration(prior_share=0.0)):.3f} -> {merit(studies, calibration):.3f}")
     for number in (None, *NUMBERS_OF_CANDIDATES):
         pairs = confidences(studies, calibration, number)
         errors = [expected_calibration_error(*pair) for pair in pairs]
         pooled = expected_calibration_error(*(np.concatenate(part) for part in zip(*pairs, strict=True)))
         print(f"{number or 'own'} candidates: ECE {np.mean(errors):.3f} by study, {pooled:.3f} pooled")
-    shipped = load(arguments.bias_of).training_summary if arguments.bias_of else loaded.training_summary
+    shipped = load(arguments.bias_of).training_summary if arguments.bias_of else summary
+    assert shipped is not None
     bias = max(calibration.class_bias.values())
     content = {
         "temperature_by_candidates": calibration.temperature_by_candidates,

@@ -135,6 +135,7 @@ def main() -> None:
     data, recipe = Path(os.environ["SCMMGPT_DATA"]), read_recipe(arguments.config)
     loaded, tree = load(arguments.model), TypeTree.load()
     summary = loaded.training_summary
+    assert summary is not None
     names = list(recipe.development_studies if arguments.studies == "development" else TEST_STUDIES)
     left_out = set(recipe.development_studies) if summary["development"] else set()
     training = training_cells(recipe, data, left_out) if arguments.baselines else None

@@ -74,6 +74,7 @@ class StreamTrainer(Trainer):
     """Trainer whose batches come whole from a stream."""
 
     def get_train_dataloader(self) -> DataLoader:
+        assert self.train_dataset is not None
         return DataLoader(self.train_dataset, batch_size=None, num_workers=1)
 
 

@@ -144,7 +144,7 @@ class RowOrder(Sampler[int]):
         self.batches.epoch = epoch
 
 
-def _plain(value: object) -> object:
+def _plain(value: dict) -> dict:
     """The same through yaml and back, so that a stored recipe compares with a new one."""
     return yaml.safe_load(yaml.safe_dump(value))
 

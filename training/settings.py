@@ -203,7 +203,7 @@ class RunSettings:
                 raise ValueError(f"learning_rates names {tower!r}; the towers are {', '.join(towers)}.")
 
 
-def read_recipe(path: str | Path, changes: Iterable[str] = (), settings: type[Settings] = RunSettings) -> Settings:
+def read_recipe(path: str | Path, changes: Iterable[str] = ()) -> RunSettings:
     """The settings in a yaml file, with changes such as `training.max_steps=20`.
 
     Variables of the environment stand as `${NAME}`.
@@ -214,7 +214,7 @@ def read_recipe(path: str | Path, changes: Iterable[str] = (), settings: type[Se
     content = yaml.safe_load(_fill_in_environment(path.read_text(), path)) or {}
     for change in changes:
         _apply(content, change)
-    return check_settings(content, settings, where=str(path))
+    return check_settings(content, RunSettings, where=str(path))
 
 
 def check_settings(content: dict, settings: type[Settings], where: str) -> Settings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from scmmgpt.training.checkpoints import stop_at_nan
 from scmmgpt.training.meter import RunMeter
@@ -60,7 +60,7 @@ class RunWatch:
                 report |= {f"eval_{name}": value for name, value in self.scores(model).items()}
         return report
 
-    def optimizer(self, trainer: Trainer, model: torch.nn.Module) -> torch.optim.Optimizer | None:
+    def optimizer(self, trainer: Trainer, model: PreTrainedModel) -> torch.optim.Optimizer | None:
         """An optimiser with a learning rate for each tower that asks for its own; None leaves it to Trainer."""
         if not self.settings.learning_rates:
             return None
