@@ -43,7 +43,7 @@ def describe_cells(
     verb: Verb, clusters: np.ndarray | None, *, prompt: str | None, choices: LabelSet | None, max_new_tokens: int
 ) -> Descriptions:
     """Describe every cell, or let each cluster's most typical cell speak for it."""
-    question = question_about_cells(verb.loaded, prompt or (choices and question_about_type()))
+    question = question_about_cells(verb.loaded, prompt or (question_about_type() if choices else None))
     if choices is None:
         compute = _write_batch(verb, question, max_new_tokens)
     else:

@@ -83,7 +83,7 @@ class Additions:
     """What a verb adds to the cells it was given."""
 
     obs: dict[str, Any] = field(default_factory=dict)
-    obsm: dict[str, np.ndarray] = field(default_factory=dict)
+    obsm: dict[str, Any] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
 
     def refuse_existing(self, present: dict[str, set[str]], overwrite: bool) -> None:
