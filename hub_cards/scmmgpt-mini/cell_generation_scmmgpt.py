@@ -41,8 +41,8 @@ class ScMMGPTCellGenerationMixin:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             token = getattr(config, name, None)
             special |= set(token if isinstance(token, list) else [] if token is None else [token])
-        special = torch.tensor(sorted(special), dtype=input_ids.dtype, device=input_ids.device)
-        return attention_mask.bool() & ~torch.isin(input_ids, special)
+        special_ids = torch.tensor(sorted(special), dtype=input_ids.dtype, device=input_ids.device)
+        return attention_mask.bool() & ~torch.isin(input_ids, special_ids)
 
     def cell_generation_loss(
         self, cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size=None

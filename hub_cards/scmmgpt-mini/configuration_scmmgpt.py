@@ -152,9 +152,9 @@ class ScMMGPTConfig(PreTrainedConfig):
 
     model_type = "scmmgpt"
     sub_configs_defaults = {
-        "cell_config": ScMMGPTCellConfig,
-        "qformer_config": ScMMGPTQFormerConfig,
-        "cell_decoder_config": ScMMGPTCellDecoderConfig,
+        "cell_config": ScMMGPTCellConfig,  # type: ignore[dict-item]
+        "qformer_config": ScMMGPTQFormerConfig,  # type: ignore[dict-item]
+        "cell_decoder_config": ScMMGPTCellDecoderConfig,  # type: ignore[dict-item]
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
     attribute_map = {"image_token_id": "cell_token_id"}  # TRL's GRPO asks every multimodal config for this name

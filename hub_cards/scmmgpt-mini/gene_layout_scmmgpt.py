@@ -74,7 +74,7 @@ def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarr
         np.multiply(
             np.arange(width, dtype=np.float32) + np.float32(not layout.add_cls), is_real, out=values.reshape(-1, width)
         )
-    padded = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width)}
+    padded: dict[str, np.ndarray] = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width)}
     return {**padded, "gene_mask": is_real.astype(np.int64)}, totals
 
 

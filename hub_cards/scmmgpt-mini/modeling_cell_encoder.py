@@ -116,6 +116,7 @@ class ScMMGPTCellEmbeddings(nn.Module):
         if self.config.value_encoding == "none":
             return self.dropout(genes_BLD)
         if self.config.cls_value is not None:
+            assert self.config.cls_token_id is not None
             gene_values = gene_values.masked_fill(gene_ids == self.config.cls_token_id, self.config.cls_value)
         return genes_BLD + self.dropout(self.embed_values(gene_values))
 
