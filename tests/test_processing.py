@@ -457,7 +457,7 @@ class LargeDense:
     """A dense matrix too large to be read at once, which remembers how much was."""
 
     def __init__(self, num_cells, num_genes):
-        self.shape = num_cells, num_genes
+        self.shape, self.ndim = (num_cells, num_genes), 2
         self.most_bytes = 0
 
     def __getitem__(self, rows):

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 pytest.importorskip("datasets", reason="training reads its corpus with datasets: pip install 'scmmgpt[train]'")
 
+from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.training import stage1
 from scmmgpt.training.assembly import check_vocabulary
 from scmmgpt.training.checkpoints import TrainingStopped, last_checkpoint
@@ -83,8 +84,8 @@ def test_every_checkpoint_is_a_repository_that_the_auto_classes_load(finished, m
 
 def test_training_names_the_types_of_a_study_it_never_saw(corpus, tmp_path):
     training = {
-        "max_steps": 60,
-        "eval_steps": 60,
+        "max_steps": 120,
+        "eval_steps": 120,
         "save_strategy": "no",
         "logging_steps": 20,
         "per_device_train_batch_size": 16,
@@ -220,7 +221,7 @@ def test_only_the_towers_of_the_recipe_learn_each_at_its_rate(corpus, tmp_path, 
     model, optimizer = trainers[0].model, trainers[0].optimizer
     assert not any(weight.requires_grad for weight in model.model.cell_encoder.parameters())
     rate_of = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
-    assert rate_of[id(model.model.qformer.query_tokens)] == 1e-5
+    assert rate_of[id(model.model.qformer.embeddings.query_tokens)] == 1e-5
     assert rate_of[id(model.model.cell_projection.weight)] == 2e-3
 
 
@@ -253,8 +254,8 @@ def test_packed_cells_give_the_losses_of_padded_ones(corpus, tmp_path):
 
 
 def test_a_corpus_made_with_another_vocabulary_is_refused(corpus):
-    other = gene_tokenizer()
-    other._set_vocabulary(["FOXP3", *other.genes[1:]])
+    genes = gene_tokenizer().genes
+    other = ScMMGPTGeneTokenizer(genes=["FOXP3", *genes[1:]], min_matched_genes=1)
 
     with pytest.raises(RecipeError, match=r"another vocabulary.*'GENE0'.*--processor my-model"):
         check_vocabulary(other, corpus, "my-model")
