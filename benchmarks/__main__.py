@@ -1,7 +1,7 @@
 """Run every benchmark of this folder, one process each, and keep what they print.
 
-    python -m benchmarks            # all
-    python -m benchmarks tokenize   # one
+python -m benchmarks            # all
+python -m benchmarks tokenize   # one
 """
 
 import subprocess

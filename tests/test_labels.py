@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from scmmgpt.errors import UserError
 from scmmgpt.labels import read_labels
 from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, Term, plain_name, read_ontology
