@@ -222,7 +222,9 @@ def test_info_tells_versions_and_what_the_model_is(shell):
         pytest.param(["embed", "cells.h5ad", "--output", "no/where.h5ad"], "does not exist", id="unwritable"),
         pytest.param(["embed", "cells.h5ad", "--output", "o.h5ad", "--model", "."], "not a model", id="no model"),
         pytest.param(["annotate", "cells.h5ad", "--output", "o.h5ad", "--labels", "x"], "label file", id="no labels"),
-        pytest.param(["annotate", "cells.h5ad", "--output", "o.h5ad", "--min-confidence", "7"], "--min-confidence", id="range"),
+        pytest.param(
+            ["annotate", "cells.h5ad", "--output", "o.h5ad", "--min-confidence", "7"], "--min-confidence", id="range"
+        ),
         pytest.param(["search", "cells.h5ad", " "], "empty", id="empty text"),
         pytest.param(["search", "cells.h5ad", "a", "--where", "b=1"], "leiden", id="unknown column"),
         pytest.param(["index", "build", "cells.h5ad", "--output", "model"], "already there", id="index exists"),
