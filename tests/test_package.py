@@ -46,3 +46,10 @@ def test_every_public_name_exists():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'anotate'"):
         scmmgpt.anotate  # noqa: B018
+
+
+def test_no_public_name_is_a_module_too():
+    """Importing a module sets its name on the package, where it would hide a verb of the same name."""
+    modules = {path.stem for path in Path(scmmgpt.__file__).parent.glob("*.py")}
+
+    assert modules.isdisjoint(scmmgpt.__all__)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from .chat import Conversation
+    from .conversation import Conversation
 
 __all__ = [
     "annotate",
@@ -392,7 +392,7 @@ def chat(
     **options
         device, batch_size: see the module.
     """
-    from .chat import begin_conversation
+    from .conversation import begin_conversation
 
     verb = Verb.begin("chat", adata, model, Options(**options), keys=Additions(), generative=True)
     return begin_conversation(verb, cluster_key, select)

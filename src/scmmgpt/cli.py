@@ -214,7 +214,7 @@ def chat(
 ) -> None:
     """Talk about cells or clusters; earlier turns are kept."""
     from . import api
-    from .chat import talk_at_the_terminal
+    from .conversation import talk_at_the_terminal
 
     conversation = api.chat(cells, cluster_key=cluster_key, select=select, model=model, device=device)
     if not ask:
