@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import scmmgpt
+from scmmgpt.errors import _EXTRA_OF_MODULE
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ["datasets", "peft", "trl", "gradio", "fastapi", "scanpy", "matplotlib", "sklearn", "faiss"]
@@ -53,3 +55,9 @@ def test_no_public_name_is_a_module_too():
     modules = {path.stem for path in Path(scmmgpt.__file__).parent.glob("*.py")}
 
     assert modules.isdisjoint(scmmgpt.__all__)
+
+
+def test_every_extra_that_an_error_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    assert set(_EXTRA_OF_MODULE.values()) <= set(extras)
