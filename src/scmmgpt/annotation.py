@@ -131,9 +131,8 @@ class Caller:
         self.min_confidence = min_confidence
         self._names = np.array(labels.labels, dtype=object)
         self._ids = np.array([labels.term_id_or_unknown(index) for index in range(len(labels))], dtype=object)
-        self._given = {
-            term_id: label for label, term_id in zip(labels.labels, labels.term_ids, strict=True) if term_id
-        }
+        # Of two names for one term the first counts.
+        self._given = dict(zip(reversed(labels.term_ids), reversed(labels.labels), strict=True))
         self._ontology = ontology
         self._groups, self._membership = self._collect_groups()
         self._chance = np.asarray(self._membership.sum(axis=0)).ravel() / len(labels)
