@@ -177,7 +177,9 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
         max_body_size=MAX_BODY_BYTES,
     )
     _explain_errors(app)
-    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (400, 413, 422, 503)}
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (400, 422, 503)}
+    too_large = f"The body is larger than {MAX_BODY_BYTES} bytes."
+    refusals[413] = {"description": too_large, "content": {"text/plain": {}}}  # refused before a route is chosen
 
     def add(path: str, kind: type, answer_kind: type) -> None:
         async def answer(request: Any) -> Any:
