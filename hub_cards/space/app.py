@@ -24,6 +24,7 @@ your cells are seen by nobody else and deleted when you leave.
 """
 UNTRAINED = "> **The weights of this model are untrained**: its names and texts mean nothing yet."
 MAP_HINT = "Click a cell, or draw around several. Dark rings or full colour: selected; orange rings: found by search."
+TABLE: dict[str, Any] = {"interactive": False, "show_label": False, "wrap": True}
 TYPES = ["type", "cells", "median confidence"]
 
 
@@ -65,7 +66,7 @@ def _opened(session: Session) -> tuple[Any, ...]:
 @told
 def annotate(labels: str, min_confidence: float, session: Session) -> tuple[Any, ...]:
     rows = session.annotate(labels, min_confidence)
-    return session, session.points(), rows, f"{session.cells.n_obs:,} cells got {len(rows)} different names."
+    return session, session.points(), rows, f"{session.cells.n_obs:,} cells named; different names: {len(rows)}."
 
 
 @told
@@ -140,14 +141,14 @@ def _map_panel() -> dict[str, Any]:
 def _answer_tabs() -> dict[str, Any]:
     parts: dict[str, Any] = {}
     with gr.Tab("Names"):
-        parts["types"] = gr.Dataframe(headers=TYPES, interactive=False, elem_id="types", show_label=False)
+        parts["types"] = gr.Dataframe(headers=TYPES, elem_id="types", column_widths=["50%", "18%", "32%"], **TABLE)
     with gr.Tab("Selected cells"):
         with gr.Row():
             parts["describe"] = gr.Button("Describe", elem_id="describe")
             parts["compare"] = gr.Button("Compare with the rest", elem_id="compare")
         parts["description"] = gr.Markdown(elem_id="description")
         headers = ["gene", "% of the selected", "% of the rest"]
-        parts["genes"] = gr.Dataframe(headers=headers, interactive=False, elem_id="genes", show_label=False)
+        parts["genes"] = gr.Dataframe(headers=headers, elem_id="genes", column_widths=["40%", "30%", "30%"], **TABLE)
     with gr.Tab("Chat"):
         parts["chat"] = gr.Chatbot(label="About the most typical of the selected cells", height=280, elem_id="chat")
         parts["question"] = gr.Textbox(label="Question", placeholder="What type of cell is this?", elem_id="question")
@@ -155,7 +156,7 @@ def _answer_tabs() -> dict[str, Any]:
         parts["query"] = gr.Textbox(label="Look for", placeholder="cells that make antibodies", elem_id="query")
         parts["search"] = gr.Button("Search", elem_id="search")
         headers = ["cell", "type", "score"]
-        parts["hits"] = gr.Dataframe(headers=headers, interactive=False, elem_id="hits", show_label=False)
+        parts["hits"] = gr.Dataframe(headers=headers, elem_id="hits", column_widths=["40%", "40%", "20%"], **TABLE)
     with gr.Tab("Generate"):
         parts["wish"] = gr.Textbox(label="Make cells like", value="a B cell from blood", elem_id="wish")
         with gr.Row():
