@@ -32,6 +32,8 @@ def _run(command: Callable[[], Any], debug: bool) -> int:
 
     try:
         code = command()
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else FINE
     except (KeyboardInterrupt, typer.Abort):
         return _fail("Interrupted. The same command goes on where this one stopped.", INTERRUPTED, debug)
