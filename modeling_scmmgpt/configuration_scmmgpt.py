@@ -46,6 +46,8 @@ class ScMMGPTCellConfig(PreTrainedConfig):
     # Tokens that summarise *all* genes of the cell, so that none is cut; 0 = none, as in scGPT.
     num_pooled_tokens: int = 0
     pooled_intermediate_size: int = 512
+    # The pooled tokens pass by the layers unchanged, start the queries, and go straight into the cell's embedding.
+    pooled_shortcut: bool = False
     # Only the first genes take part in attention; None = all that the processor gives.
     num_attended_genes: int | None = None
     pad_token_id: int | None = 60_694
@@ -65,6 +67,8 @@ class ScMMGPTCellConfig(PreTrainedConfig):
                 f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
                 f"{self.num_attention_heads}."
             )
+        if self.pooled_shortcut and not self.num_pooled_tokens:
+            raise ValueError("`pooled_shortcut` needs pooled tokens: set `num_pooled_tokens` to at least 1.")
         if self.num_attended_genes is not None and self.num_attended_genes < 1:
             raise ValueError(f"`num_attended_genes` must be at least 1 or None, got {self.num_attended_genes}.")
 
@@ -84,6 +88,8 @@ class ScMMGPTQFormerConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     cross_attention_frequency: int = 2
+    # Cell states behind `<cls>` that the queries start from, beside what they learn. Set by the cell encoder's config.
+    num_summary_tokens: int = 0
     max_position_embeddings: int = 512
     hidden_act: str = "gelu"
     hidden_dropout: float | int = 0.1
@@ -188,6 +194,8 @@ class ScMMGPTConfig(PreTrainedConfig):
             self.cell_config = AutoConfig.for_model(**self.cell_config)
         super().__post_init__(**kwargs)
         self.qformer_config.encoder_hidden_size = self.cell_config.hidden_size
+        if getattr(self.cell_config, "pooled_shortcut", False):
+            self.qformer_config.num_summary_tokens = self.cell_config.num_pooled_tokens
         # The head class reads the top level, an LLM's config says it below: either may ask for tying.
         if not self.tie_word_embeddings and getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True

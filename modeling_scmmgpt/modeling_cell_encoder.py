@@ -2,7 +2,7 @@
 
 Two things go beyond scGPT, both off by default: pooled tokens that summarise all genes of a cell however many there
 are, and attention over only the first genes that the processor gives. Together they make an encoder that reads whole
-transcriptomes at a laptop's cost.
+transcriptomes at a laptop's cost. With `pooled_shortcut` the layers see the pooled tokens, but leave them as they are.
 """
 
 # Shape letters: B cells, L genes of the longest cell, T genes of all cells, E embedding size, D hidden size.
@@ -252,8 +252,11 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
             packed_1TD = self._encode_packed(gene_ids, gene_values, cell_cu_seqlens, **kwargs)
             states_BLD, state_mask = unpack_cells(packed_1TD, cell_cu_seqlens)
         else:
-            states_BLD, state_mask = self._embed(gene_ids, gene_values, gene_mask)
-            states_BLD = self.run_layers(states_BLD, state_mask, **kwargs)
+            embedded_BLD, state_mask = self._embed(gene_ids, gene_values, gene_mask)
+            states_BLD = self.run_layers(embedded_BLD, state_mask, **kwargs)
+            if self.config.pooled_shortcut:
+                pooled = summary_tokens(embedded_BLD, self.config.num_pooled_tokens)
+                states_BLD = torch.cat([states_BLD[:, :1], pooled, gene_states(states_BLD, self.config)[:, 1:]], dim=1)
         return ScMMGPTCellEncoderOutput(
             last_hidden_state=states_BLD, pooler_output=states_BLD[:, 0], state_mask=state_mask
         )
@@ -266,6 +269,12 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         for layer in self.layers:
             states_BLD = layer(states_BLD, attention_mask=attention_mask, **kwargs)
         return states_BLD
+
+    def pool(self, gene_ids: torch.Tensor, gene_values: torch.Tensor, gene_mask: torch.Tensor) -> torch.Tensor:
+        """The pooled tokens alone (B, P, D): all genes of each cell, before any layer."""
+        # <cls> weighs nothing, but stays: a cell without genes still has one token to sum over.
+        weights_BL = F.pad((gene_values.clamp(min=0) * gene_mask)[:, 1:], (1, 0))
+        return self.pooled_genes(self.embeddings.gene_embeddings.weight, gene_ids, weights_BL)
 
     def _runs_packed(self) -> bool:
         plain = self.config.num_pooled_tokens == 0 and self.config.num_attended_genes is None
@@ -287,9 +296,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         states_BLD = self.embeddings(gene_ids[:, attended], gene_values[:, attended])
         if self.pooled_genes is None:
             return states_BLD, gene_mask[:, attended].long()
-        # <cls> weighs nothing, but stays: a cell without genes still has one token to sum over.
-        weights_BL = F.pad((gene_values.clamp(min=0) * gene_mask)[:, 1:], (1, 0))
-        pooled = self.pooled_genes(self.embeddings.gene_embeddings.weight, gene_ids, weights_BL)
+        pooled = self.pool(gene_ids, gene_values, gene_mask)
         ones = gene_mask.new_ones(pooled.shape[:2])
         # <cls> stays first: it is what `pooler_output` reads.
         states_BLD = torch.cat([states_BLD[:, :1], pooled, states_BLD[:, 1:]], dim=1)
@@ -317,6 +324,11 @@ class ScMMGPTCellEncoderForMaskedValues(ScMMGPTCellPreTrainedModel):
         return outputs
 
 
+def summary_tokens(states_BLD: torch.Tensor, num_pooled_tokens: int) -> torch.Tensor:
+    """The states of the pooled tokens, which stand behind `<cls>`."""
+    return states_BLD[:, 1 : 1 + num_pooled_tokens]
+
+
 def gene_states(states_BLD: torch.Tensor, config: ScMMGPTCellConfig) -> torch.Tensor:
     """The states that stand at the positions of `gene_ids`: all but the pooled tokens behind `<cls>`."""
     pooled = config.num_pooled_tokens
@@ -330,5 +342,6 @@ __all__ = [
     "ScMMGPTValueHead",
     "gene_states",
     "masked_value_loss",
+    "summary_tokens",
     "unpack_cells",
 ]

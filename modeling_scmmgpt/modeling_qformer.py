@@ -1,7 +1,8 @@
 """Cell states in, query tokens out; texts beside them through the same self-attention.
 
 The architecture of BLIP-2's Q-Former, so that any BERT initialises it: queries and text share self-attention, each
-has a feed-forward of its own, and only queries look at the cell, every `cross_attention_frequency` layers.
+has a feed-forward of its own, and only queries look at the cell, every `cross_attention_frequency` layers. Where the
+encoder gives summaries of the cell, queries start from them: a small Q-Former then need not find them first.
 """
 
 # Shape letters: B cells or texts, Q queries, S text tokens, L cell states, D hidden size.
@@ -24,6 +25,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_scmmgpt import ScMMGPTAttention
 from .configuration_scmmgpt import ScMMGPTQFormerConfig
+from .modeling_cell_encoder import summary_tokens
 
 QFormerMode = Literal["contrast", "match", "caption"]
 
@@ -114,11 +116,21 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
     def __init__(self, config: ScMMGPTQFormerConfig):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
+        self.num_summaries = config.num_summary_tokens
+        if self.num_summaries:
+            self.summary_in = nn.Linear(self.num_summaries * config.encoder_hidden_size, config.hidden_size)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.max_length = config.max_position_embeddings
+
+    def queries(self, cell_states: torch.Tensor) -> torch.Tensor:
+        """What each cell's queries start from (B, Q, D)."""
+        queries = self.query_tokens.expand(cell_states.shape[0], -1, -1)
+        if not self.num_summaries:
+            return queries
+        return queries + self.summary_in(summary_tokens(cell_states, self.num_summaries).flatten(1))[:, None]
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         if input_ids.shape[1] > self.max_length:
@@ -210,7 +222,7 @@ class ScMMGPTQFormer(PreTrainedModel):
         branches, num_queries, joint = [], 0, None
         if cell_states is not None:
             num_queries = self.config.num_query_tokens
-            branches.append(self.embeddings.query_tokens.expand(cell_states.shape[0], -1, -1))
+            branches.append(self.embeddings.queries(cell_states))
             cell_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=branches[0],

@@ -35,6 +35,7 @@ from .modeling_cell_encoder import (
     check_cells,
     gene_states,
     masked_value_loss,
+    summary_tokens,
     unpack_cells,
 )
 from .modeling_qformer import ScMMGPTCaptionHead, ScMMGPTQFormer
@@ -107,6 +108,8 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ScMMGPTModel):
             init.constant_(module.logit_scale, -torch.log(torch.tensor(self.config.initial_temperature)).item())
+            if module.summary_projection is not None:  # the queries' part of the embedding grows from nothing
+                init.zeros_(module.cell_projection.weight)
         for name, value in getattr(module, "constant_parameters", {}).items():
             init.constant_(getattr(module, name), value)
         for name in getattr(module, "random_parameters", ()):
@@ -141,7 +144,11 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         self.cell_projection = nn.Linear(width, config.projection_dim)
         self.text_projection = nn.Linear(width, config.projection_dim)
         self.match_head = nn.Linear(width, 2)
-        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.summary_projection = None
+        if getattr(config.cell_config, "pooled_shortcut", False):
+            num_tokens, size = config.cell_config.num_pooled_tokens, config.cell_config.hidden_size
+            self.summary_projection = nn.Linear(num_tokens * size, config.projection_dim)
+        self.logit_scale = nn.Parameter(torch.zeros(1))  # not a scalar: FSDP divides every parameter
         self.post_init()
 
     def get_input_embeddings(self):
@@ -179,8 +186,22 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         """Query states (B, Q, hidden) and one unit-length float32 embedding per cell (B, D)."""
         cell_states, state_mask = self.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
         queries = self.qformer(cell_states=cell_states, cell_mask=state_mask).query_states
-        pooled = self.cell_projection(queries).mean(1).float()
-        return BaseModelOutputWithPooling(last_hidden_state=queries, pooler_output=F.normalize(pooled, dim=-1))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=queries, pooler_output=self.project_cells(queries, cell_states)
+        )
+
+    def project_cells(self, queries: torch.Tensor, cell_states: torch.Tensor) -> torch.Tensor:
+        """One unit-length float32 embedding per cell (B, D), off its queries and its summary."""
+        projected = self.cell_projection(queries).mean(1)
+        if self.summary_projection is not None:
+            projected = projected + self.project_summary(
+                summary_tokens(cell_states, self.config.cell_config.num_pooled_tokens)
+            )
+        return F.normalize(projected.float(), dim=-1)
+
+    def project_summary(self, pooled_tokens: torch.Tensor) -> torch.Tensor:
+        """The shortcut's part of the embedding, not yet of unit length."""
+        return self.summary_projection(pooled_tokens.flatten(1))
 
     @can_return_tuple
     def get_text_features(
@@ -219,7 +240,7 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         return self.match_logits(*cells, *text).softmax(-1)[:, 1]
 
     def similarity_scale(self) -> torch.Tensor:
-        return self.logit_scale.float().exp().clamp(max=100)
+        return self.logit_scale.float().exp().clamp(max=100).squeeze()
 
     def forward(self, gene_ids=None, gene_values=None, gene_mask=None, cell_cu_seqlens=None, **text) -> ScMMGPTOutput:
         """Embed cells, texts or both. Text comes as the processor names it: `input_ids`, `attention_mask`, ..."""
@@ -316,7 +337,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         config, model = self.config, self.model
         input_ids, attention_mask = text[0], torch.ones_like(text[0]) if text[1] is None else text[1]
         queries = model.qformer(cell_states=cell_states, cell_mask=state_mask).query_states
-        output.cell_embeds = F.normalize(model.cell_projection(queries).mean(1).float(), dim=-1)
+        output.cell_embeds = model.project_cells(queries, cell_states)
         output.text_embeds = model.get_text_features(input_ids, attention_mask).pooler_output
         scale = model.similarity_scale()
         if config.contrast_weight:

@@ -35,8 +35,7 @@ def sharded(folder, batch, rank):
     for module in list(model.modules()):
         if type(module).__name__ in model._no_split_modules:
             fully_shard(module, mesh=mesh)
-    # FSDP2 takes no scalars; stage 2 does not train this one anyway.
-    fully_shard(model, mesh=mesh, ignored_params={model.model.logit_scale})
+    fully_shard(model, mesh=mesh)
     loss = model(**half(batch, rank)).loss
     loss.backward()
     gradients = {

@@ -13,8 +13,9 @@ KINDS = {
     "ranks only": {"value_encoding": "none"},
     "narrow table": {"embedding_size": 16},
     "pooled": {"num_pooled_tokens": 2, "num_attended_genes": 5, "embedding_size": 48},
+    "shortcut": {"num_pooled_tokens": 2, "num_attended_genes": 5, "pooled_shortcut": True},
 }
-SCGPT, POOLED = KINDS["scgpt"], KINDS["pooled"]
+SCGPT, POOLED, SHORTCUT = KINDS["scgpt"], KINDS["pooled"], KINDS["shortcut"]
 
 
 @pytest.fixture
@@ -107,6 +108,21 @@ def test_every_gene_of_a_pooled_cell_counts_however_few_are_attended_to(encoder,
     assert (values.grad[0, 1:] != 0).all()
 
 
+def test_with_the_shortcut_the_layers_leave_the_pooled_tokens_as_they_are(encoder, make_cells):
+    model, cells = encoder(**SHORTCUT), make_cells()
+
+    states = model(**cells).last_hidden_state
+
+    pooled = model.pool(**cells)
+    torch.testing.assert_close(states[:, 1:3], pooled)
+    assert not torch.allclose(states[:, 3], model.embeddings(cells["gene_ids"], cells["gene_values"])[:, 1])
+
+
+def test_a_shortcut_without_pooled_tokens_is_refused(encoder):
+    with pytest.raises(StrictDataclassClassValidationError, match="set `num_pooled_tokens` to at least 1"):
+        encoder(pooled_shortcut=True)
+
+
 def test_a_value_beyond_the_maximum_counts_as_the_maximum(encoder, make_cells):
     model, cells = encoder(max_value=3), make_cells()
     clipped = {**cells, "gene_values": cells["gene_values"].clamp(max=3)}
@@ -124,7 +140,7 @@ def test_hidden_states_and_attentions_are_recorded_on_request(encoder, make_cell
     assert [weights.shape for weights in output.attentions] == [(3, 4, 12, 12)] * 2
 
 
-@pytest.mark.parametrize("cell", [SCGPT, POOLED], ids=["scgpt", "pooled"])
+@pytest.mark.parametrize("cell", [SCGPT, POOLED, SHORTCUT], ids=["scgpt", "pooled", "shortcut"])
 def test_compiles_without_a_graph_break(encoder, make_cells, cell):
     model, cells = encoder(**cell), make_cells()
     expected = model(**cells).pooler_output
@@ -135,7 +151,7 @@ def test_compiles_without_a_graph_break(encoder, make_cells, cell):
     torch.testing.assert_close(compiled, expected)
 
 
-@pytest.mark.parametrize("cell", [SCGPT, POOLED], ids=["scgpt", "pooled"])
+@pytest.mark.parametrize("cell", [SCGPT, POOLED, SHORTCUT], ids=["scgpt", "pooled", "shortcut"])
 def test_checkpointed_activations_give_the_same_gradients(encoder, make_cells, cell):
     model, cells = encoder(**cell, hidden_dropout=0.0), make_cells()
     model.train()(**cells).pooler_output[:, 0].sum().backward()
@@ -149,7 +165,7 @@ def test_checkpointed_activations_give_the_same_gradients(encoder, make_cells, c
         torch.testing.assert_close(weight.grad, expected[name], msg=name)
 
 
-@pytest.mark.parametrize("cell", [SCGPT, POOLED], ids=["scgpt", "pooled"])
+@pytest.mark.parametrize("cell", [SCGPT, POOLED, SHORTCUT], ids=["scgpt", "pooled", "shortcut"])
 def test_masked_values_are_learnt_and_every_weight_moves(encoder, make_cells, tiny_config, cell):
     model = ScMMGPTCellEncoderForMaskedValues(tiny_config(cell=cell | {"hidden_dropout": 0.0}).cell_config)
     cells = make_cells((12, 10, 9))

@@ -323,6 +323,20 @@ def test_too_few_cells_are_refused_with_both_numbers(build, chat):
         build()(**inputs)
 
 
+def test_with_the_shortcut_a_new_model_embeds_a_cell_by_its_summary_and_queries_start_from_it(tiny_config, make_cells):
+    config = tiny_config(cell={"num_pooled_tokens": 2, "pooled_shortcut": True}, qformer={"num_hidden_layers": 0})
+    model, cells = ScMMGPTModel(config).eval(), make_cells()
+    summary = model.cell_encoder.pool(**cells)
+
+    features = model.get_cell_features(**cells)
+
+    torch.testing.assert_close(
+        features.pooler_output, torch.nn.functional.normalize(model.project_summary(summary), dim=-1)
+    )
+    tokens = model.qformer.embeddings.query_tokens + model.qformer.embeddings.summary_in(summary.flatten(1))[:, None]
+    torch.testing.assert_close(features.last_hidden_state, model.qformer.embeddings.norm(tokens))
+
+
 @pytest.mark.parametrize("call", ["forward", "generate"])
 def test_placeholders_without_any_cell_are_refused(build, call):
     with pytest.raises(ValueError, match="4 <cell> placeholder tokens.*1 cells, but 0 cells"):

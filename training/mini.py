@@ -2,6 +2,8 @@
 
     python -m scmmgpt.training.mini --config training/recipes/mini.yaml [--development] [--steps N] [--output DIR]
 
+Stage 2 starts from what stage 1 wrote, so that `--towers DIR/stage1` goes on as one uninterrupted run would have.
+
 `SCMMGPT_DATA` names the folder with the cells, which has the folder `genes` with the public gene lists beside it. `--development` leaves the development studies out and measures on
 them; without it everything trains and the result is what ships. `--steps` cuts every part short, to look at the loss.
 """
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--development", action="store_true", help="leave the development studies out")
     parser.add_argument("--steps", type=int, default=None, help="cut every part of the training to so many steps")
     parser.add_argument("--towers", type=Path, help="go on from the `stage1` folder of another run")
+    parser.add_argument("--stage1-only", action="store_true", help="stop before the language model")
     arguments = parser.parse_args()
     recipe = read_recipe(arguments.config).cut_to(arguments.steps)
     data = Path(os.environ.get("SCMMGPT_DATA") or parser.error("set SCMMGPT_DATA to the folder with the cells"))
@@ -58,23 +61,25 @@ def main() -> None:
         profiles = profiles.without(recipe.development_studies)
     simulator = CellSimulator(profiles, medians, masses, recipe.simulator)
 
-    torch.manual_seed(recipe.seed)
-    towers = ScMMGPTForPreTraining(build_config(recipe, processor))
-    losses = []
-    if arguments.towers is None:
+    towers_folder, history = arguments.towers, []
+    if towers_folder is None:
+        towers_folder = arguments.output / "stage1"
         texts = TypeTexts(ontology, marker_genes(profiles, genes))
-        losses = train_stage1(towers, recipe, simulator, texts, processor.tokenizer)
-        towers.config.training_summary = summary(recipe, profiles, losses, arguments.development)
-        export(towers, processor, arguments.output / "stage1", dtype=torch.float16)
-    else:
-        trained = ScMMGPTForPreTraining.from_pretrained(arguments.towers)
-        towers.load_state_dict(trained.state_dict())
-        towers.config.training_summary = trained.config.training_summary
-
-    model, more = train_stage2(towers, recipe, simulator, ontology, processor)
-    model.config.training_summary = towers.config.training_summary | {"stage2_steps": recipe.stage2.steps}
-    print(json.dumps({"losses": [entry["loss"] for entry in losses + more]}))
-    export(model, processor, arguments.output, dtype=torch.float16)
+        torch.manual_seed(recipe.seed)
+        towers = ScMMGPTForPreTraining(build_config(recipe, processor))
+        history = train_stage1(towers, recipe, simulator, texts, processor.tokenizer)
+        towers.config.training_summary = summary(recipe, profiles, history, arguments.development)
+        export(towers, processor, towers_folder, dtype=torch.float16)
+    if not arguments.stage1_only:
+        towers = ScMMGPTForPreTraining.from_pretrained(towers_folder, dtype=torch.float32)
+        # What stage 2 reads of the configuration is the recipe's, not what an earlier recipe said.
+        learned = towers.config.training_summary
+        towers.config = build_config(recipe, processor)
+        model, more = train_stage2(towers, recipe, simulator, ontology, processor)
+        model.config.training_summary = learned | summary(recipe, profiles, more, arguments.development)
+        history += more
+        export(model, processor, arguments.output, dtype=torch.float16)
+    print(json.dumps({"losses": [entry["loss"] for entry in history]}))
 
 
 def corpus_profiles(recipe: MiniRecipe, data: Path, names: GeneNames) -> tuple[Profiles, list[str], list[str]]:
@@ -139,6 +144,7 @@ def summary(recipe: MiniRecipe, profiles: Profiles, history: list[dict], develop
     return {
         "date": datetime.date.today().isoformat(),
         "steps": sum(part.steps for part in recipe.stage1),
+        "stage2_steps": recipe.stage2.steps,
         "num_profiles": len(table),
         "studies": sorted(table.study.unique()),
         "simulated_sources": [source.file for source in recipe.sources if source.simulated],

@@ -29,6 +29,8 @@ class Stage1Part:
     ----------
     num_ontology_texts
         Types of the whole ontology whose wordings are contrasted with one another at every step.
+    shortcut_only
+        Cells are embedded by the shortcut of their pooled tokens alone, at half the cost; the Q-Former's queries wait.
     """
 
     steps: int
@@ -38,6 +40,7 @@ class Stage1Part:
     caption_weight: float
     num_ontology_texts: int
     ontology_text_weight: float = 0.5
+    shortcut_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -14,7 +15,7 @@ from scmmgpt.modeling_scmmgpt.losses_scmmgpt import contrast_loss
 
 from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, pad_cells
 from .collators import Lineages, text_labels
-from .mini_recipe import MiniRecipe
+from .mini_recipe import MiniRecipe, Stage1Part
 from .mini_texts import TypeTexts
 
 TEXT_PREFIX = "ontology_text_"
@@ -81,9 +82,9 @@ class StreamTrainer(Trainer):
 class Stage1Trainer(StreamTrainer):
     """Stage 1's losses, and wordings of one type contrasted with those of other types."""
 
-    def __init__(self, *arguments, ontology_text_weight: float, **keywords):
+    def __init__(self, *arguments, part: Stage1Part, **keywords):
         super().__init__(*arguments, **keywords)
-        self.ontology_text_weight = ontology_text_weight
+        self.part = part
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         names = [name for name in inputs if name.startswith(TEXT_PREFIX)]
@@ -92,13 +93,19 @@ class Stage1Trainer(StreamTrainer):
         if pairs:
             lineage = pairs.pop("lineage")
             first, second = model.get_text_features(**pairs).pooler_output.chunk(2)
-            loss = loss + self.ontology_text_weight * self._contrast(model, first, second, None, lineage)
+            loss = loss + self.part.ontology_text_weight * self._contrast(model, first, second, None, lineage)
         return (loss, {}) if return_outputs else loss
 
     def _shared_text_loss(
         self, model, gene_ids, gene_values, gene_mask, input_ids, attention_mask, text_of_cell, text_lineage
     ):
-        cells = model.get_cell_features(gene_ids, gene_values, gene_mask).pooler_output
+        if self.part.shortcut_only:
+            towers = model.model
+            cells = F.normalize(
+                towers.project_summary(towers.cell_encoder.pool(gene_ids, gene_values, gene_mask)), dim=-1
+            )
+        else:
+            cells = model.get_cell_features(gene_ids, gene_values, gene_mask).pooler_output
         texts = model.get_text_features(input_ids, attention_mask).pooler_output
         return self._contrast(model, cells, texts[text_of_cell], text_of_cell, text_lineage)
 
@@ -153,7 +160,7 @@ def train_stage1(
             model=model,
             args=training_arguments(part.steps, part.learning_rate, seed),
             train_dataset=SimulatedBatches(simulator, compose, part.batch_size, seed),
-            ontology_text_weight=part.ontology_text_weight,
+            part=part,
         )
         trainer.train()
         history += [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -81,7 +81,7 @@ class CellAnnotationPipeline(CellPipeline):
             self._labels = list(definitions.items())
             self._label_embeds = self.text_embeds([label_text(*label) for label in self._labels])
         scores = self.cell_embeds(chunk) @ self._label_embeds.T
-        return {"logits": scores * self.model.logit_scale.exp(), "labels": list(definitions)}
+        return {"logits": scores * self.model.similarity_scale(), "labels": list(definitions)}
 
     _labels: list | None = None
 
