@@ -62,7 +62,7 @@ def open_path(path: str) -> Cells:
 def _from_group(group: Any, modality: str | None, close: Callable[[], None] | None) -> Cells:
     """Matrices of an AnnData on disk: opened, not read."""
     read_element = anndata.io.read_elem
-    var, obs = read_element(group["var"]), read_element(group["obs"])
+    var = read_element(group["var"])
     matrices = [on_disk("X", group["X"], var)] if "X" in group else []
     for layer in group.get("layers", {}):
         matrices.append(on_disk(f"layers[{layer!r}]", group["layers"][layer], var))
@@ -71,14 +71,20 @@ def _from_group(group: Any, modality: str | None, close: Callable[[], None] | No
     uns = None
     with suppress(KeyError):
         uns = {"log1p": read_element(group["uns"]["log1p"])}
-    return Cells(matrices, obs.index, log_base(uns), modality, close)
+    return Cells(matrices, _obs_names(group["obs"]), log_base(uns), modality, close)
+
+
+def _obs_names(obs: Any) -> Any:
+    """Names of the cells; their other columns stay unread."""
+    read_element = anndata.io.read_elem
+    return read_element(obs[obs.attrs["_index"]]) if hasattr(obs, "keys") else read_element(obs).index
 
 
 def on_disk(name: str, element: Any, var: Any) -> Matrix:
     """A matrix of an open file: dense, csr or csc, as an array, a group or anndata's backed matrix."""
-    names = list(var.index)
+    names = var.index.tolist()
     if not (hasattr(element, "keys") or hasattr(element, "group")):
-        return Matrix(name, tuple(element.shape), lambda start, stop: element[start:stop], var, names)
+        return Matrix(name, tuple(element.shape), lambda start, stop: element[start:stop], var, names, is_dense=True)
     matrix = anndata.io.sparse_dataset(element) if hasattr(element, "keys") else element
     reader = RowWiseMatrix if matrix.format == "csr" else ColumnWiseMatrix
     return Matrix(name, tuple(matrix.shape), reader(matrix).rows, var, names)

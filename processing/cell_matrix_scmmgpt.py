@@ -31,16 +31,18 @@ class Matrix(NamedTuple):
     read: Callable[[int, int], Any]
     var: Any
     var_names: Sequence[str]
+    is_dense: bool = False
 
     def rows(self, start: int, stop: int) -> CsrRows:
         """Rows from `start` up to `stop` as csr, in the matrix's own numbers."""
         return as_csr_rows(self.read(start, stop))
 
-    def blocks(self, chunk_size: int | None = None) -> Iterator[tuple[int, int]]:
-        """Bounds of consecutive row blocks that fit in little memory even when the matrix is dense."""
-        most = max(1, MAX_DENSE_BYTES // max(1, 8 * self.shape[1]))
-        step = min(chunk_size or CHUNK_SIZE, most)
-        return ((start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step))
+    def blocks(self, chunk_size: int | None = None, first: int = 0) -> Iterator[tuple[int, int]]:
+        """Bounds of consecutive row blocks from row `first` on; those of a dense matrix fit in little memory too."""
+        step = chunk_size or CHUNK_SIZE
+        if self.is_dense:
+            step = min(step, max(1, MAX_DENSE_BYTES // max(1, 8 * self.shape[1])))
+        return ((start, min(start + step, self.shape[0])) for start in range(first, self.shape[0], step))
 
 
 class Cells:
@@ -92,7 +94,7 @@ def in_memory(name: str, matrix: Any, var: Any, var_names: Sequence[str]) -> Mat
         matrix = matrix.copy()
         matrix.sum_duplicates()
     if not sparse.issparse(matrix):
-        return Matrix(name, tuple(matrix.shape), lambda start, stop: matrix[start:stop], var, var_names)
+        return Matrix(name, tuple(matrix.shape), lambda start, stop: matrix[start:stop], var, var_names, is_dense=True)
     indptr, indices = matrix.indptr.astype(np.int64, copy=False), matrix.indices.astype(np.int32, copy=False)
     return Matrix(
         name,

@@ -181,20 +181,21 @@ def _sample(matrix: Matrix) -> sparse.csr_matrix:
         rows = matrix.rows(int(start), stop)
         shape = (stop - int(start), matrix.shape[1])
         parts = rows.data[rows.entries], rows.indices[rows.entries], rows.indptr - rows.indptr[0]
-        blocks.append(sparse.csr_matrix(parts, shape=shape, dtype=np.float64))
+        blocks.append(sparse.csr_matrix(parts, shape=shape))
     return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(matrix.shape)
 
 
 def _from_anndata(adata: Any) -> Cells:
     """Matrices of an AnnData: a backed one stays on its disk, a view is cut out block by block."""
-    names = list(adata.var_names)
+    names = adata.var_names.tolist()
     is_backed, is_view = getattr(adata, "isbacked", False), getattr(adata, "is_view", False)
 
     def matrix(name: str, pick: Callable[[Any], Any], num_genes: int, var: Any, var_names: list[str]) -> Matrix:
         # anndata cannot slice a view of a backed file again: it reads the chosen cells, and only those.
         if is_view and not is_backed:
             shape = (adata.n_obs, num_genes)
-            return Matrix(name, shape, lambda start, stop: pick(adata[start:stop]), var, var_names)
+            is_dense = not sparse.issparse(pick(adata[:1]))
+            return Matrix(name, shape, lambda start, stop: pick(adata[start:stop]), var, var_names, is_dense)
         whole = pick(adata)
         if is_backed and not is_view and not isinstance(whole, np.ndarray) and not sparse.issparse(whole):
             return on_disk(name, whole, var)
@@ -207,6 +208,6 @@ def _from_anndata(adata: Any) -> Cells:
         pick = lambda part, layer=layer: part.layers[layer]  # noqa: E731
         matrices.append(matrix(f"layers[{layer!r}]", pick, adata.n_vars, adata.var, names))
     if adata.raw is not None:
-        raw_names = list(adata.raw.var_names)
+        raw_names = adata.raw.var_names.tolist()
         matrices.append(matrix("raw", lambda part: part.raw.X, len(raw_names), adata.raw.var, raw_names))
     return Cells(matrices, adata.obs_names, log_base(adata.uns))

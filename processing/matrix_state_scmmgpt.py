@@ -29,6 +29,9 @@ class MatrixState(NamedTuple):
     exact: bool = False
 
 
+COUNTS = MatrixState("counts", "whole numbers")
+
+
 def recognise(block: sparse.csr_matrix, log_base: float | None = None) -> MatrixState:
     """Judge a sample of cells by the values of its entries; NaN and inf do not take part.
 
@@ -39,6 +42,8 @@ def recognise(block: sparse.csr_matrix, log_base: float | None = None) -> Matrix
     log_base
         Base of the logarithm, where the file says so.
     """
+    if _are_counts(block.data):
+        return COUNTS
     block = _usable(block)
     values = block.data
     if values.size == 0:
@@ -52,7 +57,7 @@ def recognise(block: sparse.csr_matrix, log_base: float | None = None) -> Matrix
         values = block.data
     share_whole = float(np.mean(values == np.rint(values)))
     if share_whole == 1:
-        return MatrixState("counts", "whole numbers")
+        return COUNTS
     return _recognise_fractions(block, share_whole, log_base)
 
 
@@ -119,6 +124,11 @@ def count_bad_values(data: np.ndarray) -> Mapping[str, int]:
         return {}
     bad = {"NaN": np.isnan(data).sum(), "infinite": np.isinf(data).sum(), "negative": (data < 0).sum()}
     return {name: int(count) for name, count in bad.items() if count}
+
+
+def _are_counts(values: np.ndarray) -> bool:
+    """Whether plain counts are all there is, as in most matrices: settled without a copy."""
+    return bool(values.any() and not count_bad_values(values) and (values == np.rint(values)).all())
 
 
 def _usable(block: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scmmgpt.processing import ScMMGPTGeneTokenizer, gene_kernels_scmmgpt
+from scmmgpt.processing.cell_matrix_scmmgpt import in_memory
 from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
 from scmmgpt.processing.gene_kernels_scmmgpt import order_genes_with_numpy
 
@@ -315,6 +316,29 @@ def test_chunks_are_the_whole_in_pieces(tokenizer, counts, tmp_path):
         np.testing.assert_array_equal(chunk["gene_ids"], whole["gene_ids"][start : start + size, :width])
         start += size
     assert tokenizer.account["num_cells"] == 12
+
+
+def test_chunks_can_start_at_any_cell(tokenizer, counts, tmp_path):
+    adata_of(counts, tokenizer.genes).write_h5ad(tmp_path / "cells.h5ad")
+    whole = list(tokenizer.iter_chunks(tmp_path / "cells.h5ad", chunk_size=5))
+
+    rest = list(tokenizer.iter_chunks(tmp_path / "cells.h5ad", chunk_size=5, start=5))
+
+    assert len(rest) == len(whole) - 1
+    for chunk, same in zip(rest, whole[1:], strict=True):
+        np.testing.assert_array_equal(chunk["gene_ids"], same["gene_ids"])
+
+
+@pytest.mark.parametrize(
+    ("container", "rows_at_once"),
+    [pytest.param(np.zeros, 838, id="dense"), pytest.param(sparse.csr_matrix, 2_000, id="sparse")],
+)
+def test_only_dense_matrices_are_read_in_blocks_smaller_than_asked(container, rows_at_once):
+    matrix = in_memory("X", container((2_000, 20_000)), None, range(20_000))
+
+    first, *_ = matrix.blocks(2_000)
+
+    assert first == (0, rows_at_once)
 
 
 def test_statistics_change_the_order_by_median(tokenizer, counts):

@@ -19,10 +19,9 @@ except ImportError:
 
 
 # A sorting item carries a key in its upper half and the index of the gene it belongs to in its lower half.
-SHIFT, SLOT = np.uint64(32), np.uint64(0xFFFFFFFF)
-# Keys are sorted by their 22 leading bits, 11 at a time: the sign of a key is plus, so 31 bits differ.
-NUM_DIGITS, DIGIT = 2048, np.uint64(2047)
-LOW_DIGIT, HIGH_DIGIT = np.uint64(32 + 9), np.uint64(32 + 20)
+SHIFT, SLOT, EVERY_BIT = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFFFFFFFFFF)
+# Keys are sorted by their 22 leading bits, 11 at a time.
+DIGIT_BITS, NUM_DIGITS, DIGIT = np.uint64(11), 2048, np.uint64(2047)
 
 
 def count_expressed(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, id_of_column: np.ndarray) -> np.ndarray:
@@ -116,14 +115,20 @@ def bins_with_numpy(cell: np.ndarray, raw: np.ndarray, quantiles: np.ndarray) ->
     return bins
 
 
+# numba checks every index of a whole array for being negative; slices taken once and unsigned indices spare that, and
+# with it the loops become vector instructions.
+
+
 @njit(nogil=True, cache=True)
 def _count_expressed(indptr, indices, data, id_of_column):
     num_cells = len(indptr) - 1
     lengths = np.zeros(num_cells, np.int64)
+    is_known = id_of_column >= 0  # a byte a column stays in the nearest cache
     for cell in range(num_cells):
-        length = 0
-        for entry in range(indptr[cell], indptr[cell + 1]):
-            length += (id_of_column[indices[entry]] >= 0) & (data[entry] != 0)
+        columns, raw = indices[indptr[cell] : indptr[cell + 1]], data[indptr[cell] : indptr[cell + 1]]
+        length = np.int32(0)
+        for entry in range(len(columns)):
+            length += np.int32(is_known[np.uint32(columns[entry])] & (raw[entry] != 0))
         lengths[cell] = length
     return lengths
 
@@ -137,84 +142,127 @@ def _order_genes(  # noqa: PLR0913
     longest = 1
     for cell in range(num_cells):
         longest = max(longest, indptr[cell + 1] - indptr[cell])
-    token, raw, key, shown = (
-        np.empty(longest, np.int32),
-        np.empty(longest, np.float32),
-        np.empty(longest, np.float32),
-        np.empty(longest, np.float32),
-    )
-    items, spare = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
+    all_tokens, all_raw = np.empty(longest, np.int32), np.empty(longest, np.float32)
+    all_keys, all_shown = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    all_items, spare = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
     count = np.empty((2, NUM_DIGITS), np.int32)
     for cell in range(num_cells):
-        length = _gather(indptr[cell], indptr[cell + 1], indices, data, id_of_column, token, raw, items, spare, count)
-        total = 0.0
-        for gene in range(length):
-            total += raw[gene]
+        entries = slice(indptr[cell], indptr[cell + 1])
+        length = _gather(indices[entries], data[entries], id_of_column, all_tokens, all_raw, all_items, spare, count)
+        token, raw, key = all_tokens[:length], all_raw[:length], all_keys[:length]
+        shown, items = all_shown[:length], all_items[:length]
+        total, most = _total(raw)
         totals[cell] = total
+        if len(quantiles) or not len(medians):
+            if 0 < most < NUM_DIGITS:
+                _sort_counts(raw, most, items, count)
+            else:
+                _sort_descending(raw, raw, token, medians[:0], items, spare, count)
         if len(quantiles):
-            _sort_descending(raw, raw, token, medians[:0], length, items, spare, count)
-            _write_bins(items, raw, length, quantiles, shown)
+            _write_bins(items, quantiles, shown)
         else:
             scale = np.float32(target / total) if target and total else np.float32(1)
             for gene in range(length):
                 shown[gene] = raw[gene] * scale
         if len(medians):
             for gene in range(length):
-                key[gene] = raw[gene] / medians[token[gene]]
-            _sort_descending(key, raw, token, medians, length, items, spare, count)
-        elif not len(quantiles):
-            _sort_descending(raw, raw, token, medians, length, items, spare, count)
-        start = starts[cell]
-        for place in range(lengths[cell]):
-            gene = np.int64(items[place] & SLOT)
-            genes[start + place] = token[gene]
-            values[start + place] = shown[gene]
+                key[gene] = raw[gene] / medians[np.uint32(token[gene])]
+            _sort_descending(key, raw, token, medians, items, spare, count)
+        wanted = slice(starts[cell], starts[cell] + lengths[cell])
+        cell_genes, cell_values = genes[wanted], values[wanted]
+        for place in range(len(cell_genes)):
+            gene = np.uint32(items[place] & SLOT)
+            cell_genes[place] = token[gene]
+            cell_values[place] = shown[gene]
     return totals
 
 
 @njit(nogil=True, cache=True)
-def _gather(first, last, indices, data, id_of_column, token, raw, items, spare, count):  # noqa: PLR0913
-    """Expressed vocabulary genes of one cell, by vocabulary id."""
-    length, last_token, in_order = 0, np.int32(-1), True
-    for entry in range(first, last):
-        gene, value = id_of_column[indices[entry]], data[entry]
+def _gather(columns, data, id_of_column, token, raw, items, spare, count):
+    """Write the expressed vocabulary genes of one cell by vocabulary id; return how many there are."""
+    length, last_token, in_order = np.uint32(0), np.int32(-1), True
+    for entry in range(len(columns)):
+        gene, value = id_of_column[np.uint32(columns[entry])], data[entry]
         token[length], raw[length] = gene, value  # overwritten by the next gene unless this one counts
         if (gene >= 0) & (value != 0):
             in_order &= gene > last_token
             last_token = gene
-            length += 1
+            length += np.uint32(1)
     if not in_order:
         for gene in range(length):
             items[gene] = (np.uint64(token[gene]) << SHIFT) | np.uint64(gene)
-        _sort_items(items, spare, length, count, SHIFT, SHIFT + np.uint64(11))
+        _sort_items(items[:length], spare, count, SHIFT)
         bits = raw.view(np.uint32)
         for gene in range(length):
             spare[gene] = np.uint64(bits[gene])
         for gene in range(length):
             token[gene] = np.int32(items[gene] >> SHIFT)
-            bits[gene] = np.uint32(spare[np.int64(items[gene] & SLOT)])
+            bits[gene] = np.uint32(spare[np.uint32(items[gene] & SLOT)])
     return length
 
 
 @njit(nogil=True, cache=True)
-def _sort_descending(key, raw, token, medians, length, items, spare, count):
+def _total(raw):
+    """Sum of a cell, and its largest value if all are whole numbers that int32 holds, else 0."""
+    whole_total, most, are_whole = np.int64(0), np.float32(0), True
+    for gene in range(len(raw)):
+        whole = np.int32(raw[gene])
+        whole_total += whole
+        are_whole &= np.float32(whole) == raw[gene]
+        most = max(most, raw[gene])
+    if are_whole:
+        return np.float64(whole_total), np.int64(most)
+    total = 0.0
+    for gene in range(len(raw)):
+        total += raw[gene]
+    return total, np.int64(0)
+
+
+@njit(nogil=True, cache=True)
+def _sort_counts(raw, most, items, count):
+    """Put into `items` the genes in the order of descending counts, none above `most`; equal counts keep theirs."""
+    places = count[0, : most + 1]
+    places[:] = 0
+    for gene in range(len(raw)):
+        places[np.uint32(raw[gene])] += 1
+    running = np.int32(0)
+    for value in range(most, -1, -1):
+        running, places[value] = running + places[value], running
+    for gene in range(len(raw)):
+        value = np.uint32(raw[gene])
+        items[np.uint32(places[value])] = (np.uint64(most - value) << SHIFT) | np.uint64(gene)
+        places[value] += 1
+
+
+@njit(nogil=True, cache=True)
+def _sort_descending(key, raw, token, medians, items, spare, count):
     """Put into `items` the genes in the order of descending keys; equal keys keep their order.
 
     `key` is rounded to float32; where two round to the same, the quotients themselves decide.
     """
+    # The bits of positive floats order as the floats do; measured down from the highest they descend.
     bits = key.view(np.uint32)
-    for gene in range(length):
-        # The bits of positive floats order as the floats do; turned over, ascending bits mean descending keys.
-        items[gene] = (np.uint64(~bits[gene] & np.uint32(0x7FFFFFFF)) << SHIFT) | np.uint64(gene)
-    _sort_items(items, spare, length, count, LOW_DIGIT, HIGH_DIGIT)
-    # The leading bits bring nearly every pair in order; this settles the rest.
-    for place in range(1, length):
+    highest, lowest = np.uint32(0), np.uint32(0xFFFFFFFF)
+    for gene in range(len(bits)):
+        highest, lowest = max(highest, bits[gene]), min(lowest, bits[gene])
+    for gene in range(len(bits)):
+        items[gene] = (np.uint64(highest - bits[gene]) << SHIFT) | np.uint64(gene)
+    low = SHIFT
+    while len(bits) and np.uint64(highest - lowest) >> (low - SHIFT + DIGIT_BITS) > DIGIT:
+        low += np.uint64(1)
+    _sort_items(items, spare, count, low)
+    # The leading bits bring nearly every pair in order; this settles the rest. A key without its index is above the
+    # whole item before it only if the keys differ.
+    mask = ~SLOT if len(medians) else EVERY_BIT
+    for place in range(1, len(items)):
         item = items[place]
+        if item & mask > items[np.uint64(place - 1)]:
+            continue
         before = place - 1
-        while before >= 0 and _is_behind(items[before], item, raw, token, medians):
-            items[before + 1] = items[before]
+        while before >= 0 and _is_behind(items[np.uint64(before)], item, raw, token, medians):
+            items[np.uint64(before + 1)] = items[np.uint64(before)]
             before -= 1
-        items[before + 1] = item
+        items[np.uint64(before + 1)] = item
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -223,46 +271,46 @@ def _is_behind(item, other, raw, token, medians):
     key, other_key = item >> SHIFT, other >> SHIFT
     if key != other_key or not len(medians):
         return key > other_key
-    gene, rival = np.int64(item & SLOT), np.int64(other & SLOT)
-    return raw[gene] / medians[token[gene]] < raw[rival] / medians[token[rival]]
+    gene, rival = np.uint32(item & SLOT), np.uint32(other & SLOT)
+    return raw[gene] / medians[np.uint32(token[gene])] < raw[rival] / medians[np.uint32(token[rival])]
 
 
 @njit(nogil=True, cache=True)
-def _sort_items(items, spare, length, count, low, high):
-    """Radix sort by two digits of 11 bits, stable."""
+def _sort_items(items, spare, count, low):
+    """Radix sort by two digits of 11 bits from bit `low` on, stable."""
+    high = low + DIGIT_BITS
     count[:] = 0
-    for place in range(length):
-        count[0, np.int64((items[place] >> low) & DIGIT)] += 1
-        count[1, np.int64((items[place] >> high) & DIGIT)] += 1
-    for digit in range(2):
-        running = np.int32(0)
-        for value in range(NUM_DIGITS):
-            running, count[digit, value] = running + count[digit, value], running
-    for place in range(length):
-        value = np.int64((items[place] >> low) & DIGIT)
-        spare[count[0, value]] = items[place]
+    for place in range(len(items)):
+        count[0, (items[place] >> low) & DIGIT] += 1
+        count[1, (items[place] >> high) & DIGIT] += 1
+    before_low = before_high = np.int32(0)
+    for value in range(NUM_DIGITS):
+        before_low, count[0, value] = before_low + count[0, value], before_low
+        before_high, count[1, value] = before_high + count[1, value], before_high
+    for place in range(len(items)):
+        value = (items[place] >> low) & DIGIT
+        spare[np.uint32(count[0, value])] = items[place]
         count[0, value] += 1
-    for place in range(length):
-        value = np.int64((spare[place] >> high) & DIGIT)
-        items[count[1, value]] = spare[place]
+    for place in range(len(items)):
+        value = (spare[place] >> high) & DIGIT
+        items[np.uint32(count[1, value])] = spare[place]
         count[1, value] += 1
 
 
 @njit(nogil=True, cache=True)
-def _write_bins(items, raw, length, quantiles, shown):
+def _write_bins(items, quantiles, shown):
     """Bins of one cell whose `items` are in descending order of value."""
     left = right = len(quantiles)
-    top = 0
-    while top < length:
-        value = raw[np.int64(items[top] & SLOT)]
-        bottom = top
-        while bottom + 1 < length and raw[np.int64(items[bottom + 1] & SLOT)] == value:
+    top, last = 0, len(items) - 1
+    while top <= last:
+        key, bottom = items[top] >> SHIFT, top
+        while bottom < last and items[bottom + 1] >> SHIFT == key:
             bottom += 1
-        highest, lowest = length - 1 - top, length - 1 - bottom
-        while left > 0 and np.ceil((length - 1) * quantiles[left - 1]) > highest:
+        while left > 0 and np.ceil(last * quantiles[left - 1]) > last - top:
             left -= 1
-        while right > 0 and np.floor((length - 1) * quantiles[right - 1]) >= lowest:
+        while right > 0 and np.floor(last * quantiles[right - 1]) >= last - bottom:
             right -= 1
+        value = np.float32((left + right + 1) // 2)
         for place in range(top, bottom + 1):
-            shown[np.int64(items[place] & SLOT)] = (left + right + 1) // 2
+            shown[np.uint32(items[place] & SLOT)] = value
         top = bottom + 1
