@@ -6,12 +6,14 @@ import sys
 import time
 
 import anndata
+import numpy as np
 import pytest
+from tiny_corpus import gene_tokenizer, make_cells, write_cells
 from tiny_directory import tiny_cells, write_tiny_model
 
 from scmmgpt import errors
 from scmmgpt.cli import app
-from scmmgpt.console import run_to_exit_code
+from scmmgpt.console import run_to_exit_code, say_table
 
 VERBS = [
     "demo",
@@ -102,6 +104,54 @@ def test_completion_is_offered(shell):
 # ---- verbs
 
 
+def test_a_corpus_is_built_and_audited_in_the_shell(shell, tmp_path):
+    cells, corpus = write_cells(tmp_path / "cells", one=1, two=2), str(tmp_path / "corpus")
+    gene_tokenizer().save_pretrained(tmp_path / "genes")
+    (tmp_path / "recipe.yaml").write_text("shard_rows: 64\n")
+    (cells / "broken.h5ad").write_bytes(b"no cells")
+    build = "corpus", "build", str(cells), "--output", corpus, "--recipe", str(tmp_path / "recipe.yaml")
+    build = *build, "--processor", str(tmp_path / "genes"), "--num-processes", "1"
+
+    code, _, err = shell(*build)
+    assert (code, "broken.h5ad" in err) == (2, True)
+
+    code, out, err = shell(*build, "--on-error", "skip", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"output": corpus, "cells": 180}
+
+    code, out, err = shell("corpus", "audit", corpus, "--scheme", "donor", "--json")
+    assert code == 0, err
+    assert json.loads(out)["scheme"] == "donor"
+
+
+def test_an_audit_that_fails_says_so(shell, tmp_path):
+    cells, corpus = make_cells(num_cells=150), str(tmp_path / "corpus")
+    cells.obs["cell_type"] = np.random.default_rng(3).permutation(cells.obs["cell_type"])
+    del cells.obs["cell_type_ontology_term_id"]
+    cells.write_h5ad(tmp_path / "shuffled.h5ad")
+    gene_tokenizer().save_pretrained(tmp_path / "genes")
+    (tmp_path / "recipe.yaml").write_text("labels_at_chance: keep\n")
+    build = "corpus", "build", str(tmp_path / "shuffled.h5ad"), "--recipe", str(tmp_path / "recipe.yaml")
+    shell(*build, "--output", corpus, "--processor", str(tmp_path / "genes"))
+
+    code, out, err = shell("corpus", "audit", corpus)
+
+    assert code == 2
+    assert "'at_chance': True" in out
+    assert "does not pass the audit" in err
+
+
+def test_an_audit_names_the_split_schemes_that_there_are(shell, tmp_path):
+    cells, corpus = write_cells(tmp_path / "cells", one=1), str(tmp_path / "corpus")
+    gene_tokenizer().save_pretrained(tmp_path / "genes")
+    shell("corpus", "build", str(cells), "--output", corpus, "--processor", str(tmp_path / "genes"))
+
+    code, _, err = shell("corpus", "audit", corpus, "--scheme", "weekday")
+
+    assert code == 2
+    assert "cell_type, donor, study, tissue" in err
+
+
 def test_annotate_writes_the_columns_of_the_contract_and_says_what_it_found(shell, folder, tmp_path):
     output, report = tmp_path / "out.h5ad", tmp_path / "report.html"
 
@@ -169,6 +219,18 @@ def test_search_prints_a_table_or_json(shell):
     assert len(rows) == 3
     assert rows[0]["score"] >= rows[1]["score"]
     assert rows[0]["cell"] in out
+
+
+def test_columns_that_do_not_fit_are_named_instead_of_squeezed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [{"cell": "AACACTCTTCCCGT-2", "score": 0.5, "note": "long " * 20, "tissue": "blood", "assay": "10x 3' v3"}]
+
+    say_table(rows, as_json=False)
+
+    table, _, left_out = capsys.readouterr().out.partition("Not shown here")
+    assert "AACACTCTTCCCGT-2" in table
+    assert "blood" in table
+    assert left_out.strip().endswith("note")
 
 
 def test_generate_is_the_same_for_the_same_seed(shell, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 FINE, OUR_FAULT, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 _MAX_LINES, _MAX_WIDTH = 6, 400
+_WIDEST_COLUMN = 40  # wider texts are folded
 
 
 def run_to_exit_code(command: Callable[[], Any], *, debug: bool = False) -> int:
@@ -113,7 +114,29 @@ def say_table(rows: list[dict[str, Any]], *, as_json: bool, title: str | None = 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*(rows[0] if rows else ()), title=title)
-    for row in rows:
-        table.add_row(*(Text(f"{value:.3f}" if isinstance(value, float) else str(value)) for value in row.values()))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    texts = [{name: _short(value) for name, value in row.items()} for row in rows]
+    shown = _columns_that_fit(texts, console.width)
+    table = Table(*shown, title=title)
+    for row in texts:
+        table.add_row(*(Text(row[name]) for name in shown))
+    console.print(table)
+    if texts and len(shown) < len(texts[0]):
+        left_out = ", ".join(name for name in texts[0] if name not in shown)
+        console.print(f"Not shown here, but with --json: {left_out}", markup=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _columns_that_fit(rows: list[dict[str, str]], width: int) -> list[str]:
+    """The first columns, and of the others those that are narrow enough to be read beside them."""
+    shown: list[str] = []
+    for name in rows[0] if rows else ():
+        widest = max(len(text) for text in (name, *(row[name] for row in rows)))
+        needed = min(widest, _WIDEST_COLUMN) + len(" | ")
+        if len(shown) < 2 or needed < width:
+            shown.append(name)
+            width -= needed
+    return shown
