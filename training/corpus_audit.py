@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from .audit import DuplicateSettings, band_hashes, candidate_pairs, gene_overlap, label_coherence
 from .corpus_metadata import UNKNOWN
 from .corpus_reading import GROUP_OF_SCHEME, Corpus
+from .corpus_shards import CorpusError
 from .corpus_sources import find_sources
 from .splits import SPLITS, TRAIN
 
@@ -20,6 +21,10 @@ _MOST_EXAMPLES = 20
 
 def audit(corpus: Corpus, *, test_set: str | None, scheme: str, settings: DuplicateSettings) -> dict:
     """What is wrong with a corpus, as plain numbers and examples."""
+    if scheme not in corpus.splits["schemes"]:
+        raise CorpusError(
+            f"There is no split scheme {scheme!r}; the corpus has {', '.join(corpus.splits['schemes'])}."
+        )
     report: dict = {
         "cells": len(corpus),
         "scheme": scheme,

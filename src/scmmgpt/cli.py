@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .console import run_to_exit_code, say, say_table
+from .errors import UserError
 
 app = typer.Typer(
     help="Single cells and language: annotate, embed, describe, search, chat about and generate single cells.",
@@ -295,22 +296,54 @@ def generate(
 
 @corpus_app.command("build", epilog="Example: scmmgpt corpus build a.h5ad b.h5ad --output corpus")
 def corpus_build(
-    sources: Annotated[list[Path], typer.Argument(help="Files or folders of cells.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="h5ad, zarr, SOMA, folders of those, or census:VERSION:ORGANISM.")
+    ],
     output: Folder,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML file with the settings of the corpus.")] = None,
+    processor: Annotated[
+        str | None, typer.Option(help="A folder or repository with a gene tokenizer; default: the embedded model's.")
+    ] = None,
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes that build shards side by side.")] = 1,
+    on_error: Annotated[
+        Literal["stop", "skip"] | None,
+        typer.Option(help="At a source that cannot be used; default: the recipe's way."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Turn cells and ontology text into training shards, split without leakage."""
+    """Turn cells and ontology text into training shards, split without leakage; run it again to go on."""
     from .training.corpus import build_corpus
 
-    _say_outcome(build_corpus([str(source) for source in sources], output), output, json)
+    corpus = build_corpus(
+        sources,
+        output,
+        recipe=recipe,
+        processor=processor,
+        num_processes=num_processes,
+        on_error=on_error,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    card = (corpus.path / "README.md").read_text(encoding="utf-8")
+    say({"output": str(output), "cells": len(corpus)}, as_json=json, lines=[card, f"Done: {output}"])
 
 
-@corpus_app.command("audit", epilog="Example: scmmgpt corpus audit corpus")
-def corpus_audit(corpus: Annotated[Path, typer.Argument(help="A corpus.")], json: AsJson = False) -> None:
-    """Check a corpus for leakage between its splits, and count what it holds."""
+@corpus_app.command("audit", epilog="Example: scmmgpt corpus audit corpus --test-set other.h5ad")
+def corpus_audit(
+    corpus: Annotated[Path, typer.Argument(help="A corpus.")],
+    test_set: Annotated[
+        str | None, typer.Option(help="Cells that must not be in the corpus: a file or folder.")
+    ] = None,
+    scheme: Annotated[str, typer.Option(help="The split scheme to check.")] = "study",
+    json: AsJson = False,
+) -> None:
+    """Check a corpus: labels at chance, and the same cells on both sides of a split or in a test set."""
     from .training.corpus import audit_corpus
 
-    _say_outcome(audit_corpus(corpus), corpus, json)
+    report = audit_corpus(corpus, test_set=test_set, scheme=scheme)
+    say(report, as_json=json, lines=_pairs(report))
+    if not report["passed"]:
+        message = f"{corpus} does not pass the audit: mend its labels or splits, or drop the cells named above."
+        raise UserError(message)
 
 
 @app.command(epilog="Example: scmmgpt convert scgpt scgpt-whole-human --output scgpt-hf")
