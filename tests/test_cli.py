@@ -308,6 +308,13 @@ def test_a_mistake_is_told_in_a_few_lines_and_leaves_everything_as_it_was(shell,
     assert {path.name for path in folder.iterdir()} == before
 
 
+def test_a_task_that_cannot_be_measured_is_told_with_those_that_can(shell):
+    code, _, err = shell("eval", "cells.h5ad", "--label", "cell_type", "--output", "results", "--task", "taste")
+
+    assert code == 2
+    assert "description" in err
+
+
 def test_data_that_the_processor_refuses_are_the_users_mistake(shell, folder, tmp_path):
     cells = tiny_cells(5)
     cells.X[0, 0] = float("nan")

@@ -378,18 +378,27 @@ def finetune(
     _say_outcome(api.finetune(cells, label, output=output, model=model, **settings), output, json)
 
 
-@app.command("eval", epilog="Example: scmmgpt eval my.h5ad --label cell_type --output results")
+@app.command(
+    "eval",
+    epilog="Examples: scmmgpt eval my.h5ad --label cell_type --output results | "
+    "scmmgpt eval my.h5ad --label cell_type --output results --task description",
+)
 def evaluate(
     cells: Cells,
     label: Annotated[str, typer.Option(help="The column of obs that holds the truth.")],
     output: Folder,
     model: Model = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="What to measure, such as description; repeat it. Default: the quick ones."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Measure a model on labelled cells, beside simple baselines."""
     from . import api
 
-    _say_outcome(api.evaluate(cells, label, output=output, model=model), output, json)
+    settings = {"tasks": task} if task else {}
+    _say_outcome(api.evaluate(cells, label, output=output, model=model, **settings), output, json)
 
 
 @app.command(
