@@ -411,6 +411,7 @@ def finetune(
     adata: AnnData | str | os.PathLike, label: str, *, output: str | os.PathLike, model: Any = None, **settings: Any
 ) -> Any:
     """Teach a model the labels in a column of `obs`; see `scmmgpt.training.finetune`."""
+    from . import auto  # noqa: F401 - the package's own classes, not the repository's copies
     from .training.finetune import finetune as finetune_model
 
     return finetune_model(adata, label=label, output=Path(output), model=model, **settings)
