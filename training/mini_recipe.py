@@ -49,6 +49,8 @@ class Stage2Settings:
 
     Attributes
     ----------
+    cell_decoder_learning_rate
+        Of text -> cell, which begins from nothing and has more to learn than the language model has.
     choice_rate
         Share of the questions that name candidates to choose from.
     num_requests
@@ -60,6 +62,7 @@ class Stage2Settings:
     steps: int
     batch_size: int
     learning_rate: float
+    cell_decoder_learning_rate: float
     choice_rate: float = 0.2
     max_answer_tokens: int = 72
     num_requests: int = 32

@@ -27,6 +27,7 @@ from .cell_simulator import FIRST_GENE_ID, CellSimulator, DrawnCell, SimulatedBa
 from .mini_recipe import MiniRecipe, Stage2Settings
 from .mini_stage1 import StreamTrainer, training_arguments
 from .profiles import WHOLE_TRANSCRIPTOME
+from .towers import parameter_groups
 
 IGNORE = -100
 
@@ -154,6 +155,24 @@ def profile_facts(row: dict, tissue_names: dict[str, str]) -> dict[str, str]:
 class Stage2Trainer(StreamTrainer):
     """Both directions in one step, each with cells of its own."""
 
+    def __init__(self, *arguments, cell_decoder_learning_rate: float, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.tower_rates = {"cell_decoder": cell_decoder_learning_rate}
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = parameter_groups(
+                trained,
+                self.get_decay_parameter_names(trained),
+                self.tower_rates,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+            )
+            self.optimizer = kind(groups, **options)
+        return super().create_optimizer(model)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         asked, wanted = {}, {}
         for name in list(inputs):
@@ -187,6 +206,7 @@ def train_stage2(
         model=model,
         args=training_arguments(settings.steps, settings.learning_rate, seed),
         train_dataset=SimulatedBatches(simulator, compose, settings.batch_size, seed),
+        cell_decoder_learning_rate=settings.cell_decoder_learning_rate,
     )
     trainer.train()
     model.requires_grad_(True)
