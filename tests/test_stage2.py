@@ -115,8 +115,9 @@ def adapted(corpus, tmp_path_factory):
 
 
 def test_adapters_are_small_and_give_the_same_answers_on_their_base(adapted, corpus):
-    base = AutoModelForMultimodalLM.from_pretrained(adapted / "base").eval()
-    merged = AutoModelForMultimodalLM.from_pretrained(adapted).eval()
+    exact = {"dtype": torch.float64}  # the sums of large, fast-trained adapters differ in single precision
+    base = AutoModelForMultimodalLM.from_pretrained(adapted / "base", **exact).eval()
+    merged = AutoModelForMultimodalLM.from_pretrained(adapted, **exact).eval()
     processor = AutoProcessor.from_pretrained(adapted)
     row = next(row for row in CorpusRows(corpus) if row["cell_type"] in TYPES)
     collate = ConversationCollator(
@@ -128,7 +129,7 @@ def test_adapters_are_small_and_give_the_same_answers_on_their_base(adapted, cor
     loaded = PeftModel.from_pretrained(base, adapted / "adapter").eval()(**batch).logits
 
     assert (loaded - plain).abs().max() > 1e-3
-    torch.testing.assert_close(loaded, merged(**batch).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded, merged(**batch).logits, rtol=1e-5, atol=1e-5)
     size = {
         place: sum(file.stat().st_size for file in place.glob("*.safetensors"))
         for place in (adapted / "base", adapted / "adapter")

@@ -76,7 +76,7 @@ def probabilities(
 ) -> np.ndarray:
     """What annotation would say, before it backs off."""
     candidates = read_labels(labels, loaded.ontology)
-    scale = float(towers_of(loaded).similarity_scale())
+    scale = towers_of(loaded).similarity_scale().item()
     label_embeds = embed_texts(loaded, label_texts(candidates))
     scorer = Scorer(study.embeds, label_embeds, candidates, loaded.calibration, scale=scale, prior_share=prior_share)
     return scorer.probabilities(slice(None))
