@@ -55,7 +55,7 @@ def model_system(model: str | os.PathLike | None = None, name: str | None = None
 
     def predict(cells: AnnData, labels: Sequence[str]) -> np.ndarray:
         candidates = read_labels(list(labels), loaded.ontology)
-        scale = float(towers_of(loaded).similarity_scale())
+        scale = towers_of(loaded).similarity_scale().item()
         vectors = embed_text(label_texts(candidates))
         scorer = Scorer(embed(cells), vectors, candidates, loaded.calibration, scale=scale)
         probabilities = scorer.probabilities(slice(None))

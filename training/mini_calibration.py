@@ -44,7 +44,7 @@ class Studies:
         labels = read_labels(everything, loaded.ontology)
         self.ontology, self.row_of = loaded.ontology, {label: i for i, label in enumerate(everything)}
         self.embeds = embed_texts(loaded, label_texts(labels))
-        self.scale = float(towers_of(loaded).similarity_scale().detach())
+        self.scale = towers_of(loaded).similarity_scale().item()
 
     def logits(self, study: EmbeddedStudy, labels: list[str], calibration: Calibration) -> np.ndarray:
         """What `annotate` softens with the temperature and turns into confidences."""
