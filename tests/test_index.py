@@ -86,8 +86,10 @@ def test_a_folder_that_is_no_index_is_refused(tmp_path):
 def test_the_approximate_index_finds_nearly_all_of_the_best(tmp_path, monkeypatch):
     pytest.importorskip("faiss", reason="pip install 'scmmgpt[search]'")
     monkeypatch.setattr(index_module, "MIN_CELLS_FOR_FAISS", 1000)
+    monkeypatch.setattr(index_module, "_TRAINING_VECTORS", 8000)  # so that three parts are merged on disk
     vectors = clustered_vectors(20_000)
-    index = write_index(tmp_path / "index", vectors, pd.DataFrame(index=np.arange(20_000).astype(str)), MODEL)
+    write_index(tmp_path / "index", vectors, pd.DataFrame(index=np.arange(20_000).astype(str)), MODEL)
+    index = Index.open((tmp_path / "index").rename(tmp_path / "moved"))
 
     recall, errors = [], []
     for query in vectors[::997]:
@@ -99,6 +101,7 @@ def test_the_approximate_index_finds_nearly_all_of_the_best(tmp_path, monkeypatc
     assert index.describe()["approximate"]
     assert np.mean(recall) > 0.95
     assert max(errors) < 1e-5
+    assert [path.name for path in index.folder.glob("shard*")] == []
 
 
 def test_without_the_extra_the_exact_search_serves(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """An atlas embedded once: vectors on disk, metadata beside them, searched by text in milliseconds.
 
 A folder holds `vectors.npy` (read through memory maps), `cells.h5ad` (obs, no matrix), `index.json` (which model made
-it) and, where the `search` extra is installed and the atlas is large, `approximate.faiss`.
+it) and, where the `search` extra is installed and the atlas is large, `approximate.faiss` with its lists in
+`approximate.ivfdata`. Building and searching hold the metadata in memory, and of the vectors a part at a time.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ from .errors import UserError, require
 if TYPE_CHECKING:
     import pandas as pd
 
-DESCRIPTION, VECTORS, CELLS, APPROXIMATE = "index.json", "vectors.npy", "cells.h5ad", "approximate.faiss"
+DESCRIPTION, VECTORS, CELLS = "index.json", "vectors.npy", "cells.h5ad"
+APPROXIMATE, LISTS = "approximate.faiss", "approximate.ivfdata"
 # Below this an exact search through the memory map takes milliseconds.
 MIN_CELLS_FOR_FAISS = 50_000
-_TRAINING_VECTORS = 100_000
+# Fixed, so that memory does not grow with the atlas; k-means wants 39 vectors for each list at least.
+_TRAINING_VECTORS = 65_536
+_TRAINING_VECTORS_PER_LIST = 39
+_ROWS_AT_A_TIME = 16_384
 _CANDIDATES_PER_RESULT = 50
 _README = """---
 tags: [scmmgpt, single-cell, embeddings]
@@ -116,8 +121,9 @@ class Index:
     @cached_property
     def _approximate(self) -> Any:
         faiss = require("faiss")
-        # Plain IO_FLAG_MMAP reads the whole index into memory, without a word.
-        approximate = faiss.read_index(str(self.folder / APPROXIMATE), faiss.IO_FLAG_MMAP_IFC)
+        # The lists are mapped from the file beside the index, wherever the folder was moved to.
+        flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
+        approximate = faiss.read_index(str(self.folder / APPROXIMATE), flags)
         faiss.extract_index_ivf(approximate).nprobe = 64
         return approximate
 
@@ -128,7 +134,7 @@ def best_rows(
     """Exact search, a part at a time: row numbers and scores of the best, ties to the smaller row number."""
     rows = np.arange(len(vectors)) if rows is None else rows
     best_number, best_score = np.empty(0, np.int64), np.empty(0, np.float32)
-    for part in parts(len(rows), size=65_536):
+    for part in parts(len(rows), size=_ROWS_AT_A_TIME):
         score = np.asarray(vectors[rows[part]], dtype=np.float32) @ query.astype(np.float32)
         number = np.concatenate([best_number, rows[part]])
         score = np.concatenate([best_score, score])
@@ -163,7 +169,7 @@ def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dic
         _copy_vectors(vectors, temporary / VECTORS)
         AnnData(obs=obs).write_h5ad(temporary / CELLS)
         if len(vectors) >= MIN_CELLS_FOR_FAISS:
-            _write_approximate(vectors, temporary / APPROXIMATE)
+            _write_approximate(vectors, temporary)
         content = {"model": model, "num_cells": len(vectors)}
         (temporary / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         readme = _README.format(num_cells=len(vectors), model=model["name"])
@@ -176,25 +182,36 @@ def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dic
 
 def _copy_vectors(vectors: np.ndarray, path: Path) -> None:
     copy = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=vectors.shape)
-    for rows in parts(len(vectors), size=65_536):
+    for rows in parts(len(vectors), size=_ROWS_AT_A_TIME):
         copy[rows] = vectors[rows]
     copy.flush()
 
 
-def _write_approximate(vectors: np.ndarray, path: Path) -> None:
-    """Inverted lists of vectors at 8 bits a number, trained on a sample."""
+def _write_approximate(vectors: np.ndarray, folder: Path) -> None:
+    """Inverted lists of vectors at 8 bits a number, trained on a sample, merged on disk from parts of the atlas."""
     try:
         faiss = require("faiss")
     except UserError:
         return  # the exact search serves
+    from faiss.contrib.ondisk import merge_ondisk
+
     num_cells, dimension = vectors.shape
-    num_lists = int(np.clip(4 * np.sqrt(num_cells), 64, 16_384))
+    num_lists = int(np.clip(4 * np.sqrt(num_cells), 1, _TRAINING_VECTORS // _TRAINING_VECTORS_PER_LIST))
     approximate = faiss.index_factory(dimension, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     chosen = np.random.default_rng(0).choice(num_cells, min(num_cells, _TRAINING_VECTORS), replace=False)
     approximate.train(np.ascontiguousarray(vectors[np.sort(chosen)], dtype=np.float32))
-    for rows in parts(num_cells, size=65_536):
-        approximate.add(np.ascontiguousarray(vectors[rows], dtype=np.float32))
-    faiss.write_index(approximate, str(path))
+    shards = []
+    for rows in parts(num_cells, size=_TRAINING_VECTORS):
+        shards.append(str(folder / f"shard{len(shards)}.faiss"))
+        for some in parts(rows.stop, start=rows.start, size=_ROWS_AT_A_TIME):
+            numbers = np.arange(some.start, some.stop)
+            approximate.add_with_ids(np.ascontiguousarray(vectors[some], dtype=np.float32), numbers)
+        faiss.write_index(approximate, shards[-1])
+        approximate.reset()
+    merge_ondisk(approximate, shards, str(folder / LISTS))
+    faiss.write_index(approximate, str(folder / APPROXIMATE))
+    for shard in shards:
+        Path(shard).unlink()
 
 
 def build_index(

@@ -1,0 +1,197 @@
+"""An index of an atlas: time and memory to build it, and recall and time per query of the approximate search.
+
+    python -m benchmarks.index --output docs/measured/index.json
+
+The atlas is tiled: real cells (SCMMGPT_DATA names them) are repeated until there are as many as asked for, and each
+count of each copy is thinned at random, so that no two cells are the same. Two sizes are built, each in a process of
+its own: memory is flat when both need the same. Memory is what the process itself holds (mapped files, which the
+system may drop at any time, are not counted), read every 50 ms. Recall is the share of the true best cells, found by
+a search through all vectors, that the approximate search finds too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.experimental import concat_on_disk
+
+import scmmgpt
+from scmmgpt.embedding import embed_texts
+from scmmgpt.index import Index, build_index
+from scmmgpt.prompts import query_text
+
+STUDY = "pbmc_facs_zheng2017.h5ad"
+SIZES = (75_000, 300_000)
+CELLS_PER_PART = 10_000
+KEPT = 0.7  # of the molecules of a copy
+TOP = 20
+QUERIES = (
+    "cells that make antibodies",
+    "natural killer cells that kill by granzymes",
+    "classical monocytes",
+    "naive CD4 T cells",
+    "regulatory T cells",
+    "stem cells that will become blood",
+    "CD8 T cells",
+    "B cells from blood",
+    "cells that present antigens",
+    "memory T cells",
+)
+
+
+def write_tiled_atlas(source: Path, num_cells: int, path: Path) -> None:
+    """Real cells again and again, each copy thinned, in parts: the atlas is never in memory."""
+    cells, generator = anndata.read_h5ad(source), np.random.default_rng(0)
+    counts = sp.csr_matrix(cells.X)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        files = []
+        for start in range(0, num_cells, CELLS_PER_PART):
+            numbers = np.arange(start, min(start + CELLS_PER_PART, num_cells))
+            part = counts[numbers % cells.n_obs]
+            part.data = generator.binomial(part.data.astype(np.int64), KEPT).astype(np.float32)
+            part.eliminate_zeros()
+            obs = cells.obs[["cell_type", "tissue"]].iloc[numbers % cells.n_obs].copy()
+            obs.index = [f"cell{number}" for number in numbers]
+            files.append(str(Path(folder) / f"{start}.h5ad"))
+            anndata.AnnData(part, obs=obs, var=pd.DataFrame(index=cells.var_names)).write_h5ad(files[-1])
+        concat_on_disk(files, path)
+
+
+@contextmanager
+def memory_and_time() -> Iterator[dict[str, float]]:
+    """Seconds by the clock and by the processor, and the most megabytes held beyond those held at the start."""
+    before, found, done = own_megabytes(), {}, threading.Event()
+    peak = before
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, own_megabytes())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    clock, processor = time.perf_counter(), time.process_time()
+    yield found
+    found["seconds"] = round(time.perf_counter() - clock, 1)
+    found["cpu_seconds"] = round(time.process_time() - processor, 1)
+    done.set()
+    watcher.join()
+    found["megabytes"] = round(peak - before)
+
+
+def own_megabytes() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def build(atlas: Path, folder: Path) -> dict[str, float]:
+    """Time and memory of a build; the model is loaded and its kernels compiled before the clock starts."""
+    model = scmmgpt.load(device="cpu")
+    scmmgpt.embed(anndata.AnnData(*_first_cells(atlas)), model=model, progress=False)
+    with memory_and_time() as found:
+        build_index(atlas, folder, model=model, progress=False)
+    return found
+
+
+def _first_cells(atlas: Path) -> tuple[sp.csr_matrix, pd.DataFrame, pd.DataFrame]:
+    with h5py.File(atlas) as file:
+        read = anndata.io.read_elem
+        return anndata.io.sparse_dataset(file["X"])[:64], read(file["obs"])[:64], read(file["var"])
+
+
+def query(folder: Path, repeats: int = 5) -> dict[str, dict[str, float]]:
+    """Recall and time per query, the query's text already embedded."""
+    index, model = Index.open(folder), scmmgpt.load(device="cpu")
+    vectors = embed_texts(model, [query_text(text) for text in QUERIES])
+    with memory_and_time() as held:
+        best = [index.nearest(vector, TOP, exact=True) for vector in vectors]
+        found = [index.nearest(vector, TOP) for vector in vectors]
+    recall = [np.isin(first[0], second[0]).mean() for first, second in zip(best, found, strict=True)]
+    return {
+        "recall": {"mean": round(float(np.mean(recall)), 4), "least": round(float(min(recall)), 4)},
+        "approximate_ms": _times(index, vectors, repeats, exact=False),
+        "exact_ms": _times(index, vectors, repeats, exact=True),
+        "held": {"megabytes": held["megabytes"]},
+    }
+
+
+def _times(index: Index, vectors: Sequence[np.ndarray], repeats: int, exact: bool) -> dict[str, float]:
+    times = []
+    for vector in [*vectors] * repeats:
+        start = time.perf_counter()
+        index.nearest(vector, TOP, exact=exact)
+        times.append(1000 * (time.perf_counter() - start))
+    return {name: round(float(np.percentile(times, share)), 1) for name, share in (("p50", 50), ("p95", 95))}
+
+
+def in_own_process(step: str, *arguments: str | Path) -> dict:
+    call = [sys.executable, "-W", "ignore", "-m", "benchmarks.index", "--step", step, *map(str, arguments)]
+    return json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def measure(source: Path, sizes: Sequence[int], folder: Path) -> list[dict]:
+    rows = []
+    for size in sizes:
+        atlas, index = folder / f"atlas{size}.h5ad", folder / f"index{size}"
+        write_tiled_atlas(source, size, atlas)
+        row = {"cells": size, "atlas_megabytes": round(atlas.stat().st_size / 1e6)}
+        row["build"] = in_own_process("build", atlas, index)
+        row["index_megabytes"] = round(sum(path.stat().st_size for path in index.iterdir()) / 1e6)
+        row["query"] = in_own_process("query", index)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        atlas.unlink()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--output", type=Path, help="a JSON file, which the page on searching renders")
+    parser.add_argument("--folder", type=Path, help="where the atlas and its index lie meanwhile")
+    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
+    settings = parser.parse_args()
+    if settings.step:
+        name, *paths = settings.step
+        print(json.dumps({"build": build, "query": query}[name](*map(Path, paths))))
+        return
+    sources = sorted(Path(os.environ.get("SCMMGPT_DATA", ".")).rglob(STUDY))
+    if not sources:
+        sys.exit(f"SCMMGPT_DATA must name a folder with {STUDY}.")
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        rows = measure(sources[0], settings.cells, Path(folder))
+    if settings.output:
+        settings.output.parent.mkdir(parents=True, exist_ok=True)
+        settings.output.write_text(json.dumps(report(rows), indent=1) + "\n")
+
+
+def report(rows: list[dict]) -> dict:
+    """The figures with all that is needed to get them again."""
+    return {
+        "command": "python -m benchmarks.index --output docs/measured/index.json",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
+        "data": f"{STUDY}, tiled, {KEPT:.0%} of the molecules kept in each copy; {len(QUERIES)} texts, top {TOP}",
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    main()
