@@ -69,7 +69,7 @@ def write_tiled_atlas(source: Path, num_cells: int, path: Path) -> None:
             part.eliminate_zeros()
             obs = cells.obs[["cell_type", "tissue"]].iloc[numbers % cells.n_obs].copy()
             obs.index = [f"cell{number}" for number in numbers]
-            files.append(str(Path(folder) / f"{start}.h5ad"))
+            files.append(Path(folder) / f"{start}.h5ad")
             anndata.AnnData(part, obs=obs, var=pd.DataFrame(index=cells.var_names)).write_h5ad(files[-1])
         concat_on_disk(files, path)
 

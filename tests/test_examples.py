@@ -1,5 +1,6 @@
 """Every example runs, on the embedded model."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,36 @@ def test_example_runs(example, tmp_path):
 
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout
+
+
+NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(EXAMPLES.glob("*.ipynb"))]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_cells_of_a_notebook_run_in_order(notebook, monkeypatch):
+    monkeypatch.chdir(EXAMPLES)
+    names = {}
+
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), notebook.name, "exec"), names)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_notebook_is_kept_without_outputs(notebook):
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+
+    assert [cell["outputs"] for cell in cells if cell["outputs"] or cell["execution_count"]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_notebook_runs_in_a_kernel(notebook):
+    """As a reader runs it: with output, magics and the last line of each cell shown."""
+    nbclient = pytest.importorskip("nbclient", reason="pip install nbmake")
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
+
+    nbclient.NotebookClient(content, timeout=600, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
