@@ -22,8 +22,11 @@ from .configuration_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellDecoderConfig
 # Counts and library sizes are positive: their logarithms stay in this range.
 LOG_RATE_RANGE = (-20.0, 5.0)
 LOG_DISPERSION_RANGE = (-4.0, 6.0)
-# Noise on a real cell's latent in training, so that the decoder is smooth where the flow is inexact.
-LATENT_NOISE = 0.1
+# Noise on a real cell's latent in training, so that the decoder is smooth where the flow is inexact, and turns to the
+# text for what the text says.
+LATENT_NOISE = 0.3
+# Times and noises for each latent in a training step: the flow is small, its loss a noisy estimate.
+FLOW_DRAWS = 8
 
 
 @dataclass
@@ -149,7 +152,7 @@ class ScMMGPTGeneHead(nn.Module):
     """Each gene reads its share of the cell's counts off the memory tokens, by attention; dispersion per gene.
 
     A gene weighs the tokens by its keys and reads one number off each: two small products, no (cells x genes x hidden)
-    tensor, so that twenty thousand genes cost little.
+    tensor, so that twenty thousand genes cost little. Loadings of its own add what its vector does not say.
     """
 
     def __init__(self, config: ScMMGPTCellDecoderConfig, hidden_size: int, embedding_size: int, vocab_size: int):
@@ -163,6 +166,12 @@ class ScMMGPTGeneHead(nn.Module):
         self.gene_bias = nn.Parameter(torch.empty(vocab_size))
         self.gene_dispersion = nn.Parameter(torch.empty(vocab_size))
         self.constant_parameters = {"gene_bias": -math.log(vocab_size), "gene_dispersion": 0.0}
+        self.num_loadings = config.num_gene_loadings
+        if self.num_loadings:
+            num_tokens = config.num_text_tokens + 2 * config.num_memory_tokens
+            self.memory_loadings = nn.Linear(num_tokens * hidden_size, self.num_loadings)
+            self.gene_loadings = nn.Parameter(torch.empty(vocab_size, self.num_loadings))
+            self.random_parameters = ("gene_loadings",)
 
     def forward(self, memory_BMD, gene_table, gene_ids) -> tuple[torch.Tensor, torch.Tensor]:
         """(log share of the library (B, G), dispersion (G,))"""
@@ -172,6 +181,8 @@ class ScMMGPTGeneHead(nn.Module):
         attention_BGM = self._product(self.gene_query(genes_GE), self.memory_key(memory_BMD)).mul(scale).softmax(-1)
         reading_BGM = self._product(self.gene_readout(genes_GE), self.memory_value(memory_BMD)).mul(scale)
         log_share_BG = (attention_BGM * reading_BGM).sum(-1) + self.gene_bias[gene_ids]
+        if self.num_loadings:
+            log_share_BG = log_share_BG + self.memory_loadings(memory_BMD.flatten(1)) @ self.gene_loadings[gene_ids].T
         dispersion_G = self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
         return log_share_BG.float().clamp(*LOG_RATE_RANGE), dispersion_G
 
@@ -224,6 +235,7 @@ class ScMMGPTCellDecoder(nn.Module):
         )
 
     def _flow_loss(self, latent_BZ, features_BKD):
+        latent_BZ, features_BKD = latent_BZ.repeat(FLOW_DRAWS, 1), features_BKD.repeat(FLOW_DRAWS, 1, 1)
         noise = torch.randn_like(latent_BZ)
         time_B = torch.rand(len(latent_BZ), device=latent_BZ.device, dtype=latent_BZ.dtype)
         between = torch.lerp(noise, latent_BZ, time_B[:, None])

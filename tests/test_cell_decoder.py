@@ -214,7 +214,9 @@ def test_sampled_counts_have_the_mean_and_the_variance_asked_for():
 
 def test_text_to_cell_learns_and_every_weight_of_it_moves(model, targets):
     still = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
-    network = model(cell={"hidden_dropout": 0.0}, qformer=still, decoder={"text_dropout": 0.5}).train()
+    network = model(
+        cell={"hidden_dropout": 0.0}, qformer=still, decoder={"text_dropout": 0.5, "num_gene_loadings": 2}
+    ).train()
     before = {name: weight.detach().clone() for name, weight in network.cell_decoder.named_parameters()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.0)
 

@@ -141,7 +141,10 @@ class CellSimulator:
     def _pick(self, share, measured, library, generator) -> DrawnCell:
         bounds = np.cumsum(share, dtype=np.float64)
         picked = np.searchsorted(bounds, generator.random(library) * bounds[-1], side="right")
-        genes, counts = np.unique(np.minimum(picked, len(share) - 1), return_counts=True)
+        return self.as_drawn(*np.unique(np.minimum(picked, len(share) - 1), return_counts=True), measured)
+
+    def as_drawn(self, genes: np.ndarray, counts: np.ndarray, measured: np.ndarray) -> DrawnCell:
+        """A cell of these counts, with its values and its order."""
         scale = TARGET_SUM * self._panel_share(measured) / counts.sum()
         order = np.argsort(-counts / self.medians[genes], kind="stable")
         values = np.log1p(counts * scale).astype(np.float32)

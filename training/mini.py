@@ -26,6 +26,7 @@ from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneNames
 from scmmgpt.training.cell_simulator import CellSimulator
 from scmmgpt.training.gene_tables import vocabulary_genes
+from scmmgpt.training.measured_cells import read_measured_cells
 from scmmgpt.training.mini_recipe import MiniRecipe, read_recipe
 from scmmgpt.training.mini_stage1 import train_stage1
 from scmmgpt.training.mini_stage2 import train_stage2
@@ -49,8 +50,7 @@ def main() -> None:
     recipe = read_recipe(arguments.config).cut_to(arguments.steps)
     data = Path(os.environ.get("SCMMGPT_DATA") or parser.error("set SCMMGPT_DATA to the folder with the cells"))
 
-    ontology = Ontology.read(EMBEDDED / ONTOLOGY_FILE)
-    names = GeneNames.read(EMBEDDED / GENE_NAMES_FILE)
+    ontology, names = Ontology.read(EMBEDDED / ONTOLOGY_FILE), GeneNames.read(EMBEDDED / GENE_NAMES_FILE)
     profiles, genes, ensembl_ids = corpus_profiles(recipe, data, names)
     if arguments.towers is None:
         processor = build_processor(recipe, genes, ensembl_ids, profiles, names, ontology)
@@ -71,14 +71,15 @@ def main() -> None:
         towers.config.training_summary = summary(recipe, profiles, history, arguments.development)
         export(towers, processor, towers_folder, dtype=torch.float16)
     if not arguments.stage1_only:
+        sources = [data / source.file for source in recipe.sources if not source.simulated]
+        measured = read_measured_cells(sources, GeneIdentifier(genes, ensembl_ids, names), profiles)
         towers = ScMMGPTForPreTraining.from_pretrained(towers_folder, dtype=torch.float32)
         # What stage 2 reads of the configuration is the recipe's, not what an earlier recipe said.
-        learned = towers.config.training_summary
-        towers.config = build_config(recipe, processor)
-        model, more = train_stage2(towers, recipe, simulator, ontology, processor)
+        learned, towers.config = towers.config.training_summary, build_config(recipe, processor)
+        model, more = train_stage2(towers, recipe, simulator, ontology, processor, measured)
         model.config.training_summary = learned | summary(recipe, profiles, more, arguments.development)
-        history += more
         export(model, processor, arguments.output, dtype=torch.float16)
+        history += more
     print(json.dumps({"losses": [entry["loss"] for entry in history]}))
 
 
@@ -164,6 +165,8 @@ def code_digest() -> str:
     for name in (
         "profiles.py",
         "cell_simulator.py",
+        "measured_cells.py",
+        "decoder_start.py",
         "mini.py",
         "mini_recipe.py",
         "mini_stage1.py",

@@ -53,6 +53,8 @@ class Stage2Settings:
         Of text -> cell, which begins from nothing and has more to learn than the language model has.
     choice_rate
         Share of the questions that name candidates to choose from.
+    measured_rate
+        Share of batches whose requests ask for cells as they were counted; in the others cells are redrawn.
     num_requests
         Cells per step that a text should lead to.
     num_leading_genes, num_other_genes
@@ -64,6 +66,7 @@ class Stage2Settings:
     learning_rate: float
     cell_decoder_learning_rate: float
     choice_rate: float = 0.2
+    measured_rate: float = 0.4
     max_answer_tokens: int = 72
     num_requests: int = 32
     max_request_tokens: int = 48

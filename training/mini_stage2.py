@@ -24,6 +24,8 @@ from scmmgpt.processing.prompting_scmmgpt import (
 )
 
 from .cell_simulator import FIRST_GENE_ID, CellSimulator, DrawnCell, SimulatedBatches, pad_cells
+from .decoder_start import begin_with
+from .measured_cells import MeasuredCells
 from .mini_recipe import MiniRecipe, Stage2Settings
 from .mini_stage1 import StreamTrainer, training_arguments
 from .profiles import WHOLE_TRANSCRIPTOME
@@ -41,6 +43,7 @@ class Stage2Batch:
     processor: ScMMGPTProcessor
     settings: Stage2Settings
     tissue_names: dict[str, str]
+    measured: dict[str, MeasuredCells]
     target_genes: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self):
@@ -92,12 +95,8 @@ class Stage2Batch:
 
     def _requests(self, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Whole cells of one family of studies, which measured the same genes, with the texts that ask for them."""
-        families = list(self.target_genes)
-        weights = np.array([(self.simulator.profiles.table.family == family).sum() for family in families])
-        family = families[generator.choice(len(families), p=weights / weights.sum())]
-        mine = np.flatnonzero((self.simulator.profiles.table.family == family).to_numpy())
-        rows = generator.choice(mine, self.settings.num_requests)
-        cells = [self.simulator.draw_cell(row, generator, whole=True) for row in rows]
+        is_measured = generator.random() < self.settings.measured_rate and bool(self.measured)
+        family, rows, cells = self._measured(generator) if is_measured else self._redrawn(generator)
         texts = []
         for row in rows:
             definition = self.definitions[row] if generator.random() < 0.3 else None
@@ -122,6 +121,33 @@ class Stage2Batch:
             "target_counts": torch.from_numpy(counts[:, genes]),
             "target_library_size": torch.from_numpy(counts.sum(1)),
         }
+
+    def _redrawn(self, generator: np.random.Generator) -> tuple[str, np.ndarray, list[DrawnCell]]:
+        table, families = self.simulator.profiles.table, list(self.target_genes)
+        weights = np.array([(table.family == family).sum() for family in families])
+        family = families[generator.choice(len(families), p=weights / weights.sum())]
+        rows = generator.choice(np.flatnonzero(table.family == family), self.settings.num_requests)
+        return family, rows, [self.simulator.draw_cell(row, generator, whole=True) for row in rows]
+
+    def _measured(self, generator: np.random.Generator) -> tuple[str, np.ndarray, list[DrawnCell]]:
+        """Every type as often as any other, whatever its number of cells."""
+        families = list(self.measured)
+        weights = np.sqrt([len(cells.profiles) for cells in self.measured.values()])
+        family = families[generator.choice(len(families), p=weights / weights.sum())]
+        cells = self.measured[family]
+        _, kind, number = np.unique(cells.profiles, return_inverse=True, return_counts=True)
+        drawn = generator.choice(len(kind), self.settings.num_requests, p=1 / number[kind] / len(number))
+        rows, picked = cells.profiles[drawn], cells.counts[drawn]
+        return (
+            family,
+            rows,
+            [
+                self.simulator.as_drawn(
+                    cell.indices, cell.data.astype(np.int64), self.simulator.profiles.measured[row]
+                )
+                for row, cell in zip(rows, picked, strict=True)
+            ],
+        )
 
     def _genes_by_family(self) -> dict[str, np.ndarray]:
         """Genes of each family of whole transcriptomes, those that fill its cells first."""
@@ -190,17 +216,20 @@ def train_stage2(
     simulator: CellSimulator,
     ontology: Ontology,
     processor: ScMMGPTProcessor,
+    measured: dict[str, MeasuredCells],
 ) -> tuple[ScMMGPTForConditionalGeneration, list[dict]]:
     """A language model and a cell decoder around the frozen towers; returns the model and the logged losses."""
     settings = recipe.stage2
     torch.manual_seed(recipe.seed)
     model = ScMMGPTForConditionalGeneration(towers.config)
     model.model.load_state_dict(towers.model.state_dict(), strict=False)
-    _begin_with_mean_cell(model, simulator)
+    whole = simulator.profiles.measured.sum(1) >= WHOLE_TRANSCRIPTOME
+    shares, is_measured = simulator.profiles.share[whole], simulator.profiles.measured[whole]
+    begin_with(model.cell_decoder, shares, is_measured, np.arange(shares.shape[1]) + FIRST_GENE_ID)
     trained = ("model.language_model", "model.cell_token_projector", "lm_head", "cell_decoder")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trained))
-    compose = Stage2Batch(simulator, ontology, processor, settings, recipe.tissue_names)
+    compose = Stage2Batch(simulator, ontology, processor, settings, recipe.tissue_names, measured)
     seed = recipe.seed * 100 + 50
     trainer = Stage2Trainer(
         model=model,
@@ -211,11 +240,3 @@ def train_stage2(
     trainer.train()
     model.requires_grad_(True)
     return model, [entry for entry in trainer.state.log_history if "loss" in entry]
-
-
-@torch.no_grad()
-def _begin_with_mean_cell(model: ScMMGPTForConditionalGeneration, simulator: CellSimulator) -> None:
-    """Generation starts from each gene's mean share, instead of spending its first steps on finding it."""
-    smallest = simulator.masses[simulator.masses > 0].min()
-    shares = torch.from_numpy(np.log(np.maximum(simulator.masses, smallest))).float()
-    model.cell_decoder.gene_head.gene_bias[FIRST_GENE_ID:] = shares

@@ -79,7 +79,7 @@ def read_profiles(files: Sequence[Path], identifier: GeneIdentifier, num_genes: 
     for path in files:
         cells = anndata.read_h5ad(path)
         matrix, columns = on_vocabulary(cells, identifier, num_genes)
-        rows = _rows_by_profile(cells.obs, path.stem)
+        rows = rows_by_profile(cells.obs, path.stem)
         for row, members in rows:
             total = np.asarray(matrix[members].sum(0)).ravel()
             tables.append(row)
@@ -102,7 +102,8 @@ def on_vocabulary(
     return sp.csr_matrix(linear_expression(cells) @ selector), columns
 
 
-def _rows_by_profile(obs: pd.DataFrame, name: str) -> list[tuple[dict, np.ndarray]]:
+def rows_by_profile(obs: pd.DataFrame, name: str) -> list[tuple[dict, np.ndarray]]:
+    """What the table says of each profile of a file called `name`, and the cells that go into it."""
     obs = obs.reset_index(drop=True).astype(str)
     obs["study"] = obs.get("study_profile", name)
     obs = obs[obs.cell_type_ontology_term_id != UNKNOWN]

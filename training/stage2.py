@@ -35,6 +35,7 @@ from scmmgpt.training.conversations import ConversationCollator, MixedOrder, Shu
 from scmmgpt.training.corpus_reading import Corpus, Selection
 from scmmgpt.training.curves import draw_curves
 from scmmgpt.training.data import RowSampler
+from scmmgpt.training.decoder_start import begin_with, corpus_shares, is_new
 from scmmgpt.training.flops import stage_2_flops
 from scmmgpt.training.held_out import spread_over
 from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
@@ -231,6 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpus = Corpus.open(settings.data.corpus)
     processor = assemble_processor(settings, corpus)
     model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
+    if settings.data.text_to_cells and is_new(model.cell_decoder):
+        shares, seen = corpus_shares(
+            corpus, Selection("train", settings.data.scheme, True, tuple(settings.data.sources))
+        )
+        begin_with(model.cell_decoder, shares, seen, np.arange(shares.shape[1]))
     rows = rows_of(settings, corpus, processor, training)
     if command.dry_run:
         print("\n".join(plan(settings, training, model, rows).lines()))
