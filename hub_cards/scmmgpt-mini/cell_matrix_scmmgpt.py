@@ -37,12 +37,15 @@ class Matrix(NamedTuple):
         """Rows from `start` up to `stop` as csr, in the matrix's own numbers."""
         return as_csr_rows(self.read(start, stop))
 
-    def blocks(self, chunk_size: int | None = None, first: int = 0) -> Iterator[tuple[int, int]]:
-        """Bounds of consecutive row blocks from row `first` on; those of a dense matrix fit in little memory too."""
+    def blocks(
+        self, chunk_size: int | None = None, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Bounds of consecutive row blocks of rows `first` to `last`; a dense matrix's fit in little memory too."""
+        last = self.shape[0] if last is None else min(last, self.shape[0])
         step = chunk_size or CHUNK_SIZE
         if self.is_dense:
             step = min(step, max(1, MAX_DENSE_BYTES // max(1, 8 * self.shape[1])))
-        return ((start, min(start + step, self.shape[0])) for start in range(first, self.shape[0], step))
+        return ((start, min(start + step, last)) for start in range(first, last, step))
 
 
 class Cells:

@@ -246,6 +246,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         chunk_size: int = 1024,
         *,
         start: int = 0,
+        stop: int | None = None,
         layer: str | None = None,
         counts: bool | None = None,
         gene_column: str | None = None,
@@ -253,11 +254,12 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
     ) -> Iterator[BatchFeature]:
         """Tokenise any number of cells in constant memory, `chunk_size` at a time.
 
-        Cells come in their order, from cell `start` on; each chunk is padded to its own longest cell. After the last
-        chunk `account` covers all of them.
+        Cells come in their order, from cell `start` up to `stop`; each chunk is padded to its own longest cell.
+        `account` covers all of them up to the last chunk that was given.
         """
         account = InputAccount(self.strict)
-        for block in self._read(cells, account, layer, counts, gene_column, self.species, chunk_size, start):
+        bounds = chunk_size, start, stop
+        for block in self._read(cells, account, layer, counts, gene_column, self.species, bounds):
             features, totals = lay_out([block], self._layout(self.max_genes))
             account.add(totals[0], block.total, block.turned_back)
             account.check()
@@ -288,8 +290,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         counts: bool | None,
         gene_column: str | None,
         species: str | None,
-        chunk_size: int | None = None,
-        first: int = 0,
+        bounds: tuple[int | None, int, int | None] = (None, 0, None),
     ) -> Iterator[CellBlock]:
         """Blocks of cells with their genes' places in the vocabulary."""
         with open_cells(source) as cells:
@@ -301,7 +302,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
             share = self.panel_share(match.rows[match.rows >= 0] + len(SPECIAL_TOKENS)) if self.panel_scaling else 1.0
             account.begin(cells, chosen, match, share)
             id_of_column = np.where(match.rows >= 0, match.rows + len(SPECIAL_TOKENS), -1).astype(np.int32)
-            for start, stop in chosen.matrix.blocks(chunk_size, first):
+            for start, stop in chosen.matrix.blocks(*bounds):
                 rows, turned_back = chosen.linear_rows(start, stop)
                 total = float(rows.data[rows.entries].sum(dtype=np.float64))
                 columns = id_of_column

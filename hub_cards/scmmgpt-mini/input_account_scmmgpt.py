@@ -71,6 +71,8 @@ class InputAccount:
             "num_cells": self.num_cells,
             "empty_cells": self.empty_cells,
             "cells_turned_back_into_counts": self.cells_turned_back_into_counts,
+            "counts_in_all": self.total,
+            "counts_covered": self.covered,
             "share_of_counts": round(self.share_of_counts, 6),
         }
 

@@ -19,12 +19,16 @@ device, batch_size
     None chooses; a batch that does not fit into memory is halved.
 progress
     Show a bar where a person watches.
+engine, address, workers
+    "local", or "ray": the cells of a file go through a Ray cluster, here or at `address`, with so many copies of the
+    model (None: as many as the cluster has room for). The result is the same.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +36,7 @@ import numpy as np
 
 from .annotation import Caller, Calls, Scorer, call_cells
 from .annotation import rerank as mix_in_matching
-from .embedding import Arrays, embed_batch, embed_texts, match_batch, towers_of
+from .embedding import Arrays, MakeCompute, embed_batch, embed_texts, match_batch, towers_of
 from .errors import UserError
 from .labels import UNKNOWN, Labels, LabelSet, ontology_labels, read_labels
 from .loading import LoadedModel, load
@@ -73,13 +77,13 @@ def embed(adata: AnnData | str | os.PathLike, *, model: Any = None, **options: A
     model
         A directory, a Hub repository, what `load` returned, or None for the embedded model.
     **options
-        output, key_added, overwrite, inplace, device, batch_size, progress: see the module.
+        output, key_added, overwrite, inplace, device, batch_size, progress, engine, address, workers: see the module.
     """
     chosen = Options(**options)
     key = f"X_{chosen.key_added}"
     verb = Verb.begin("embed", adata, model, chosen, keys=Additions(obsm={key: None}))
     run = verb.start_run()
-    embeds = run.compute("embed", embed_batch(verb.loaded))["embeds"]
+    embeds = run.compute("embed", embed_batch)["embeds"]
     record = verb.record(run.gene_account, dimension=embeds.shape[1])
     return verb.finish(Additions(obsm={key: embeds}, uns={chosen.key_added: record}))
 
@@ -129,7 +133,7 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     model
         A directory, a Hub repository, what `load` returned, or None for the embedded model.
     **options
-        output, key_added, overwrite, inplace, device, batch_size, progress: see the module.
+        output, key_added, overwrite, inplace, device, batch_size, progress, engine, address, workers: see the module.
     """
     chosen = Options(**options)
     key = chosen.key_added
@@ -145,8 +149,10 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     label_embeds = remembered(verb.loaded.weights_hash, texts, lambda: embed_texts(verb.loaded, texts))
 
     run = verb.start_run(texts=texts if rerank else None, rerank=rerank)
-    compute = match_batch(verb.loaded, texts, label_embeds, rerank) if rerank else embed_batch(verb.loaded)
-    arrays = run.compute("annotate", compute)
+    make: MakeCompute = embed_batch
+    if rerank:
+        make = partial(match_batch, texts=texts, text_embeds=label_embeds, num_best=rerank)
+    arrays = run.compute("annotate", make)
     embeds = smooth_embeds(arrays["embeds"], smooth) if smooth else arrays["embeds"]
     scale = towers_of(verb.loaded).similarity_scale().item()
     scorer = Scorer(embeds, label_embeds, candidates, verb.loaded.calibration, scale=scale, prior_share=prior_share)
@@ -217,7 +223,7 @@ def _empty_cells_are_unknown(calls: Calls, num_genes: np.ndarray) -> None:
 def _column(values: np.ndarray) -> Any:
     import pandas as pd
 
-    return pd.Categorical(values.astype(str)) if values.dtype == object else values
+    return pd.Categorical(values) if values.dtype == object else values
 
 
 def search(
@@ -258,7 +264,7 @@ def search(
         number, score = index.nearest(_query(loaded, text), top or index.num_cells, rows, exact=top is None)
         return _hits(index.obs, number, score)
     verb = Verb.begin("search", cells, model, Options(**options), keys=Additions())
-    embeds = verb.start_run().compute("search", embed_batch(verb.loaded))["embeds"]
+    embeds = verb.start_run().compute("search", embed_batch)["embeds"]
     rows = rows_where(verb.cells.obs, where) if where else None
     number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
     return _hits(verb.cells.obs, number, score)
@@ -422,4 +428,4 @@ def embed_for_index(atlas: Any, folder: Path, *, model: Any, **options: Any):
     verb = Verb.begin("index", atlas, model, Options(**options), keys=Additions())
     verb.output = folder
     run = verb.start_run()
-    return run.compute("embed", embed_batch(verb.loaded))["embeds"], verb.cells.obs, verb.loaded, verb.workspace
+    return run.compute("embed", embed_batch)["embeds"], verb.cells.obs, verb.loaded, verb.workspace

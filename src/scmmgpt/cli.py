@@ -37,6 +37,11 @@ KeyAdded = Annotated[str, typer.Option(help="The name that results are written u
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results of the same name in the output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ClusterKey = Annotated[str | None, typer.Option(help="A column of obs: one result per cluster instead of per cell.")]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="What computes: this process, or a Ray cluster (extra `ray`).")
+]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster that is there; default: one on this machine.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Copies of the model on the Ray cluster; default: all.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
 
@@ -117,6 +122,9 @@ def annotate(
     overwrite: Overwrite = False,
     device: Device = None,
     batch_size: BatchSize = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     json: AsJson = False,
 ) -> None:
     """Name the type of each cell, from any list of labels, with a confidence."""
@@ -138,6 +146,10 @@ def annotate(
         overwrite=overwrite,
         device=device,
         batch_size=batch_size,
+        engine=engine,
+        address=address,
+        workers=workers,
+        summary_only=True,
     )
     result, lines = annotation_summary(adata, key_added)
     say(result | {"output": str(output), "report": report and str(report)}, as_json=json, lines=lines)
@@ -155,14 +167,20 @@ def embed(
     overwrite: Overwrite = False,
     device: Device = None,
     batch_size: BatchSize = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     json: AsJson = False,
 ) -> None:
     """Write one vector per cell, in the space that text shares, to obsm."""
     from . import api
 
-    options = {"key_added": key_added, "overwrite": overwrite, "device": device, "batch_size": batch_size}
-    adata = api.embed(cells, output=output, model=model, **options)
-    shape = list(adata.obsm[f"X_{key_added}"].shape)
+    options: dict[str, Any] = {"key_added": key_added, "overwrite": overwrite, "device": device}
+    cluster = {"engine": engine, "address": address, "workers": workers}
+    adata = api.embed(
+        cells, output=output, model=model, batch_size=batch_size, summary_only=True, **options, **cluster
+    )
+    shape = [adata.n_obs, int(adata.uns[key_added]["embed"]["settings"]["dimension"])]
     result = {"output": str(output), "key": f"X_{key_added}", "shape": shape}
     say(result, as_json=json, lines=[f"obsm['X_{key_added}'], {shape[0]} x {shape[1]}, written to {output}"])
 

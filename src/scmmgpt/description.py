@@ -61,7 +61,7 @@ def _describe_all(run: CellRun, compute: Compute, choices: LabelSet | None) -> t
     texts = run.workspace.lines("describe")
     run.cells_per_chunk = CELLS_PER_CHUNK
     if choices is not None:
-        probabilities = run.compute("choose", compute)["probabilities"]
+        probabilities = run.compute("choose", lambda _: compute)["probabilities"]
         return [choices.labels[best] for best in probabilities.argmax(axis=1)], probabilities
     for _, features, results in run.results("describe", compute):
         new = _checked_texts(run, features, results)
@@ -73,7 +73,7 @@ def _describe_all(run: CellRun, compute: Compute, choices: LabelSet | None) -> t
 def _describe_clusters(
     run: CellRun, compute: Compute, choices: LabelSet | None, clusters: np.ndarray
 ) -> tuple[list[str], np.ndarray | None]:
-    embeds = run.compute("embed", embed_batch(run.loaded))["embeds"]
+    embeds = run.compute("embed", embed_batch)["embeds"]
     typical = _most_typical(embeds, clusters)
     features = dict(run.gene_tokenizer(run.cells.rows(typical), return_tensors="np"))
     results = run_chunk(features, compute, run.batches, run.loaded.device)

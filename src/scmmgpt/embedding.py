@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from .accounts import joined_accounts
 from .cells import CellsInFile, CellsInMemory
 from .device import Batches
 from .loading import LoadedModel
@@ -16,11 +19,17 @@ from .progress import Workspace, progress_bar
 if TYPE_CHECKING:
     import torch
 
+    from .ray_engine import RayEngine
+
 CELLS_PER_CHUNK = 1024
 TEXTS_PER_BATCH = 64
 
+Item = TypeVar("Item")
 Arrays = dict[str, np.ndarray]
+# Inputs of one batch on the model's device -> one row per cell for each array.
 Compute = Callable[[dict[str, "torch.Tensor"]], Arrays]
+# What to compute, for whichever copy of the model computes it: another process makes its own.
+MakeCompute = Callable[[LoadedModel], Compute]
 
 
 @dataclass
@@ -33,24 +42,26 @@ class CellRun:
     workspace: Workspace
     progress: bool = True
     cells_per_chunk: int | None = None
+    engine: RayEngine | None = None
+    gene_account: dict[str, Any] = field(default_factory=dict)
 
     @property
     def gene_tokenizer(self) -> Any:
         return self.loaded.processor.feature_extractor
 
-    def compute(self, what: str, compute: Compute) -> Arrays:
+    def compute(self, what: str, make: MakeCompute) -> Arrays:
         """Arrays over all cells, filled chunk by chunk.
 
         Parameters
         ----------
         what
             What the progress bar says, and the name under which the arrays are kept.
-        compute
-            Inputs of one batch on the model's device -> one row per cell for each array.
+        make
+            Makes the computation from a model.
         """
         arrays: Arrays = {}
         is_resumed = self.workspace.done(what) > 0
-        for rows, _, results in self.results(what, compute):
+        for rows, results in self._computed(what, make):
             for name, values in results.items():
                 if name not in arrays:
                     shape = (self.cells.num_cells, *values.shape[1:])
@@ -59,34 +70,58 @@ class CellRun:
             self.workspace.finish(what, rows.stop)
         return arrays or self.workspace.reopen(what)
 
+    def _computed(self, what: str, make: MakeCompute) -> Iterator[tuple[slice, Arrays]]:
+        if self.engine is None:
+            for rows, _, results in self.results(what, make(self.loaded)):
+                yield rows, results
+            return
+        with self._watched(what) as keep:
+            for rows, results, account in self.engine.results(self, make, self.workspace.done(what)):
+                keep(rows, account)
+                yield rows, results
+
     def results(self, what: str, compute: Compute) -> Iterator[tuple[slice, dict[str, np.ndarray], Arrays]]:
         """(rows, their tokens, their results) of every chunk that was not finished before an interruption."""
-        done = self.workspace.done(what)
+        with self._watched(what) as keep:
+            for rows, features, account in one_ahead(self._chunks(self.workspace.done(what))):
+                results = run_chunk(features, compute, self.batches, self.loaded.device)
+                keep(rows, account)
+                yield rows, features, results
+
+    @contextmanager
+    def _watched(self, what: str) -> Iterator[Callable[[slice, dict[str, Any]], None]]:
+        """A function that takes note of rows that were computed and of the account of all that were read so far."""
+        done, before = self.workspace.done(what), self.workspace.notes.get(what)
+        self.gene_account = dict(before or {})
+
+        def keep(rows: slice, account: dict[str, Any]) -> None:
+            self.gene_account = self.workspace.notes[what] = joined_accounts(before, account)
+            advance(rows.stop - rows.start)
+
         try:
             with progress_bar(what, self.cells.num_cells, shown=self.progress, done=done) as advance:
-                for rows, features in self._chunks():
-                    if rows.stop <= done:
-                        continue  # read again for the account of the genes, but not computed again
-                    yield rows, features, run_chunk(features, compute, self.batches, self.loaded.device)
-                    advance(rows.stop - rows.start)
+                yield keep
         except BaseException:
             self.workspace.remove_if_unused()
             raise
 
-    def _chunks(self) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-        start = 0
+    def _chunks(self, start: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, Any]]]:
+        """(rows, their tokens, the account of all from `start` to them)."""
         source = self.cells.path if self.cells.path is not None else self.cells.adata
-        for features in self.gene_tokenizer.iter_chunks(
-            source, self.cells_per_chunk or CELLS_PER_CHUNK, return_tensors="np"
-        ):
+        size = self.cells_per_chunk or CELLS_PER_CHUNK
+        for features in self.gene_tokenizer.iter_chunks(source, size, start=start, return_tensors="np"):
             stop = start + len(features["gene_ids"])
-            yield slice(start, stop), dict(features)
+            yield slice(start, stop), dict(features), dict(self.gene_tokenizer.account)
             start = stop
 
-    @property
-    def gene_account(self) -> dict[str, Any]:
-        """What was read, as the gene tokenizer tells it."""
-        return dict(self.gene_tokenizer.account or {})
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; the next one is made in a thread while the caller is at work on this one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def run_chunk(features: dict[str, np.ndarray], compute: Compute, batches: Batches, device: torch.device) -> Arrays:
@@ -152,7 +187,7 @@ def tokenize_texts(loaded: LoadedModel, texts: Sequence[str]) -> dict[str, torch
     return {name: values.to(loaded.device) for name, values in inputs.items()}
 
 
-def match_batch(loaded: LoadedModel, texts: Sequence[str], text_embeds: np.ndarray, num_best: int) -> Compute:
+def match_batch(loaded: LoadedModel, *, texts: Sequence[str], text_embeds: np.ndarray, num_best: int) -> Compute:
     """A computation of unit vectors and of the matching head's opinion about each cell's best texts.
 
     The cell is encoded once for all its candidates.

@@ -37,6 +37,7 @@ class Workspace:
         self._folder = output.with_name(f".{output.name}.unfinished") if output else None
         self._fingerprint = fingerprint
         self._done: dict[str, int] = {}
+        self.notes: dict[str, Any] = {}  # what else an interrupted run has to remember, in words and numbers
         if self._folder is not None:
             self._adopt_or_start(self._folder)
 
@@ -46,7 +47,7 @@ class Workspace:
         except (OSError, json.JSONDecodeError):
             state = {}
         if state.get("run") == self._fingerprint:
-            self._done = state["done"]
+            self._done, self.notes = state["done"], state["notes"]
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -98,7 +99,8 @@ class Workspace:
         if self._folder is None:
             return
         temporary = self._folder / "state.json.new"
-        temporary.write_text(json.dumps({"run": self._fingerprint, "done": self._done}), encoding="utf-8")
+        state = {"run": self._fingerprint, "done": self._done, "notes": self.notes}
+        temporary.write_text(json.dumps(state), encoding="utf-8")
         temporary.replace(self._folder / "state.json")
 
     def remove(self) -> None:

@@ -85,7 +85,7 @@ def quality_of(loaded: LoadedModel, adata: AnnData, text: str, options: Options)
     if totals.any():
         batches = Batches(loaded.device, options.batch_size)
         run = CellRun(loaded, CellsInMemory(adata), batches, Workspace(None), progress=False)
-        embeds = run.compute("quality", embed_batch(loaded))["embeds"]
+        embeds = run.compute("quality", embed_batch)["embeds"]
         quality["similarity_to_text"] = round(float((embeds @ embed_texts(loaded, [query_text(text)])[0]).mean()), 4)
     return quality
 

@@ -153,10 +153,39 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
 
     try:
         if path.suffix == ".zarr":
-            return anndata.read_zarr(path)
+            return _read_zarr_but_matrices(path) if backed else anndata.read_zarr(path)
         return anndata.read_h5ad(path, backed="r" if backed else None)
     except (OSError, KeyError, anndata._io.utils.AnnDataReadError) as error:
         raise unreadable(path, error) from error
+
+
+def _read_zarr_but_matrices(path: Path) -> AnnData:
+    """X and layers stay on disk, which anndata's `backed` offers for h5ad alone."""
+    from anndata import AnnData
+    from anndata.io import read_elem, sparse_dataset
+
+    def matrix(element: Any) -> Any:
+        return sparse_dataset(element) if hasattr(element, "keys") else element
+
+    with open_store(path) as store:
+        names = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
+        adata = AnnData(
+            matrix(store["X"]) if "X" in store else None,
+            layers={name: matrix(store["layers"][name]) for name in store.get("layers", {})},
+            **{name: read_elem(store[name]) for name in names if name in store},
+        )
+        if "raw" in store and "X" in store["raw"]:
+            adata.raw = AnnData(matrix(store["raw"]["X"]), var=read_elem(store["raw"]["var"]), obs=adata.obs[[]])
+        return adata
+
+
+def read_summary(path: Path) -> AnnData:
+    """What a person is told of a file: obs and uns, no matrix."""
+    from anndata import AnnData
+    from anndata.io import read_elem
+
+    with open_store(path) as store:
+        return AnnData(obs=read_elem(store["obs"]), uns=read_elem(store["uns"]) if "uns" in store else {})
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from .embedding import CellRun
 from .errors import UserError
 from .loading import LoadedModel, load
 from .progress import Workspace
-from .storage import Additions, check_output, read_cells, write_with_additions
+from .ray_engine import RayEngine, import_ray
+from .storage import Additions, check_output, read_cells, read_summary, write_with_additions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,6 +41,11 @@ class Options:
     device: Any = None
     batch_size: int | None = None
     progress: bool = True
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+    workers: int | None = None
+    # Of a file that was written give back obs and uns alone: what a command prints.
+    summary_only: bool = False
 
 
 @dataclass
@@ -56,6 +62,7 @@ class Verb:
     notes: list[str] = field(default_factory=list)
     workspace: Workspace | None = None
     given: Any = None
+    engine: RayEngine | None = None
 
     @classmethod
     def begin(cls, name: str, data: Any, model: Any, options: Options, *, keys: Additions, generative: bool = False):
@@ -63,12 +70,13 @@ class Verb:
         cells = open_cells(data)
         if cells.num_cells == 0:
             raise UserError("There are no cells.")
+        engine = _engine(options, cells, generative)
         source = cells.path.resolve() if cells.path is not None else None
         output = check_output(options.output, source) if options.output is not None else None
         keys.refuse_existing(cells.present, options.overwrite)
         loaded = load(model, device=options.device, generative=generative)
         batches = Batches(loaded.device, options.batch_size)
-        verb = cls(name, cells, loaded, options, output, batches, given=data)
+        verb = cls(name, cells, loaded, options, output, batches, given=data, engine=engine)
         if loaded.training_summary is None:
             verb.note(UNTRAINED)
         return verb
@@ -92,7 +100,9 @@ class Verb:
         resumable = self.output if self.cells.path is not None else None
         digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True, default=str).encode()).hexdigest()
         self.workspace = Workspace(resumable, digest)
-        return CellRun(self.loaded, self.cells, self.batches, self.workspace, self.options.progress)
+        return CellRun(
+            self.loaded, self.cells, self.batches, self.workspace, self.options.progress, engine=self.engine
+        )
 
     def record(self, gene_account: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         """What `uns` keeps: the genes that were read, and settings, model, versions and notes of this verb."""
@@ -108,7 +118,7 @@ class Verb:
         """Write the result where it belongs and give it back as AnnData."""
         if self.output is not None and self.cells.path is not None and not isinstance(self.given, _anndata()):
             write_with_additions(self.cells.path, self.output, additions)
-            result = read_cells(self.output, backed=True)
+            result = read_summary(self.output) if self.options.summary_only else read_cells(self.output, backed=True)
         else:
             result = self._own_anndata()
             additions.write_into(result)
@@ -128,6 +138,24 @@ class Verb:
                 raise UserError("A view cannot be changed in place; call `.copy()` on it first.")
             return self.given
         return self.given.to_memory() if self.given.isbacked else self.given.copy()
+
+
+def _engine(options: Options, cells: CellsInMemory | CellsInFile, generative: bool) -> RayEngine | None:
+    """What else than this process computes, if it can."""
+    if options.engine not in ("local", "ray"):
+        raise UserError(f"The engine must be 'local' or 'ray', got {options.engine!r}.")
+    if options.engine == "local":
+        if options.address is not None or options.workers is not None:
+            raise UserError("An address and a number of workers are for engine='ray' (--engine ray).")
+        return None
+    if generative:
+        raise UserError("The engine 'ray' embeds and annotates cells; this verb runs in one process.")
+    if cells.path is None:
+        raise UserError("The engine 'ray' reads cells from a file that all workers see: give a path, not AnnData.")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"workers must be at least 1, got {options.workers}.")
+    import_ray(options.address)
+    return RayEngine(options.address, options.workers, options.device)
 
 
 def _anndata() -> type:
