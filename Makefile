@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data/dev),)
 export SCMMGPT_DATA ?= $(abspath ../shared/data/dev)
 endif
 
-.PHONY: demo test style unit slow bench mini docs clean
+.PHONY: demo test style unit slow bench mini docs release clean
 
 demo: .venv/demo  ## annotate real cells with the embedded model
 	$(BIN)/scmmgpt demo
@@ -34,8 +34,11 @@ bench: .venv/test  ## speed and memory, beside plain implementations, in one run
 mini: .venv/test  ## train the embedded model; STEPS=200 for a short reproducible run
 	$(BIN)/python training/mini.py --config training/recipes/mini.yaml $(if $(STEPS),--steps $(STEPS))
 
-docs: .venv/docs
+docs: .venv/docs  ## the pages, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going docs docs/_build
+
+release: .venv/test  ## VERSION=0.2.0: version, wheel, commit and tag
+	PYTHON=$(BIN)/python .ci/release $(VERSION)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"scmmgpt needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Run: make PYTHON=python3.11 ...")'

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -10,6 +11,9 @@ sys.path.insert(0, str(HERE))
 from measured_tables import render_placeholders  # noqa: E402
 
 from scmmgpt.version import __version__  # noqa: E402
+
+# Of a package that does not support the next Sphinx yet, hence the pin.
+warnings.filterwarnings("ignore", category=DeprecationWarning, module="sphinx_autodoc_typehints")
 
 project = "scmmgpt"
 author = "The scmmgpt authors"
@@ -26,9 +30,9 @@ extensions = [
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks and blocks are run by the tests
-nitpick_ignore: list[tuple[str, str]] = []
 exclude_patterns = ["_build", "measured"]
 autodoc_member_order = "bysource"
+default_role = "code"  # docstrings write code in single backticks
 suppress_warnings = ["sphinx_autodoc_typehints.forward_reference", "sphinx_autodoc_typehints.guarded_import"]
 copybutton_prompt_text = "$ "
 
@@ -37,6 +41,7 @@ html_title = "scmmgpt"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_theme_options = {
+    "navbar_persistent": [],  # the search stands in the side bar
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from scmmgpt import EMBEDDED_MODEL
+from scmmgpt.labels import read_labels
+from scmmgpt.ontology import read_ontology
 
 pytest.importorskip("scanpy", reason="the examples' cells come with scanpy: pip install 'scmmgpt[eval]'")
 
@@ -55,6 +57,13 @@ def test_a_notebook_is_kept_without_outputs(notebook):
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
 
     assert [cell["outputs"] for cell in cells if cell["outputs"] or cell["execution_count"]] == []
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("labels/*.txt")), ids=lambda path: path.stem)
+def test_each_name_of_a_label_set_is_in_the_cell_ontology(path):
+    labels = read_labels(path, read_ontology(EMBEDDED_MODEL, EMBEDDED_MODEL))
+
+    assert labels.notes == ()
 
 
 @pytest.mark.slow
