@@ -1,6 +1,6 @@
 """How fast cells reach a model: a corpus through `datasets` beside plain access to the same cells.
 
-python benchmarks/loading.py --num-cells 20000 --output benchmarks/out/loading.json
+python -m benchmarks.loading --num-cells 20000
 
 Every row of the table reads shuffled batches of 64 from the same synthetic cells in one process with a warm cache.
 Rates move with the machine: compare rows of one run, and on a busy machine those per CPU-second. The last part reads corpora of 1x and 10x the size and writes down
@@ -25,6 +25,7 @@ import pandas as pd
 import scipy.sparse as sp
 from torch.utils.data import DataLoader
 
+from benchmarks._measuring import machine, row
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
 from scmmgpt.training.corpus import build_corpus
@@ -145,7 +146,7 @@ def memory_of_a_corpus_ten_times_as_large(folder: Path, num_cells: int, tokenize
         place = folder / f"times{times}.h5ad"
         cells.write_h5ad(place)
         corpus = build_corpus([str(place)], folder / f"times{times}", processor=tokenizer, say=lambda line: None)
-        call = [sys.executable, __file__, "--own-memory", str(corpus.path)]
+        call = [sys.executable, "-m", "benchmarks.loading", "--own-memory", str(corpus.path)]
         answer = subprocess.run(call, check=True, capture_output=True, text=True).stdout
         found[f"{num_cells * times} cells"] = float(answer.split()[-1])
         print(f"{num_cells * times:>8,} cells: {answer.split()[-1]} MB of its own memory", flush=True)
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--mean-genes", type=int, default=1_000, help="expressed genes of a cell, about")
     parser.add_argument("--max-genes", type=int, default=1_200)
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "out" / "loading.json")
     parser.add_argument("--own-memory", metavar="CORPUS", help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.own_memory:
@@ -188,8 +189,14 @@ def main() -> None:
             "settings": {key: value for key, value in vars(settings).items() if key not in ("output", "own_memory")},
             "tokens_per_cell": round(tokens_per_cell, 1),
             "cells_per_second": rates(corpora["log1p"], corpora["counts"], files, settings.seconds),
+            "machine": machine(),
             "own_memory_mb": memory_of_a_corpus_ten_times_as_large(folder, settings.num_cells // 4, tokenizer),
         }
+    ways = report["cells_per_second"]
+    plain = ways["plain h5ad, uncompressed, random rows -> csr"]["per_second"]
+    report["rows"] = [
+        row("loading", way, {"rate": found["per_second"]}, "cells/s", plain=plain) for way, found in ways.items()
+    ]
     if settings.output:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         settings.output.write_text(json.dumps(report, indent=1) + "\n")

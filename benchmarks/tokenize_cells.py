@@ -1,6 +1,6 @@
 """How fast cells become tokens, against faithful plain versions of what Geneformer's and scGPT's tokenisers do.
 
-    python benchmarks/tokenize_cells.py [--num-cells 10000] [--flat 1000000]
+    python -m benchmarks.tokenize_cells [--num-cells 10000] [--flat 1000000]
 
 One run, one thread, cells per second of CPU time, so that ratios stand on a busy machine too. Cells are made: negative
 binomial counts over 20,000 genes, about 2,600 of them expressed in a cell. `--flat` also tokenises that many shallow
@@ -23,6 +23,8 @@ import h5py
 import numpy as np
 from scipy import sparse
 
+from benchmarks._measuring import interleaved, machine, write_report
+from benchmarks._measuring import row as table_row
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.gene_kernels_scmmgpt import count_expressed, order_genes
 
@@ -56,15 +58,14 @@ def repeated(cells: sparse.csr_matrix, num_cells: int) -> sparse.csr_matrix:
     return sparse.vstack([cells] * -(-num_cells // cells.shape[0]), format="csr")[:num_cells]
 
 
-def rate(work: Callable[[], int], repeats: int = 3) -> float:
-    """Cells per CPU second, the best of some runs after one to warm up."""
-    work()
-    best = 0.0
-    for _ in range(repeats):
-        start = time.process_time()
-        num_cells = work()
-        best = max(best, num_cells / (time.process_time() - start))
-    return best
+def common_rows(found: dict[str, dict[str, float]]) -> list[dict]:
+    """Each rate by the clock, beside that of the rival it is compared with."""
+    rival = {"rank": "Geneformer's way with the h5ad read", "bins": "scGPT's collator, 1,200 genes"}
+    rows = []
+    for name, rates in found.items():
+        plain = next((found[other]["rate"] for word, other in rival.items() if word in name), None)
+        rows.append(table_row("tokenising", name, rates, "cells/s", **({"plain": plain} if plain else {})))
+    return rows
 
 
 # ---- ours
@@ -228,6 +229,7 @@ def gene_names() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-cells", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--flat", type=int, default=0, help="also tokenise this many shallow cells in chunks")
     arguments = parser.parse_args()
     cells = repeated(made_cells(min(arguments.num_cells, 2 * BLOCK)), arguments.num_cells)
@@ -242,16 +244,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cells.h5ad"
         adata.write_h5ad(path)
-        rates = {
-            "kernel rank": rate(kernel(cells, medians, NOTHING)),
-            "kernel bins": rate(kernel(cells, NOTHING, np.linspace(0, 1, 50))),
-            "processor, fresh arrays, log1p": rate(whole_call(log1p, adata)),
-            "processor, fresh arrays, bins": rate(whole_call(bins, adata)),
-            "np.sort of rank's keys, nothing else": rate(sorting_alone(cells, medians)),
-            "rank with the h5ad read": rate(from_file(rank, path)),
-            "Geneformer's way with the h5ad read": rate(geneformer_way(path, medians)),
-            "scGPT's collator, 1,200 genes": rate(scgpt_way(cells, 1_200)),
+        ways = {
+            "kernel rank": kernel(cells, medians, NOTHING),
+            "kernel bins": kernel(cells, NOTHING, np.linspace(0, 1, 50)),
+            "processor, fresh arrays, log1p": whole_call(log1p, adata),
+            "processor, fresh arrays, bins": whole_call(bins, adata),
+            "np.sort of rank's keys, nothing else": sorting_alone(cells, medians),
+            "rank with the h5ad read": from_file(rank, path),
+            "Geneformer's way with the h5ad read": geneformer_way(path, medians),
+            "scGPT's collator, 1,200 genes": scgpt_way(cells, 1_200),
         }
+        found = interleaved(ways, arguments.repeats)
+        rates = {name: rates["per_cpu_second"] for name, rates in found.items()}
         ratios = {
             "rank with the h5ad read / Geneformer's way": rates["rank with the h5ad read"]
             / rates["Geneformer's way with the h5ad read"],
@@ -267,6 +271,7 @@ def main() -> None:
     for name, number in ratios.items():
         print(f"{name:<45}{number:>12.1f}" + (f"   goal {GOALS[name]}" if name in GOALS else ""))
     print(*flat, sep="\n")
+    write_report("tokenize_cells", common_rows(found), num_cells=cells.shape[0], machine=machine(), flat=flat)
 
 
 if __name__ == "__main__":

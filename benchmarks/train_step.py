@@ -1,7 +1,7 @@
 """Training steps of both stages on one device: time, tokens a second, utilisation, peak memory.
 
-    python benchmarks/train_step.py --output train_step.json            # paper size, on a GPU
-    python benchmarks/train_step.py --tiny --output train_step.json     # a few layers, anywhere
+    python -m benchmarks.train_step             # paper size on a GPU; a few layers where there is none
+    python -m benchmarks.train_step --full      # paper size on a CPU too: hours
 
 Rows: packed against padded cells, flash kernels (`torch_varlen`) against sdpa, random cells of the lengths of real
 ones. Weights are random: they do not change the speed.
@@ -10,16 +10,14 @@ ones. Weights are random: they do not change the speed.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import scmmgpt  # noqa: F401 - registers the classes and the attention functions
+from benchmarks._measuring import machine, write_report
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
 from scmmgpt.training.flops import stage_1_flops, stage_2_flops
 from scmmgpt.training.meter import device_tflops, shape_of
@@ -106,26 +104,29 @@ def measure(stage: int, *, attention: str, packed: bool, arguments: argparse.Nam
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    seconds, peak = timed(step, device, arguments.steps)
+    times, peak = timed(step, device, arguments.steps)
+    seconds = float(np.median(times))
     shape = shape_of(batch)
     flops = partial(stage_1_flops if stage == 1 else stage_2_flops, config, shape, towers)()
     tflops = device_tflops(device)
     tokens = shape.num_cells * (shape.num_genes + shape.num_text_tokens + shape.num_prompt_tokens)
     return {
-        "stage": stage,
-        "attention": attention,
-        "cells": "packed" if packed else "padded",
+        "task": f"train {stage}",
+        "way": f"{attention}, {'packed' if packed else 'padded'}" + (", tiny" if arguments.tiny else ""),
+        "unit": "cells/s",
+        "rate": round(shape.num_cells / seconds, 1),
+        "low": round(shape.num_cells / max(times), 1),
+        "high": round(shape.num_cells / min(times), 1),
         "batch_size": arguments.batch_size,
         "seconds_per_step": round(seconds, 4),
-        "cells_per_second": round(shape.num_cells / seconds, 1),
         "tokens_per_second": round(tokens / seconds),
-        "mfu": round(flops / seconds / (tflops * 1e12), 4) if tflops else None,
-        "peak_memory_gb": round(peak / 1e9, 2) if peak else None,
+        **({"share_of_limit": round(flops / seconds / (tflops * 1e12), 4)} if tflops else {}),
+        **({"peak_mb": round(peak / 1e6)} if peak else {}),
     }
 
 
-def timed(step, device: torch.device, steps: int) -> tuple[float, int]:
-    """Median seconds of a step, and the peak of memory, after a warm-up."""
+def timed(step, device: torch.device, steps: int) -> tuple[list[float], int]:
+    """Seconds of each step, and the peak of a GPU's memory, after a warm-up."""
     for _ in range(3):
         step()
     if device.type == "cuda":
@@ -139,28 +140,26 @@ def timed(step, device: torch.device, steps: int) -> tuple[float, int]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)), torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return seconds, torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", default="train_step.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--tiny", action="store_true", help="two layers of everything")
+    parser.add_argument("--full", action="store_true", help="paper size without a GPU too")
     arguments = parser.parse_args()
     is_gpu = arguments.device.startswith("cuda")
+    arguments.tiny = not (is_gpu or arguments.full)
     ways = [("sdpa", False), *([("torch_varlen", False), ("torch_varlen", True)] if is_gpu else [("sdpa", True)])]
     rows = []
     for stage in (1, 2):
         for attention, packed in ways:
             rows.append(measure(stage, attention=attention, packed=packed, arguments=arguments))
-            print(json.dumps(rows[-1]), flush=True)
-    device = torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine()
-    Path(arguments.output).write_text(
-        json.dumps({"device": device, "torch": torch.__version__, "rows": rows}, indent=1)
-    )
+    write_report("train_step", rows, machine=machine(arguments.device), settings=vars(arguments))
+    if not is_gpu:
+        print("Paper size, flash kernels (`torch_varlen`): not run, there is no GPU here.")
 
 
 if __name__ == "__main__":

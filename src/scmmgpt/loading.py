@@ -101,7 +101,13 @@ def load(
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"The model directory {str(directory)!r} is incomplete: {_first_line(error)}") from error
     name = "scmmgpt-mini" if directory == EMBEDDED_MODEL else str(model)
-    return LoadedModel(name, directory, network.eval().to(chosen), processor, chosen)
+    network = network.eval().to(chosen)
+    if not generative and chosen.type == "cpu":
+        from .packed_linears import pack_linears, pays
+
+        if pays():
+            pack_linears(network)
+    return LoadedModel(name, directory, network, processor, chosen)
 
 
 def _with_generation(loaded: LoadedModel) -> LoadedModel:

@@ -12,6 +12,7 @@ import os
 import pickle
 import secrets
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,15 +73,21 @@ class RayEngine:
             dataset = _in_order(ray).from_items(
                 [{"start": rows.start, "stop": rows.stop} for rows in ranges], override_num_blocks=len(ranges)
             )
-            outcomes = dataset.map_batches(
-                CellWorker,
-                fn_constructor_args=(job,),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=RANGES_PER_WORKER),
-                num_gpus=min(1, num_gpus / num_workers) if num_gpus else None,
-                num_cpus=None if num_gpus else 1,
-                ray_remote_args_fn=_bounded_retries,
-            )
+            with warnings.catch_warnings():
+                # Ray deprecates these words before it offers others; without them it would try for ever.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                outcomes = dataset.map_batches(
+                    CellWorker,
+                    fn_constructor_args=(job,),
+                    batch_size=1,
+                    compute=ray.data.ActorPoolStrategy(
+                        size=num_workers, max_tasks_in_flight_per_actor=RANGES_PER_WORKER
+                    ),
+                    num_gpus=min(1, num_gpus / num_workers) if num_gpus else None,
+                    num_cpus=None if num_gpus else 1,
+                    max_restarts=MAX_RETRIES,
+                    max_task_retries=MAX_RETRIES,
+                )
             for row in outcomes.iter_rows():
                 outcome = pickle.loads(row["outcome"])
                 if isinstance(outcome, str):
@@ -149,11 +156,6 @@ class CellWorker:
             return str(error)
         arrays = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
         return start, stop, arrays, dict(tokenizer.account)
-
-
-def _bounded_retries() -> dict[str, int]:
-    """Ray Data by itself would try for ever."""
-    return {"max_restarts": MAX_RETRIES, "max_task_retries": MAX_RETRIES}
 
 
 def _in_order(ray: Any) -> Any:
