@@ -1,8 +1,10 @@
 """The Ray engine: the same result as one process, whatever dies on the way. Those that start a cluster are slow."""
 
 import importlib.util
+import json
 import os
 import signal
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -149,7 +151,7 @@ def test_a_worker_killed_in_the_middle_loses_and_duplicates_nothing(
 def test_a_range_that_kills_every_worker_ends_with_a_reason_and_can_be_taken_up_again(
     file, directory, tmp_path, ranges_of_sixteen, monkeypatch
 ):
-    make = embedding.embed_batch
+    make, state = embedding.embed_batch, str(tmp_path / ".ray.h5ad.unfinished" / "state.json")
 
     def always_killed(loaded):
         compute, batches = make(loaded), []
@@ -157,6 +159,8 @@ def test_a_range_that_kills_every_worker_ends_with_a_reason_and_can_be_taken_up_
         def at_work(inputs):
             batches.append(1)
             if len(batches) == 2:
+                for _ in range(600):  # until the range before is written down
+                    time.sleep(0 if os.path.exists(state) else 0.1)
                 os.kill(os.getpid(), signal.SIGKILL)
             return compute(inputs)
 
@@ -167,10 +171,10 @@ def test_a_range_that_kills_every_worker_ends_with_a_reason_and_can_be_taken_up_
     with pytest.raises(UserError, match="A worker died"):
         scmmgpt.embed(file, model=directory, output=tmp_path / "ray.h5ad", **LOCAL)
     monkeypatch.undo()
-    done = len(list(tmp_path.glob(".ray.h5ad.unfinished")))
+    done = json.loads(Path(state).read_text())["done"]
 
     scmmgpt.embed(file, model=directory, output=tmp_path / "ray.h5ad")
 
     scmmgpt.embed(file, model=directory, output=tmp_path / "one.h5ad")
-    assert done == 1
+    assert done == {"embed": 16}
     assert np.allclose(vectors(tmp_path / "ray.h5ad"), vectors(tmp_path / "one.h5ad"), atol=1e-5)

@@ -24,24 +24,35 @@ def pays() -> bool:
 def pack_linears(model: nn.Module) -> int:
     """Let every float32 linear layer of a model on the CPU run through oneDNN; return how many do."""
     linears = [module for module in model.modules() if type(module) is nn.Linear]
-    chosen = [one for one in linears if one.weight.dtype == torch.float32 and one.weight.device.type == "cpu"]
+    chosen = [linear for linear in linears if _is_plain(linear.weight)]
     for linear in chosen:
         linear.forward = _PackedForward(linear)  # type: ignore[method-assign]
     return len(chosen)
 
 
 class _PackedForward:
-    """Stands in for `nn.Linear.forward` where nothing is learned and the weights are those that were packed."""
+    """Stands in for `nn.Linear.forward` where nothing is learned; packs anew when the weights have changed."""
 
     def __init__(self, linear: nn.Linear):
-        self.linear = linear
-        self.version = linear.weight._version
-        with torch.no_grad():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _EXPECTED_ROWS)
+        self.__setstate__({"linear": linear})
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         weight, bias = self.linear.weight, self.linear.bias
-        is_same = weight._version == self.version and states.dtype == torch.float32 and states.device.type == "cpu"
-        if torch.is_grad_enabled() or not is_same or torch.is_autocast_enabled("cpu"):
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _is_plain(states, weight):
             return F.linear(states, weight, bias)
+        if self.version != weight._version:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _EXPECTED_ROWS)
+            self.version = weight._version
         return torch.ops.mkldnn._linear_pointwise(states, self.packed, bias, "none", [], "")
+
+    # A copy packs its own weights: oneDNN's layout can be neither copied nor saved.
+
+    def __getstate__(self) -> dict[str, nn.Linear]:
+        return {"linear": self.linear}
+
+    def __setstate__(self, state: dict[str, nn.Linear]) -> None:
+        self.linear, self.packed, self.version = state["linear"], None, None
+
+
+def _is_plain(*tensors: torch.Tensor) -> bool:
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)

@@ -88,11 +88,12 @@ class RayEngine:
                     max_restarts=MAX_RETRIES,
                     max_task_retries=MAX_RETRIES,
                 )
-            for row in outcomes.iter_rows():
-                outcome = pickle.loads(row["outcome"])
-                if isinstance(outcome, str):
-                    raise UserError(outcome)
-                yield outcome
+            # Nothing is fetched ahead: a range counts as finished as soon as it is.
+            for block in outcomes.iter_batches(batch_size=None, prefetch_batches=0):
+                for outcome in map(pickle.loads, block["outcome"]):
+                    if isinstance(outcome, str):
+                        raise UserError(outcome)
+                    yield outcome
 
     @contextmanager
     def _cluster(self) -> Iterator[Any]:
