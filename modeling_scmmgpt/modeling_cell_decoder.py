@@ -22,9 +22,10 @@ from .configuration_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellDecoderConfig
 # Counts and library sizes are positive: their logarithms stay in this range.
 LOG_RATE_RANGE = (-20.0, 5.0)
 LOG_DISPERSION_RANGE = (-4.0, 6.0)
-# Noise on a real cell's latent in training, so that the decoder is smooth where the flow is inexact, and turns to the
-# text for what the text says.
+# Noise on a real cell's latent in training, so that the decoder is smooth where the flow is inexact.
 LATENT_NOISE = 0.3
+# Share of latents hidden in training: those cells are told by their text alone, so that the decoder learns to read it.
+LATENT_DROPOUT = 0.3
 # Times and noises for each latent in a training step: the flow is small, its loss a noisy estimate.
 FLOW_DRAWS = 8
 
@@ -220,8 +221,9 @@ class ScMMGPTCellDecoder(nn.Module):
             hidden_B = torch.rand(len(features_BKD), device=features_BKD.device) < self.config.text_dropout
             features_BKD = self.text_features.hide(features_BKD, hidden_B)
         latent_BZ = self.latent_encoder(gene_table, *cell)
-        noisy = latent_BZ + LATENT_NOISE * torch.randn_like(latent_BZ) if self.training else latent_BZ
-        log_share, dispersion = self.decode(noisy, features_BKD, run_layers, gene_table, target_gene_ids)
+        log_share, dispersion = self.decode(
+            self._disturb(latent_BZ), features_BKD, run_layers, gene_table, target_gene_ids
+        )
         library_B = library_B.float().clamp(min=1)
         mean = (library_B.log()[:, None] + log_share).exp()
         reconstruction = negative_binomial_loss(target_counts, mean, dispersion)
@@ -233,6 +235,12 @@ class ScMMGPTCellDecoder(nn.Module):
         return ScMMGPTCellDecoderLoss(
             loss=loss, reconstruction_loss=reconstruction, flow_loss=flow, library_loss=library
         )
+
+    def _disturb(self, latent_BZ):
+        if not self.training:
+            return latent_BZ
+        is_kept = torch.rand(len(latent_BZ), 1, device=latent_BZ.device) >= LATENT_DROPOUT
+        return (latent_BZ + LATENT_NOISE * torch.randn_like(latent_BZ)) * is_kept
 
     def _flow_loss(self, latent_BZ, features_BKD):
         latent_BZ, features_BKD = latent_BZ.repeat(FLOW_DRAWS, 1), features_BKD.repeat(FLOW_DRAWS, 1, 1)

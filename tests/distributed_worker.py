@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 from torch import distributed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
+
+STEP = 0.1
 
 
 def half(batch, rank):
@@ -41,6 +44,10 @@ def sharded(folder, batch, rank):
     gradients = {
         name: weight.grad.full_tensor() for name, weight in model.named_parameters() if weight.grad is not None
     }
+    torch.optim.SGD(model.parameters(), lr=STEP).step()
+    stepped = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:
+        model.save_pretrained(folder / "stepped", state_dict=stepped)
     return {"loss": loss.detach(), "gradients": gradients}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_worker import STEP
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
 
@@ -87,6 +88,20 @@ def test_sharded_layers_give_the_loss_and_gradients_of_one_process(results, fold
     found["loss"] = (found["loss"] + results[1]["sharded"]["loss"]) / 2
 
     compare(found, model, sum(model(**half).loss for half in halves) / 2)
+
+
+def test_sharded_layers_step_and_save_a_checkpoint_that_one_process_reloads(results, folder, batches):
+    model = ScMMGPTForConditionalGeneration.from_pretrained(folder / "stage2")
+    model(**batches["stage2"]).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=STEP).step()
+
+    reloaded = ScMMGPTForConditionalGeneration.from_pretrained(folder / "stepped")
+
+    assert not torch.equal(
+        reloaded.lm_head.weight, ScMMGPTForConditionalGeneration.from_pretrained(folder / "stage2").lm_head.weight
+    )
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(reloaded.state_dict()[name], weight, atol=1e-5, rtol=0, msg=name)
 
 
 def test_an_llm_split_over_two_processes_says_the_same(results, folder, batches):
