@@ -3,10 +3,15 @@
 import re
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
+import pytest
+
+from scmmgpt import api, loading, verb
 
 DATA = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
 BLOCK = re.compile(
@@ -47,3 +52,21 @@ def write_files(folder: Path) -> None:
     mouse = anndata.AnnData(cells.X, obs=cells.obs[["tissue"]], var=cells.var[[]])
     mouse.var_names = [name.capitalize() for name in cells.var_names]
     mouse.write_h5ad(folder / "mouse.h5ad")
+
+
+@cache
+def _load(model: str | None, device: Any, generative: bool) -> loading.LoadedModel:
+    return loading.load(model, device=device, generative=generative)
+
+
+def load_once(model: Any = None, *, device: Any = None, generative: bool = False) -> loading.LoadedModel:
+    """What `load` gives; the same model again for the same arguments."""
+    if isinstance(model, loading.LoadedModel):
+        return loading.load(model, device=device, generative=generative)
+    return _load(None if model is None else str(model), device, generative)
+
+
+def load_models_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests the loading of the embedded model in each call of a page."""
+    for module in (api, verb):
+        monkeypatch.setattr(module, "load", load_once)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from docs_blocks import blocks_of, commands, write_files
+from docs_blocks import blocks_of, commands, load_models_once, write_files
 
 from scmmgpt.training.metrics import Interval
 from scmmgpt.training.results import Record, write_results
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-# Pages whose blocks train.
-SLOW = {"finetune", "pretrain"}
+# Pages whose blocks train, or load the model with the code that lies in its directory.
+SLOW = {"finetune", "pretrain", "serve", "transformers"}
 
 
 def name_of(page: Path) -> str:
@@ -44,6 +44,7 @@ def test_blocks_of_a_page_run_in_order(page, folder, monkeypatch):
     from scmmgpt.cli import app
 
     monkeypatch.setattr(sys, "path", list(sys.path))
+    load_models_once(monkeypatch)
     names = {}
 
     for block in blocks_of(page):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from docs_blocks import load_models_once
 
 from scmmgpt import EMBEDDED_MODEL
 from scmmgpt.labels import read_labels
@@ -45,6 +46,7 @@ NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(EXAMPLES.glob("
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_cells_of_a_notebook_run_in_order(notebook, monkeypatch):
     monkeypatch.chdir(EXAMPLES)
+    load_models_once(monkeypatch)
     names = {}
 
     for cell in json.loads(notebook.read_text())["cells"]:
