@@ -12,7 +12,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .console import run_to_exit_code, say, say_table
+from .cli_options import (
+    Address,
+    AsJson,
+    BatchSize,
+    Cells,
+    ClusterKey,
+    Device,
+    Engine,
+    Folder,
+    KeyAdded,
+    Model,
+    Output,
+    Overwrite,
+    Seed,
+    Workers,
+)
+from .console import pairs, run_to_exit_code, say, say_outcome, say_table
 from .errors import UserError
 
 app = typer.Typer(
@@ -26,23 +42,6 @@ index_app = typer.Typer(help="An index of an atlas, to be searched by text.", no
 corpus_app = typer.Typer(help="Training corpora: build and audit.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 app.add_typer(corpus_app, name="corpus")
-
-Cells = Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells: an .h5ad file or a .zarr folder.")]
-Output = Annotated[Path, typer.Option(help="Where to write: a new .h5ad or .zarr; never the input.")]
-Folder = Annotated[Path, typer.Option(help="The folder to write to.")]
-Model = Annotated[str | None, typer.Option(help="A model directory or Hub repository; default: the embedded model.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best there is.")]
-BatchSize = Annotated[int | None, typer.Option(help="Cells at a time; halved when memory runs out.")]
-KeyAdded = Annotated[str, typer.Option(help="The name that results are written under.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results of the same name in the output.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-ClusterKey = Annotated[str | None, typer.Option(help="A column of obs: one result per cluster instead of per cell.")]
-Engine = Annotated[
-    Literal["local", "ray"], typer.Option(help="What computes: this process, or a Ray cluster (extra `ray`).")
-]
-Address = Annotated[str | None, typer.Option(help="A Ray cluster that is there; default: one on this machine.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Copies of the model on the Ray cluster; default: all.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
 
 def main() -> None:
@@ -308,7 +307,7 @@ def generate(
         text, num_cells, seed=seed, output=output, model=model, device=device, batch_size=batch_size
     )
     quality = adata.uns["scmmgpt"]["generate"]["quality"]
-    lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *_pairs(quality)]
+    lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *pairs(quality)]
     say({"output": str(output), "shape": list(adata.shape), "quality": quality}, as_json=json, lines=lines)
 
 
@@ -358,7 +357,7 @@ def corpus_audit(
     from .training.corpus import audit_corpus
 
     report = audit_corpus(corpus, test_set=test_set, scheme=scheme)
-    say(report, as_json=json, lines=_pairs(report))
+    say(report, as_json=json, lines=pairs(report))
     if not report["passed"]:
         message = f"{corpus} does not pass the audit: mend its labels or splits, or drop the cells named above."
         raise UserError(message)
@@ -374,7 +373,7 @@ def convert(
     """Turn a public checkpoint into one of ours."""
     from .training.convert import convert_checkpoint
 
-    _say_outcome(convert_checkpoint(kind, source, output), output, json)
+    say_outcome(convert_checkpoint(kind, source, output), output, json)
 
 
 @app.command(epilog="Example: scmmgpt finetune my.h5ad --label cell_type --output my-model")
@@ -393,7 +392,7 @@ def finetune(
     from . import api
 
     settings = {"lora": lora, "shots": shots, "batch_key": batch_key, "recipe": recipe}
-    _say_outcome(api.finetune(cells, label, output=output, model=model, **settings), output, json)
+    say_outcome(api.finetune(cells, label, output=output, model=model, **settings), output, json)
 
 
 @app.command(
@@ -416,7 +415,7 @@ def evaluate(
     from . import api
 
     settings = {"tasks": task} if task else {}
-    _say_outcome(api.evaluate(cells, label, output=output, model=model, **settings), output, json)
+    say_outcome(api.evaluate(cells, label, output=output, model=model, **settings), output, json)
 
 
 @app.command(
@@ -450,13 +449,3 @@ def serve(
     from .hub_cards.serve import serve as serve_over_http
 
     serve_over_http(model=model, host=host, port=port, device=device)
-
-
-def _say_outcome(outcome: Any, place: Path | str, as_json: bool) -> None:
-    """What a verb that lives elsewhere returned: a mapping of figures, or nothing."""
-    figures = dict(outcome) if isinstance(outcome, dict) else {}
-    say({"output": str(place)} | figures, as_json=as_json, lines=[*_pairs(figures), f"Done: {place}"])
-
-
-def _pairs(figures: dict[str, Any]) -> list[str]:
-    return [f"{name}: {value}" for name, value in figures.items()]

@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 FINE, OUR_FAULT, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -140,3 +141,14 @@ def _columns_that_fit(rows: list[dict[str, str]], width: int) -> list[str]:
             shown.append(name)
             width -= needed
     return shown
+
+
+def say_outcome(outcome: Any, place: Path | str, as_json: bool) -> None:
+    """What a verb that lives elsewhere returned: a mapping of figures, or nothing."""
+    figures = dict(outcome) if isinstance(outcome, dict) else {}
+    say({"output": str(place)} | figures, as_json=as_json, lines=[*pairs(figures), f"Done: {place}"])
+
+
+def pairs(figures: dict[str, Any]) -> list[str]:
+    """One line for each figure."""
+    return [f"{name}: {value}" for name, value in figures.items()]

@@ -33,6 +33,9 @@ def pack_linears(model: nn.Module) -> int:
 class _PackedForward:
     """Stands in for `nn.Linear.forward` where nothing is learned; packs anew when the weights have changed."""
 
+    packed: torch.Tensor | None
+    version: int | None
+
     def __init__(self, linear: nn.Linear):
         self.__setstate__({"linear": linear})
 
@@ -51,7 +54,8 @@ class _PackedForward:
         return {"linear": self.linear}
 
     def __setstate__(self, state: dict[str, nn.Linear]) -> None:
-        self.linear, self.packed, self.version = state["linear"], None, None
+        self.linear = state["linear"]
+        self.packed, self.version = None, None
 
 
 def _is_plain(*tensors: torch.Tensor) -> bool:
