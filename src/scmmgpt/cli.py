@@ -174,11 +174,9 @@ def embed(
     """Write one vector per cell, in the space that text shares, to obsm."""
     from . import api
 
-    options: dict[str, Any] = {"key_added": key_added, "overwrite": overwrite, "device": device}
-    cluster = {"engine": engine, "address": address, "workers": workers}
-    adata = api.embed(
-        cells, output=output, model=model, batch_size=batch_size, summary_only=True, **options, **cluster
-    )
+    where: dict[str, Any] = {"device": device, "engine": engine, "address": address, "workers": workers}
+    how: dict[str, Any] = {"batch_size": batch_size, "key_added": key_added, "overwrite": overwrite}
+    adata = api.embed(cells, output=output, model=model, summary_only=True, **where, **how)
     shape = [adata.n_obs, int(adata.uns[key_added]["embed"]["settings"]["dimension"])]
     result = {"output": str(output), "key": f"X_{key_added}", "shape": shape}
     say(result, as_json=json, lines=[f"obsm['X_{key_added}'], {shape[0]} x {shape[1]}, written to {output}"])

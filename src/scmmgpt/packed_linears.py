@@ -26,7 +26,7 @@ def pack_linears(model: nn.Module) -> int:
     linears = [module for module in model.modules() if type(module) is nn.Linear]
     chosen = [linear for linear in linears if _is_plain(linear.weight)]
     for linear in chosen:
-        linear.forward = _PackedForward(linear)  # type: ignore[method-assign]
+        linear.forward = _PackedForward(linear)  # type: ignore[method-assign, assignment]
     return len(chosen)
 
 
