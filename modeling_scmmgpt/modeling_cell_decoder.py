@@ -212,8 +212,8 @@ class ScMMGPTCellDecoder(nn.Module):
 
     def library_distribution(self, features_BKD) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the logarithm of the library size."""
-        mean, log_deviation = self.library_head(features_BKD.flatten(1)).float().unbind(-1)
-        return mean + 7.0, log_deviation.clamp(-4, 1).exp()
+        mean, spread = self.library_head(features_BKD.flatten(1)).float().unbind(-1)
+        return mean + 7.0, F.softplus(spread) + 0.05
 
     def losses(self, features_BKD, cell, target_gene_ids, target_counts, library_B, run_layers, gene_table):
         """`cell` = (gene_ids, gene_values) of the cells to be generated, without special tokens; `library_B` their total."""
@@ -227,14 +227,18 @@ class ScMMGPTCellDecoder(nn.Module):
         library_B = library_B.float().clamp(min=1)
         mean = (library_B.log()[:, None] + log_share).exp()
         reconstruction = negative_binomial_loss(target_counts, mean, dispersion)
-        flow = self._flow_loss(latent_BZ.detach(), features_BKD)
-        center, deviation = self.library_distribution(features_BKD)
-        library = (((library_B.log() - center) / deviation).square() / 2 + deviation.log()).mean()
+        flow, library = self.latent_losses(latent_BZ.detach(), features_BKD, library_B)
         # The likelihood is a mean over thousands of genes, most of them silent: bring it to the size of the others.
         loss = reconstruction * math.sqrt(target_counts.shape[1]) + flow + 0.1 * library
         return ScMMGPTCellDecoderLoss(
             loss=loss, reconstruction_loss=reconstruction, flow_loss=flow, library_loss=library
         )
+
+    def latent_losses(self, latent_BZ, features_BKD, library_B) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of what a text leaves open: the flow to the latents of its cells, and the likelihood of their library sizes."""
+        center, deviation = self.library_distribution(features_BKD)
+        library = (((library_B.log() - center) / deviation).square() / 2 + deviation.log()).mean()
+        return self._flow_loss(latent_BZ, features_BKD), library
 
     def _disturb(self, latent_BZ):
         if not self.training:

@@ -2,7 +2,8 @@
 
     python -m scmmgpt.training.mini --config training/recipes/mini.yaml [--development] [--steps N] [--output DIR]
 
-Stage 2 starts from what stage 1 wrote, so that `--towers DIR/stage1` goes on as one uninterrupted run would have.
+Each part starts from what the part before it wrote, so that `--towers DIR/stage1`, or `DIR/stage2`, goes on as one
+uninterrupted run would have.
 
 `SCMMGPT_DATA` names the folder with the cells, which has the folder `genes` with the public gene lists beside it. `--development` leaves the development studies out and measures on
 them; without it everything trains and the result is what ships. `--steps` cuts every part short, to look at the loss.
@@ -15,21 +16,24 @@ import datetime
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from scmmgpt.hub_cards.export import export
-from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForPreTraining
+from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
 from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneNames
 from scmmgpt.training.cell_simulator import CellSimulator
 from scmmgpt.training.gene_tables import vocabulary_genes
 from scmmgpt.training.measured_cells import read_measured_cells
+from scmmgpt.training.mini_flow import train_flow
 from scmmgpt.training.mini_recipe import MiniRecipe, read_recipe
 from scmmgpt.training.mini_stage1 import train_stage1
-from scmmgpt.training.mini_stage2 import train_stage2
+from scmmgpt.training.mini_stage2 import Stage2Batch, train_stage2
 from scmmgpt.training.mini_texts import TypeTexts, marker_genes, tokenizer_corpus
 from scmmgpt.training.profiles import Profiles, read_profiles
 from scmmgpt.training.text_tokenizer import train_text_tokenizer
@@ -44,7 +48,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/scmmgpt-mini"), help="the model directory to write")
     parser.add_argument("--development", action="store_true", help="leave the development studies out")
     parser.add_argument("--steps", type=int, default=None, help="cut every part of the training to so many steps")
-    parser.add_argument("--towers", type=Path, help="go on from the `stage1` folder of another run")
+    parser.add_argument("--towers", type=Path, help="go on from the `stage1` or `stage2` folder of another run")
     parser.add_argument("--stage1-only", action="store_true", help="stop before the language model")
     arguments = parser.parse_args()
     recipe = read_recipe(arguments.config).cut_to(arguments.steps)
@@ -61,26 +65,39 @@ def main() -> None:
         profiles = profiles.without(recipe.development_studies)
     simulator = CellSimulator(profiles, medians, masses, recipe.simulator)
 
-    towers_folder, history = arguments.towers, []
-    if towers_folder is None:
-        towers_folder = arguments.output / "stage1"
+    history, folder = [], arguments.output / "stage1"
+    about = partial(summary, recipe, profiles, arguments.development)
+    if arguments.towers is None:
         texts = TypeTexts(ontology, marker_genes(profiles, genes))
         torch.manual_seed(recipe.seed)
         towers = ScMMGPTForPreTraining(build_config(recipe, processor))
         history = train_stage1(towers, recipe, simulator, texts, processor.tokenizer)
-        towers.config.training_summary = summary(recipe, profiles, history, arguments.development)
-        export(towers, processor, towers_folder, dtype=torch.float16)
+        towers.config.training_summary = about(history)
+        export(towers, processor, folder, dtype=torch.float16)
     if not arguments.stage1_only:
         sources = [data / source.file for source in recipe.sources if not source.simulated]
         measured = read_measured_cells(sources, GeneIdentifier(genes, ensembl_ids, names), profiles)
-        towers = ScMMGPTForPreTraining.from_pretrained(towers_folder, dtype=torch.float32)
-        # What stage 2 reads of the configuration is the recipe's, not what an earlier recipe said.
-        learned, towers.config = towers.config.training_summary, build_config(recipe, processor)
-        model, more = train_stage2(towers, recipe, simulator, ontology, processor, measured)
-        model.config.training_summary = learned | summary(recipe, profiles, more, arguments.development)
-        export(model, processor, arguments.output, dtype=torch.float16)
-        history += more
+        compose = Stage2Batch(simulator, ontology, processor, recipe.stage2, recipe.tissue_names, measured)
+        history += second_stage(recipe, compose, about, arguments.towers or folder, arguments.output)
     print(json.dumps({"losses": [entry["loss"] for entry in history]}))
+
+
+def second_stage(recipe: MiniRecipe, compose: Stage2Batch, about: Callable, start: Path, output: Path) -> list[dict]:
+    """From the towers in `start`, or from a model that lacks the flow alone, to what ships; the logged losses."""
+    history = []
+    if "stage2_steps" not in ScMMGPTConfig.from_pretrained(start).training_summary:
+        towers = ScMMGPTForPreTraining.from_pretrained(start, dtype=torch.float32)
+        # What stage 2 reads of the configuration is the recipe's, not what an earlier recipe said.
+        learned, towers.config = towers.config.training_summary, build_config(recipe, compose.processor)
+        model, history = train_stage2(towers, recipe, compose)
+        model.config.training_summary = learned | about(history) | {"stage2_steps": recipe.stage2.steps}
+        start = output / "stage2"
+        export(model, compose.processor, start, dtype=torch.float16)
+    model = ScMMGPTForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    more = train_flow(model, recipe, compose)
+    model.config.training_summary |= about(history) | {"flow_steps": recipe.flow.steps}
+    export(model, compose.processor, output, dtype=torch.float16)
+    return history + more
 
 
 def corpus_profiles(recipe: MiniRecipe, data: Path, names: GeneNames) -> tuple[Profiles, list[str], list[str]]:
@@ -139,13 +156,12 @@ def build_config(recipe: MiniRecipe, processor: ScMMGPTProcessor) -> ScMMGPTConf
     return ScMMGPTConfig(**fields, cell_token_id=processor.cell_token_id)
 
 
-def summary(recipe: MiniRecipe, profiles: Profiles, history: list[dict], development: bool) -> dict:
+def summary(recipe: MiniRecipe, profiles: Profiles, development: bool, history: list[dict]) -> dict:
     """What the weights have seen, for the config and the card."""
     table = profiles.table
     return {
         "date": datetime.date.today().isoformat(),
         "steps": sum(part.steps for part in recipe.stage1),
-        "stage2_steps": recipe.stage2.steps,
         "num_profiles": len(table),
         "studies": sorted(table.study.unique()),
         "simulated_sources": [source.file for source in recipe.sources if source.simulated],
@@ -155,7 +171,7 @@ def summary(recipe: MiniRecipe, profiles: Profiles, history: list[dict], develop
         "recipe_sha256": recipe.digest,
         "corpus_sha256": hashlib.sha256(profiles.share.tobytes()).hexdigest(),
         "code_sha256": code_digest(),
-        "final_loss": history[-1]["loss"] if history else None,
+        **({"final_loss": history[-1]["loss"]} if history else {}),
     }
 
 
@@ -171,6 +187,7 @@ def code_digest() -> str:
         "mini_recipe.py",
         "mini_stage1.py",
         "mini_stage2.py",
+        "mini_flow.py",
         "mini_texts.py",
     ):
         digest.update((Path(__file__).parent / name).read_bytes())

@@ -75,6 +75,22 @@ class Stage2Settings:
 
 
 @dataclass(frozen=True)
+class FlowSettings:
+    """The end of stage 2: from texts to latents and library sizes, once the latents stand still.
+
+    Attributes
+    ----------
+    num_pairs
+        Texts with a cell each, encoded once.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    num_pairs: int
+
+
+@dataclass(frozen=True)
 class MiniRecipe:
     """Every number of the embedded model's training."""
 
@@ -84,6 +100,7 @@ class MiniRecipe:
     model: dict[str, Any]
     stage1: tuple[Stage1Part, ...]
     stage2: Stage2Settings
+    flow: FlowSettings
     tissue_names: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     tokenizer_size: int = 4096
@@ -98,6 +115,9 @@ class MiniRecipe:
             self,
             stage1=tuple(replace(part, steps=min(part.steps, steps)) for part in self.stage1),
             stage2=replace(self.stage2, steps=min(self.stage2.steps, steps)),
+            flow=replace(
+                self.flow, steps=min(self.flow.steps, steps), num_pairs=min(self.flow.num_pairs, 100 * steps)
+            ),
         )
 
 
@@ -112,6 +132,7 @@ def read_recipe(path: Path) -> MiniRecipe:
     }
     content["simulator"] = _typed(SimulatorSettings, simulator)
     content["stage2"] = _typed(Stage2Settings, content["stage2"])
+    content["flow"] = _typed(FlowSettings, content["flow"])
     content["stage1"] = tuple(_typed(Stage1Part, part) for part in content["stage1"])
     return _typed(MiniRecipe, {**content, "digest": hashlib.sha256(text).hexdigest()})
 

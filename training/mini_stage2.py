@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import BatchEncoding, PreTrainedModel
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.ontology import Ontology
@@ -95,19 +95,7 @@ class Stage2Batch:
 
     def _requests(self, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Whole cells of one family of studies, which measured the same genes, with the texts that ask for them."""
-        is_measured = generator.random() < self.settings.measured_rate and bool(self.measured)
-        family, rows, cells = self._measured(generator) if is_measured else self._redrawn(generator)
-        texts = []
-        for row in rows:
-            definition = self.definitions[row] if generator.random() < 0.3 else None
-            facts = self.facts[row] if generator.random() < 0.7 else {"cell_type": self.facts[row]["cell_type"]}
-            texts.append(
-                cell_request(facts, definition, int(generator.integers(3)) if generator.random() < 0.5 else 0)
-            )
-        self.processor.tokenizer.padding_side = "right"
-        tokens = self.processor.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.settings.max_request_tokens, return_tensors="pt"
-        )
+        family, tokens, cells = self.requested_cells(generator)
         genes = self._some_genes(family, generator)
         counts = np.zeros((len(cells), self.simulator.profiles.share.shape[1]), np.int64)
         for i, cell in enumerate(cells):
@@ -121,6 +109,23 @@ class Stage2Batch:
             "target_counts": torch.from_numpy(counts[:, genes]),
             "target_library_size": torch.from_numpy(counts.sum(1)),
         }
+
+    def requested_cells(self, generator: np.random.Generator) -> tuple[str, BatchEncoding, list[DrawnCell]]:
+        """A family of studies, texts that ask for cells of it as tokens, and these cells."""
+        is_measured = generator.random() < self.settings.measured_rate and bool(self.measured)
+        family, rows, cells = self._measured(generator) if is_measured else self._redrawn(generator)
+        texts = []
+        for row in rows:
+            definition = self.definitions[row] if generator.random() < 0.3 else None
+            facts = self.facts[row] if generator.random() < 0.7 else {"cell_type": self.facts[row]["cell_type"]}
+            texts.append(
+                cell_request(facts, definition, int(generator.integers(3)) if generator.random() < 0.5 else 0)
+            )
+        self.processor.tokenizer.padding_side = "right"
+        tokens = self.processor.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.settings.max_request_tokens, return_tensors="pt"
+        )
+        return family, tokens, cells
 
     def _redrawn(self, generator: np.random.Generator) -> tuple[str, np.ndarray, list[DrawnCell]]:
         table, families = self.simulator.profiles.table, list(self.target_genes)
@@ -213,13 +218,10 @@ class Stage2Trainer(StreamTrainer):
 def train_stage2(
     towers: PreTrainedModel,
     recipe: MiniRecipe,
-    simulator: CellSimulator,
-    ontology: Ontology,
-    processor: ScMMGPTProcessor,
-    measured: dict[str, MeasuredCells],
+    compose: Stage2Batch,
 ) -> tuple[ScMMGPTForConditionalGeneration, list[dict]]:
     """A language model and a cell decoder around the frozen towers; returns the model and the logged losses."""
-    settings = recipe.stage2
+    settings, simulator = recipe.stage2, compose.simulator
     torch.manual_seed(recipe.seed)
     model = ScMMGPTForConditionalGeneration(towers.config)
     model.model.load_state_dict(towers.model.state_dict(), strict=False)
@@ -229,7 +231,6 @@ def train_stage2(
     trained = ("model.language_model", "model.cell_token_projector", "lm_head", "cell_decoder")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trained))
-    compose = Stage2Batch(simulator, ontology, processor, settings, recipe.tissue_names, measured)
     seed = recipe.seed * 100 + 50
     trainer = Stage2Trainer(
         model=model,

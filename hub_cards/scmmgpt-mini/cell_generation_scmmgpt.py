@@ -44,6 +44,18 @@ class ScMMGPTCellGenerationMixin:
         special_ids = torch.tensor(sorted(special), dtype=input_ids.dtype, device=input_ids.device)
         return attention_mask.bool() & ~torch.isin(input_ids, special_ids)
 
+    def cell_latents(self, gene_ids, gene_values, gene_mask=None) -> torch.Tensor:
+        """The latents (B, Z) of real cells: what the flow learns to draw for their texts."""
+        values = self._values_of_genes(gene_ids, gene_values, gene_mask)
+        return self.cell_decoder.latent_encoder(self._gene_table(), gene_ids, values)
+
+    def _values_of_genes(self, gene_ids, gene_values, gene_mask) -> torch.Tensor:
+        """Values without those of padding and `<cls>`."""
+        if gene_mask is not None:
+            gene_values = gene_values * gene_mask
+        cls_token_id = getattr(self.config.cell_config, "cls_token_id", None)
+        return gene_values if cls_token_id is None else gene_values.masked_fill(gene_ids == cls_token_id, 0.0)
+
     def cell_generation_loss(
         self, cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size=None
     ):
@@ -53,18 +65,13 @@ class ScMMGPTCellGenerationMixin:
         if cell_cu_seqlens is not None:
             gene_values, _ = unpack_cells(gene_values, cell_cu_seqlens)
             gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
-        if gene_mask is not None:
-            gene_values = gene_values * gene_mask
-        cls_token_id = getattr(self.config.cell_config, "cls_token_id", None)
-        if cls_token_id is not None:
-            gene_values = gene_values.masked_fill(gene_ids == cls_token_id, 0.0)
+        cell = gene_ids, self._values_of_genes(gene_ids, gene_values, gene_mask)
         if len(cell_prompt_ids) != len(gene_ids) or len(target_counts) != len(gene_ids):
             raise ValueError(
                 f"Text -> cell needs one text and one row of counts per cell: got {len(cell_prompt_ids)} texts, "
                 f"{len(target_counts)} rows and {len(gene_ids)} cells."
             )
         features = self.text_features(cell_prompt_ids, cell_prompt_mask)
-        cell = gene_ids, gene_values
         library = target_counts.sum(1) if target_library_size is None else target_library_size
         return self.cell_decoder.losses(
             features, cell, target_gene_ids, target_counts, library, self.model.run_cell_layers, self._gene_table()

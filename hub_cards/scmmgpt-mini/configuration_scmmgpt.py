@@ -130,6 +130,9 @@ class ScMMGPTCellDecoderConfig(PreTrainedConfig):
     num_flow_steps: int = 32
     # Tokens that the latent becomes: beside the text features, what every gene reads its counts off.
     num_memory_tokens: int = 8
+    # Numbers that each gene has for itself, beside what it reads off by its vector: 0 for none. Training begins from the
+    # leading components of the corpus, in which most of what sets cell types apart is said already.
+    num_gene_loadings: int = 0
     # Share of texts hidden in training, so that the empty text means the mixture of all cells (guidance needs both).
     text_dropout: float | int = 0.1
     guidance_scale: float | int = 1.0

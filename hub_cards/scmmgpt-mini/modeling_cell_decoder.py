@@ -23,7 +23,11 @@ from .configuration_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellDecoderConfig
 LOG_RATE_RANGE = (-20.0, 5.0)
 LOG_DISPERSION_RANGE = (-4.0, 6.0)
 # Noise on a real cell's latent in training, so that the decoder is smooth where the flow is inexact.
-LATENT_NOISE = 0.1
+LATENT_NOISE = 0.3
+# Share of latents hidden in training: those cells are told by their text alone, so that the decoder learns to read it.
+LATENT_DROPOUT = 0.3
+# Times and noises for each latent in a training step: the flow is small, its loss a noisy estimate.
+FLOW_DRAWS = 8
 
 
 @dataclass
@@ -149,7 +153,7 @@ class ScMMGPTGeneHead(nn.Module):
     """Each gene reads its share of the cell's counts off the memory tokens, by attention; dispersion per gene.
 
     A gene weighs the tokens by its keys and reads one number off each: two small products, no (cells x genes x hidden)
-    tensor, so that twenty thousand genes cost little.
+    tensor, so that twenty thousand genes cost little. Loadings of its own add what its vector does not say.
     """
 
     def __init__(self, config: ScMMGPTCellDecoderConfig, hidden_size: int, embedding_size: int, vocab_size: int):
@@ -163,6 +167,12 @@ class ScMMGPTGeneHead(nn.Module):
         self.gene_bias = nn.Parameter(torch.empty(vocab_size))
         self.gene_dispersion = nn.Parameter(torch.empty(vocab_size))
         self.constant_parameters = {"gene_bias": -math.log(vocab_size), "gene_dispersion": 0.0}
+        self.num_loadings = config.num_gene_loadings
+        if self.num_loadings:
+            num_tokens = config.num_text_tokens + 2 * config.num_memory_tokens
+            self.memory_loadings = nn.Linear(num_tokens * hidden_size, self.num_loadings)
+            self.gene_loadings = nn.Parameter(torch.empty(vocab_size, self.num_loadings))
+            self.random_parameters = ("gene_loadings",)
 
     def forward(self, memory_BMD, gene_table, gene_ids) -> tuple[torch.Tensor, torch.Tensor]:
         """(log share of the library (B, G), dispersion (G,))"""
@@ -172,6 +182,8 @@ class ScMMGPTGeneHead(nn.Module):
         attention_BGM = self._product(self.gene_query(genes_GE), self.memory_key(memory_BMD)).mul(scale).softmax(-1)
         reading_BGM = self._product(self.gene_readout(genes_GE), self.memory_value(memory_BMD)).mul(scale)
         log_share_BG = (attention_BGM * reading_BGM).sum(-1) + self.gene_bias[gene_ids]
+        if self.num_loadings:
+            log_share_BG = log_share_BG + self.memory_loadings(memory_BMD.flatten(1)) @ self.gene_loadings[gene_ids].T
         dispersion_G = self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
         return log_share_BG.float().clamp(*LOG_RATE_RANGE), dispersion_G
 
@@ -200,8 +212,8 @@ class ScMMGPTCellDecoder(nn.Module):
 
     def library_distribution(self, features_BKD) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the logarithm of the library size."""
-        mean, log_deviation = self.library_head(features_BKD.flatten(1)).float().unbind(-1)
-        return mean + 7.0, log_deviation.clamp(-4, 1).exp()
+        mean, spread = self.library_head(features_BKD.flatten(1)).float().unbind(-1)
+        return mean + 7.0, F.softplus(spread) + 0.05
 
     def losses(self, features_BKD, cell, target_gene_ids, target_counts, library_B, run_layers, gene_table):
         """`cell` = (gene_ids, gene_values) of the cells to be generated, without special tokens; `library_B` their total."""
@@ -209,21 +221,33 @@ class ScMMGPTCellDecoder(nn.Module):
             hidden_B = torch.rand(len(features_BKD), device=features_BKD.device) < self.config.text_dropout
             features_BKD = self.text_features.hide(features_BKD, hidden_B)
         latent_BZ = self.latent_encoder(gene_table, *cell)
-        noisy = latent_BZ + LATENT_NOISE * torch.randn_like(latent_BZ) if self.training else latent_BZ
-        log_share, dispersion = self.decode(noisy, features_BKD, run_layers, gene_table, target_gene_ids)
+        log_share, dispersion = self.decode(
+            self._disturb(latent_BZ), features_BKD, run_layers, gene_table, target_gene_ids
+        )
         library_B = library_B.float().clamp(min=1)
         mean = (library_B.log()[:, None] + log_share).exp()
         reconstruction = negative_binomial_loss(target_counts, mean, dispersion)
-        flow = self._flow_loss(latent_BZ.detach(), features_BKD)
-        center, deviation = self.library_distribution(features_BKD)
-        library = (((library_B.log() - center) / deviation).square() / 2 + deviation.log()).mean()
+        flow, library = self.latent_losses(latent_BZ.detach(), features_BKD, library_B)
         # The likelihood is a mean over thousands of genes, most of them silent: bring it to the size of the others.
         loss = reconstruction * math.sqrt(target_counts.shape[1]) + flow + 0.1 * library
         return ScMMGPTCellDecoderLoss(
             loss=loss, reconstruction_loss=reconstruction, flow_loss=flow, library_loss=library
         )
 
+    def latent_losses(self, latent_BZ, features_BKD, library_B) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of what a text leaves open: the flow to the latents of its cells, and the likelihood of their library sizes."""
+        center, deviation = self.library_distribution(features_BKD)
+        library = (((library_B.log() - center) / deviation).square() / 2 + deviation.log()).mean()
+        return self._flow_loss(latent_BZ, features_BKD), library
+
+    def _disturb(self, latent_BZ):
+        if not self.training:
+            return latent_BZ
+        is_kept = torch.rand(len(latent_BZ), 1, device=latent_BZ.device) >= LATENT_DROPOUT
+        return (latent_BZ + LATENT_NOISE * torch.randn_like(latent_BZ)) * is_kept
+
     def _flow_loss(self, latent_BZ, features_BKD):
+        latent_BZ, features_BKD = latent_BZ.repeat(FLOW_DRAWS, 1), features_BKD.repeat(FLOW_DRAWS, 1, 1)
         noise = torch.randn_like(latent_BZ)
         time_B = torch.rand(len(latent_BZ), device=latent_BZ.device, dtype=latent_BZ.dtype)
         between = torch.lerp(noise, latent_BZ, time_B[:, None])
