@@ -200,7 +200,7 @@ def _write_approximate(vectors: np.ndarray, folder: Path) -> None:
     approximate = faiss.index_factory(dimension, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     chosen = np.random.default_rng(0).choice(num_cells, min(num_cells, _TRAINING_VECTORS), replace=False)
     approximate.train(np.ascontiguousarray(vectors[np.sort(chosen)], dtype=np.float32))
-    shards = []
+    shards: list[str] = []
     for rows in parts(num_cells, size=_TRAINING_VECTORS):
         shards.append(str(folder / f"shard{len(shards)}.faiss"))
         for some in parts(rows.stop, start=rows.start, size=_ROWS_AT_A_TIME):
