@@ -77,6 +77,10 @@ def export(
     if getattr(model.config, "model_type", None) != "scmmgpt":
         raise UserError(f"Only scmmgpt models can be exported, got {type(model).__name__}.")
     directory.mkdir(parents=True, exist_ok=True)
+    words = getattr(processor.tokenizer, "backend_tokenizer", None)
+    if words is not None:  # what the last call cut and padded is no property of the tokenizer
+        words.no_truncation()
+        words.no_padding()
     for stale in directory.glob("*.safetensors*"):
         stale.unlink()
     state = model.state_dict() if dtype is None else _stored(model.state_dict(), dtype)

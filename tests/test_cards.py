@@ -239,6 +239,17 @@ def test_exporting_again_leaves_no_old_shards(tmp_path):
     assert [path.name for path in (tmp_path / "model").glob("*.safetensors*")] == ["model.safetensors"]
 
 
+def test_what_the_last_call_cut_and_padded_is_not_written(tmp_path):
+    processor = make_processor()
+    model = make_model(processor)
+    processor.tokenizer(["a B cell", "T"], padding=True, truncation=True, max_length=2)
+
+    written = json.loads((export(model, processor, tmp_path) / "tokenizer.json").read_text())
+
+    assert written["truncation"] is None
+    assert written["padding"] is None
+
+
 def test_another_architecture_is_not_exported(tmp_path):
     with pytest.raises(UserError, match="Only scmmgpt models"):
         export(_Foreign(), None, tmp_path)
