@@ -96,7 +96,7 @@ def scib_scores(embedding: np.ndarray, types: Labels, batches: Labels | None = N
         return {}
     types = np.asarray(types).astype(str)
     neighbours = pynndescent(np.asarray(embedding, np.float32), n_neighbors=NUM_NEIGHBOURS)
-    leiden = scib_metrics.nmi_ari_cluster_labels_leiden(neighbours)(types)
+    leiden = scib_metrics.nmi_ari_cluster_labels_leiden(neighbours, types)
     scores = {"scib_nmi": leiden["nmi"], "scib_ari": leiden["ari"]}
     scores["scib_asw"] = scib_metrics.silhouette_label(embedding, types)
     scores["scib_graph_connectivity"] = scib_metrics.graph_connectivity(neighbours, types)
