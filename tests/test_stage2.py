@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from tiny_corpus import TYPES
@@ -20,6 +21,8 @@ from scmmgpt.training import stage1, stage2
 from scmmgpt.training.assembly import CorpusRows, cell_collator
 from scmmgpt.training.collators import row_generator
 from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows, flatten_prompts
+from scmmgpt.training.corpus_reading import Selection
+from scmmgpt.training.decoder_start import corpus_shares
 from scmmgpt.training.settings import LoraSettings, RecipeError, TowerSettings, read_recipe
 from scmmgpt.training.stage2 import main
 from scmmgpt.training.towers import lora_config, tower_of
@@ -264,6 +267,17 @@ def test_a_run_killed_in_mid_step_goes_on_with_the_same_losses(finished, corpus,
     assert [entry["loss"] for entry in history(tmp_path / "run") if "loss" in entry] == pytest.approx(
         expected, rel=1e-6
     )
+
+
+def test_text_to_cell_begins_with_the_counts_of_the_training_cells(corpus):
+    rows = corpus.rows(Selection("train", "study", True))
+
+    shares, seen = corpus_shares(corpus, Selection("train", "study", True))
+
+    kinds = corpus.table(rows, ["study", "cell_type_ontology_term_id"]).to_pandas().drop_duplicates()
+    assert len(shares) == len(kinds)
+    np.testing.assert_allclose(shares.sum(1), 1)
+    np.testing.assert_array_equal(seen.any(0), np.asarray(corpus.matrix(rows).sum(0)).ravel() > 0)
 
 
 def test_a_dry_run_counts_what_lora_trains(corpus, tmp_path, capsys):

@@ -232,15 +232,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpus = Corpus.open(settings.data.corpus)
     processor = assemble_processor(settings, corpus)
     model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
+    rows = rows_of(settings, corpus, processor, training)
+    if command.dry_run:
+        print("\n".join(plan(settings, training, model, rows).lines()))
+        return
     if settings.data.text_to_cells and is_new(model.cell_decoder):
         shares, seen = corpus_shares(
             corpus, Selection("train", settings.data.scheme, True, tuple(settings.data.sources))
         )
         begin_with(model.cell_decoder, shares, seen, np.arange(shares.shape[1]))
-    rows = rows_of(settings, corpus, processor, training)
-    if command.dry_run:
-        print("\n".join(plan(settings, training, model, rows).lines()))
-        return
     new_tokens = new_token_ids(settings, processor)
     trainer = train(settings, model, processor, rows, new_tokens=new_tokens, fresh=command.fresh)
     if training.process_index == 0:
