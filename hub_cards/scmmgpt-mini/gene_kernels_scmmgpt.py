@@ -18,10 +18,15 @@ except ImportError:
         return arguments[0] if arguments else lambda function: function
 
 
-# A sorting item carries a key in its upper half and the index of the gene it belongs to in its lower half.
-SHIFT, SLOT, EVERY_BIT = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFFFFFFFFFF)
-# Keys are sorted by their 22 leading bits, 11 at a time.
-DIGIT_BITS, NUM_DIGITS, DIGIT = np.uint64(11), 2048, np.uint64(2047)
+# A sorting item carries the leading bits of a key in its upper half and the gene that it belongs to in its lower half:
+# as small as that, the items of a cell stay in the nearest cache. A gene's place in its cell must fit.
+KEY_BITS, SLOT = np.uint32(16), np.uint32(0xFFFF)
+MOST_GENES = 1 << 16
+# Keys are sorted by 8 bits at a time.
+DIGIT_BITS, NUM_DIGITS, DIGIT = np.uint32(8), 256, np.uint32(255)
+# Whole numbers below this are sorted by counting.
+MOST_COUNTS = 2048
+MOST_INT32 = (1 << 31) - 1
 
 
 def count_expressed(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, id_of_column: np.ndarray) -> np.ndarray:
@@ -56,8 +61,8 @@ def order_genes(  # noqa: PLR0913 - a kernel takes plain arrays
     id_of_column
         Vocabulary id of every column, int32, -1 for columns outside the vocabulary.
     medians
-        For each vocabulary id the number by which its value is divided to give the sorting key; of length 0 to sort
-        by the values themselves.
+        For each vocabulary id the number by whose inverse its value is multiplied to give the sorting key; of length 0
+        to sort by the values themselves.
     quantiles
         The quantiles between which values are binned; of length 0 to leave them unbinned.
     target
@@ -68,7 +73,8 @@ def order_genes(  # noqa: PLR0913 - a kernel takes plain arrays
         Flat arrays of int64 and float32 that are written to.
     """
     arguments = indptr, indices, data, id_of_column, medians, quantiles, target, starts, lengths, genes, values
-    return (_order_genes if HAS_NUMBA else order_genes_with_numpy)(*arguments)
+    has_room = HAS_NUMBA and id_of_column.max(initial=0) < MOST_GENES
+    return (_order_genes if has_room else order_genes_with_numpy)(*arguments)
 
 
 def order_genes_with_numpy(  # noqa: PLR0913
@@ -91,7 +97,7 @@ def order_genes_with_numpy(  # noqa: PLR0913
         shown = raw * scale[cell]
     else:
         shown = raw
-    key = raw / medians[token] if len(medians) else raw.astype(np.float64)
+    key = raw * (1 / medians)[token] if len(medians) else raw.astype(np.float64)
     order = np.lexsort((token, -key, cell))
     first = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=num_cells))])[:-1]
     place = np.arange(len(cell)) - first[cell]  # `order` keeps cells together, so places are those of sorted genes
@@ -144,8 +150,9 @@ def _order_genes(  # noqa: PLR0913
         longest = max(longest, indptr[cell + 1] - indptr[cell])
     all_tokens, all_raw = np.empty(longest, np.int32), np.empty(longest, np.float32)
     all_keys, all_shown = np.empty(longest, np.float32), np.empty(longest, np.float32)
-    all_items, spare = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
-    count = np.empty((2, NUM_DIGITS), np.int32)
+    all_items, spare = np.empty(longest, np.uint32), np.empty(longest, np.uint32)
+    weights = 1 / medians
+    count, count_of = np.empty((2, NUM_DIGITS), np.int32), np.empty(MOST_COUNTS, np.int32)
     for cell in range(num_cells):
         entries = slice(indptr[cell], indptr[cell + 1])
         length = _gather(indices[entries], data[entries], id_of_column, all_tokens, all_raw, all_items, spare, count)
@@ -154,20 +161,20 @@ def _order_genes(  # noqa: PLR0913
         total, most = _total(raw)
         totals[cell] = total
         if len(quantiles) or not len(medians):
-            if 0 < most < NUM_DIGITS:
-                _sort_counts(raw, most, items, count)
+            if 0 < most < MOST_COUNTS:
+                _sort_counts(raw, most, items, count_of)
             else:
                 _sort_descending(raw, raw, token, medians[:0], items, spare, count)
         if len(quantiles):
-            _write_bins(items, quantiles, shown)
+            _write_bins(items, raw, quantiles, shown)
         else:
             scale = np.float32(target / total) if target and total else np.float32(1)
             for gene in range(length):
                 shown[gene] = raw[gene] * scale
         if len(medians):
             for gene in range(length):
-                key[gene] = raw[gene] / medians[np.uint32(token[gene])]
-            _sort_descending(key, raw, token, medians, items, spare, count)
+                key[gene] = raw[gene] * weights[np.uint32(token[gene])]
+            _sort_descending(key, raw, token, weights, items, spare, count)
         wanted = slice(starts[cell], starts[cell] + lengths[cell])
         cell_genes, cell_values = genes[wanted], values[wanted]
         for place in range(len(cell_genes)):
@@ -190,27 +197,26 @@ def _gather(columns, data, id_of_column, token, raw, items, spare, count):
             length += np.uint32(1)
     if not in_order:
         for gene in range(length):
-            items[gene] = (np.uint64(token[gene]) << SHIFT) | np.uint64(gene)
-        _sort_items(items[:length], spare, count, SHIFT)
+            items[gene] = (np.uint32(token[gene]) << KEY_BITS) | np.uint32(gene)
+        _sort_items(items[:length], spare, count)
         bits = raw.view(np.uint32)
+        spare[:length] = bits[:length]
         for gene in range(length):
-            spare[gene] = np.uint64(bits[gene])
-        for gene in range(length):
-            token[gene] = np.int32(items[gene] >> SHIFT)
-            bits[gene] = np.uint32(spare[np.uint32(items[gene] & SLOT)])
+            token[gene] = np.int32(items[gene] >> KEY_BITS)
+            bits[gene] = spare[items[gene] & SLOT]
     return length
 
 
 @njit(nogil=True, cache=True)
 def _total(raw):
-    """Sum of a cell, and its largest value if all are whole numbers that int32 holds, else 0."""
-    whole_total, most, are_whole = np.int64(0), np.float32(0), True
+    """Sum of a cell, and its largest value if all are whole numbers whose sum int32 holds, else 0."""
+    whole_total, most, is_broken = np.int32(0), np.int32(0), np.int32(0)
     for gene in range(len(raw)):
         whole = np.int32(raw[gene])
-        whole_total += whole
-        are_whole &= np.float32(whole) == raw[gene]
-        most = max(most, raw[gene])
-    if are_whole:
+        whole_total = np.int32(whole_total + whole)
+        most = np.int32(max(most, whole))
+        is_broken |= np.int32(np.float32(whole) != raw[gene])
+    if not is_broken and np.int64(most) * len(raw) < MOST_INT32:
         return np.float64(whole_total), np.int64(most)
     total = 0.0
     for gene in range(len(raw)):
@@ -219,9 +225,9 @@ def _total(raw):
 
 
 @njit(nogil=True, cache=True)
-def _sort_counts(raw, most, items, count):
+def _sort_counts(raw, most, items, count_of):
     """Put into `items` the genes in the order of descending counts, none above `most`; equal counts keep theirs."""
-    places = count[0, : most + 1]
+    places = count_of[: most + 1]
     places[:] = 0
     for gene in range(len(raw)):
         places[np.uint32(raw[gene])] += 1
@@ -230,87 +236,84 @@ def _sort_counts(raw, most, items, count):
         running, places[value] = running + places[value], running
     for gene in range(len(raw)):
         value = np.uint32(raw[gene])
-        items[np.uint32(places[value])] = (np.uint64(most - value) << SHIFT) | np.uint64(gene)
+        items[np.uint32(places[value])] = np.uint32(gene)
         places[value] += 1
 
 
 @njit(nogil=True, cache=True)
-def _sort_descending(key, raw, token, medians, items, spare, count):
+def _sort_descending(key, raw, token, weights, items, spare, count):
     """Put into `items` the genes in the order of descending keys; equal keys keep their order.
 
-    `key` is rounded to float32; where two round to the same, the quotients themselves decide.
+    `key` is rounded to float32; where two round to the same, the products of value and weight decide.
     """
     # The bits of positive floats order as the floats do; measured down from the highest they descend.
     bits = key.view(np.uint32)
     highest, lowest = np.uint32(0), np.uint32(0xFFFFFFFF)
     for gene in range(len(bits)):
         highest, lowest = max(highest, bits[gene]), min(lowest, bits[gene])
+    dropped = np.uint32(0)
+    while len(bits) and (highest - lowest) >> dropped > SLOT:
+        dropped += np.uint32(1)
     for gene in range(len(bits)):
-        items[gene] = (np.uint64(highest - bits[gene]) << SHIFT) | np.uint64(gene)
-    low = SHIFT
-    while len(bits) and np.uint64(highest - lowest) >> (low - SHIFT + DIGIT_BITS) > DIGIT:
-        low += np.uint64(1)
-    _sort_items(items, spare, count, low)
-    # The leading bits bring nearly every pair in order; this settles the rest. A key without its index is above the
-    # whole item before it only if the keys differ.
-    mask = ~SLOT if len(medians) else EVERY_BIT
+        items[gene] = (((highest - bits[gene]) >> dropped) << KEY_BITS) | np.uint32(gene)
+    _sort_items(items, spare, count)
+    # The leading bits bring nearly every pair in order; this settles the rest.
     for place in range(1, len(items)):
         item = items[place]
-        if item & mask > items[np.uint64(place - 1)]:
+        if item >> KEY_BITS > items[np.uint64(place - 1)] >> KEY_BITS:
             continue
         before = place - 1
-        while before >= 0 and _is_behind(items[np.uint64(before)], item, raw, token, medians):
+        while before >= 0 and _is_behind(items[np.uint64(before)], item, key, raw, token, weights):
             items[np.uint64(before + 1)] = items[np.uint64(before)]
             before -= 1
         items[np.uint64(before + 1)] = item
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _is_behind(item, other, raw, token, medians):
+def _is_behind(item, other, key, raw, token, weights):
     """Whether a gene must stand behind another that now follows it."""
-    key, other_key = item >> SHIFT, other >> SHIFT
-    if key != other_key or not len(medians):
-        return key > other_key
-    gene, rival = np.uint32(item & SLOT), np.uint32(other & SLOT)
-    return raw[gene] / medians[np.uint32(token[gene])] < raw[rival] / medians[np.uint32(token[rival])]
+    gene, rival = item & SLOT, other & SLOT
+    if key[gene] != key[rival] or not len(weights):
+        return key[gene] < key[rival]
+    return raw[gene] * weights[np.uint32(token[gene])] < raw[rival] * weights[np.uint32(token[rival])]
 
 
 @njit(nogil=True, cache=True)
-def _sort_items(items, spare, count, low):
-    """Radix sort by two digits of 11 bits from bit `low` on, stable."""
-    high = low + DIGIT_BITS
+def _sort_items(items, spare, count):
+    """Radix sort by the two digits of the key, stable."""
+    high = KEY_BITS + DIGIT_BITS
     count[:] = 0
     for place in range(len(items)):
-        count[0, (items[place] >> low) & DIGIT] += 1
-        count[1, (items[place] >> high) & DIGIT] += 1
+        count[0, (items[place] >> KEY_BITS) & DIGIT] += 1
+        count[1, items[place] >> high] += 1
     before_low = before_high = np.int32(0)
     for value in range(NUM_DIGITS):
         before_low, count[0, value] = before_low + count[0, value], before_low
         before_high, count[1, value] = before_high + count[1, value], before_high
     for place in range(len(items)):
-        value = (items[place] >> low) & DIGIT
+        value = (items[place] >> KEY_BITS) & DIGIT
         spare[np.uint32(count[0, value])] = items[place]
         count[0, value] += 1
     for place in range(len(items)):
-        value = (spare[place] >> high) & DIGIT
+        value = spare[place] >> high
         items[np.uint32(count[1, value])] = spare[place]
         count[1, value] += 1
 
 
 @njit(nogil=True, cache=True)
-def _write_bins(items, quantiles, shown):
+def _write_bins(items, raw, quantiles, shown):
     """Bins of one cell whose `items` are in descending order of value."""
     left = right = len(quantiles)
     top, last = 0, len(items) - 1
     while top <= last:
-        key, bottom = items[top] >> SHIFT, top
-        while bottom < last and items[bottom + 1] >> SHIFT == key:
+        value, bottom = raw[items[top] & SLOT], top
+        while bottom < last and raw[items[bottom + 1] & SLOT] == value:
             bottom += 1
         while left > 0 and np.ceil(last * quantiles[left - 1]) > last - top:
             left -= 1
         while right > 0 and np.floor(last * quantiles[right - 1]) >= last - bottom:
             right -= 1
-        value = np.float32((left + right + 1) // 2)
+        shared = np.float32((left + right + 1) // 2)
         for place in range(top, bottom + 1):
-            shown[np.uint32(items[place] & SLOT)] = value
+            shown[items[place] & SLOT] = shared
         top = bottom + 1
