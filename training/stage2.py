@@ -22,6 +22,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.training.assembly import (
     assemble_config,
     assemble_generative_model,
@@ -223,26 +224,37 @@ def plan(settings: RunSettings, arguments: SFTConfig, model: PreTrainedModel, ro
     return make_plan(settings, arguments, prepared, shape_of(rows.collate(first)), step_flops, len(rows.order))
 
 
+def run(settings: RunSettings, arguments: SFTConfig, corpus: Corpus, *, fresh: bool = False) -> Stage2Trainer:
+    """Train what the recipe describes on a corpus."""
+    processor, model, rows = parts_of(settings, arguments, corpus)
+    if settings.data.text_to_cells and is_new(model.cell_decoder):
+        chosen = Selection("train", settings.data.scheme, True, tuple(settings.data.sources))
+        shares, seen = corpus_shares(corpus, chosen)
+        begin_with(model.cell_decoder, shares, seen, np.arange(shares.shape[1]))
+    return train(settings, model, processor, rows, new_tokens=new_token_ids(settings, processor), fresh=fresh)
+
+
+def parts_of(
+    settings: RunSettings, arguments: SFTConfig, corpus: Corpus
+) -> tuple[ScMMGPTProcessor, PreTrainedModel, Rows]:
+    """What a run is made of: the processor, the model as it begins, and its rows."""
+    seed_everything(arguments)
+    processor = assemble_processor(settings, corpus)
+    model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
+    return processor, model, rows_of(settings, corpus, processor, arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or print the plan."""
     command = read_command("Stage 2: cells to text and text to cells.", arguments)
     settings = command.settings
     training = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
-    seed_everything(training)
     corpus = Corpus.open(settings.data.corpus)
-    processor = assemble_processor(settings, corpus)
-    model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
-    rows = rows_of(settings, corpus, processor, training)
     if command.dry_run:
+        _, model, rows = parts_of(settings, training, corpus)
         print("\n".join(plan(settings, training, model, rows).lines()))
         return
-    if settings.data.text_to_cells and is_new(model.cell_decoder):
-        shares, seen = corpus_shares(
-            corpus, Selection("train", settings.data.scheme, True, tuple(settings.data.sources))
-        )
-        begin_with(model.cell_decoder, shares, seen, np.arange(shares.shape[1]))
-    new_tokens = new_token_ids(settings, processor)
-    trainer = train(settings, model, processor, rows, new_tokens=new_tokens, fresh=command.fresh)
+    trainer = run(settings, training, corpus, fresh=command.fresh)
     if training.process_index == 0:
         draw_curves(trainer.state.log_history, Path(settings.output) / "curves.png")
         print(f"Stage 2 is in {settings.output}")
