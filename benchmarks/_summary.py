@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 from benchmarks._measuring import OUT, print_rows
@@ -10,23 +11,23 @@ from benchmarks._measuring import OUT, print_rows
 SUMMARY = "summary"
 
 
-def all_rows(folder: Path = OUT) -> list[dict]:
-    """Rows of the reports that are there, oldest first; cost curves have a picture of their own."""
-    reports = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    contents = [json.loads(path.read_text()) for path in reports if path.stem not in (SUMMARY, "curves")]
-    return [
-        line for content in contents if isinstance(content, dict) for line in content.get("rows", []) if "task" in line
-    ]
+def all_reports(folder: Path = OUT) -> dict[str, dict]:
+    """What each benchmark wrote, oldest first; cost curves have a picture of their own."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {path.stem: json.loads(path.read_text()) for path in paths if path.stem not in (SUMMARY, "curves")}
 
 
 def summarise(folder: Path = OUT) -> None:
     """Print the common table, and draw how many times the rival's rate each of our ways reaches."""
-    rows = all_rows(folder)
+    reports = all_reports(folder)
+    rows = [line for report in reports.values() for line in report["rows"] if "task" in line]
     if not rows:
         return
     print("\n== all")
     print_rows(rows)
-    (folder / f"{SUMMARY}.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    machines = {name: report.get("machine", {}) for name, report in reports.items()}
+    contents = {"date": date.today().isoformat(), "machines": machines, "rows": rows}
+    (folder / f"{SUMMARY}.json").write_text(json.dumps(contents, indent=1) + "\n")
     compared = [line for line in rows if line.get("ratio") and line["ratio"] != 1]
     if compared:
         draw(compared, folder / f"{SUMMARY}.svg")

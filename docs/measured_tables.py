@@ -11,12 +11,14 @@ from scmmgpt.training.results_table import markdown_table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "hub_cards" / "results"
 INDEX = ROOT / "docs" / "measured" / "index.json"
+OUT_OF_DISTRIBUTION = ROOT / "docs" / "measured" / "out_of_distribution.json"
+SPEED = ROOT / "docs" / "measured" / "speed.json"
 NOTHING = "Nothing has been measured yet: there is no file of results."
 
 
 def render_placeholders(text: str) -> str:
     """A page with `<!-- measured: NAME -->` replaced by what was measured."""
-    tables = {"results": results_tables, "index": index_table}
+    tables = {"results": results_tables, "index": index_table, "speed": speed_table}
     return re.sub(r"<!-- measured: (\w+) -->", lambda found: tables[found[1]](), text)
 
 
@@ -73,3 +75,63 @@ _INDEX_ROWS = {
 
 def _milliseconds(times: dict) -> str:
     return f"{times['p50']:,.1f} ({times['p95']:,.1f}) ms"
+
+
+def speed_table(path: Path = SPEED) -> str:
+    """What each benchmark measured, with the machine it ran on."""
+    if not path.exists():
+        return f"```{{warning}}\n{NOTHING}\n```"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "| task | way | rate (lowest to highest) | times the rival | of the limit | memory |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['task']} | {row['way']} | {_rate(row)} | {row.get('ratio', '')} | "
+        f"{_percent(row.get('share_of_limit'))} | {_megabytes(row.get('peak_mb'))} |"
+        for row in report["rows"]
+    ]
+    quiet = [name for name, machine in report["machines"].items() if machine.get("was_quiet")]
+    about = next(iter(report["machines"].values()))
+    where = f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {report['date']}"
+    calm = f"The machine was quiet when these began: {', '.join(quiet)}." if quiet else "The machine was never quiet."
+    return "\n".join([*lines, "", f"{where}. {calm} Beside other work only ratios mean something."])
+
+
+def _rate(row: dict) -> str:
+    spread = f" ({row['low']:,.4g} to {row['high']:,.4g})" if "low" in row else ""
+    return f"{row['rate']:,.4g}{spread} {row['unit']}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _megabytes(size: float | None) -> str:
+    return "" if size is None else f"{size:,.0f} MB"
+
+
+def out_of_distribution_table(path: Path = OUT_OF_DISTRIBUTION) -> str:
+    """What annotation says about what it should not name: one row a condition and study, before and after the guard."""
+    if not path.exists():
+        return f"```{{warning}}\n{NOTHING}\n```"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "| cells | study | unknown | look like no cell | mean confidence | unknown without the guard | warned |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for row in sorted(report["rows"], key=lambda row: _order_of_conditions(report["rows"]).index(row["condition"])):
+        study = f"{row['study']} (simulated)" if row["simulated"] else row["study"]
+        lines.append(f"| {row['condition']} | {study} | {_what_was_said(row['before'], row['after'])} |")
+    return "\n".join([*lines, "", _run(report["run"])])
+
+
+def _order_of_conditions(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(row["condition"] for row in rows))
+
+
+def _what_was_said(before: dict, after: dict) -> str:
+    if "refused" in after:
+        return "refused | | | | with the reason"
+    shares = [f"{after['unknown']:.1%}", f"{after['implausible']:.1%}", f"{after['mean_confidence']:.2f}"]
+    return " | ".join([*shares, f"{before['unknown']:.1%}", "yes" if after["warnings"] else "no"])
