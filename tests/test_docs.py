@@ -1,5 +1,6 @@
 """The documentation holds: its blocks run, its links lead somewhere, its numbers come from files."""
 
+import json
 import re
 import subprocess
 import sys
@@ -133,6 +134,21 @@ def test_the_page_of_results_shows_what_the_files_hold(measured_tables, tmp_path
     assert "0.5" in page
     assert "simulated" in page
     assert "`a command`: commit `c0ffee`" in page
+
+
+def test_the_table_of_speed_names_the_machine_and_whether_it_was_quiet(measured_tables, tmp_path):
+    line = {"task": "embedding", "way": "ours", "unit": "cells/s", "rate": 1500.0, "low": 1400.0, "high": 1600.0}
+    machine = {"processor": "a processor", "cores": 2, "torch": "2", "was_quiet": True}
+    report = {"date": "2026-01-01", "machines": {"embedding": machine}, "rows": [{**line, "share_of_limit": 0.5}]}
+    (tmp_path / "speed.json").write_text(json.dumps(report))
+
+    table = measured_tables.speed_table(tmp_path / "speed.json")
+
+    assert "1,500 (1,400 to 1,600) cells/s" in table
+    assert "50%" in table
+    assert "a processor, 2 cores" in table
+    assert "quiet when these began: embedding" in table
+    assert measured_tables.NOTHING in measured_tables.speed_table(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
