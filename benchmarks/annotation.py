@@ -117,7 +117,8 @@ def main() -> int:
         rows = file_rows(arguments.num_cells, arguments.repeats, Path(folder), arguments.engine)
     peaks = [line["peak_mb"] for line in rows]
     growth = round(max(peaks) / min(peaks), 3)
-    rows += label_rows(arguments.few_cells, arguments.repeats)
+    if arguments.engine == "local":
+        rows += label_rows(arguments.few_cells, arguments.repeats)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("folder", "one_file")}
     name = "annotation" if arguments.engine == "local" else f"annotation_{arguments.engine}"
     write_report(name, rows, machine=about, settings=settings, memory_growth=growth)
