@@ -131,8 +131,8 @@ class EndpointHandler:
         similarities = cells.embeds @ self._embed_texts(texts).T
         probabilities = self.naming.probabilities(similarities, self._scale(), candidates)
         calls = self.naming.calls(probabilities, candidates, least)
-        for call, num_genes in zip(calls, cells.num_genes, strict=True):
-            if num_genes == 0 and least > 0:
+        for call, is_doubted in zip(calls, cells.is_doubted, strict=True):
+            if is_doubted and least > 0:
                 call.update(cell_type="unknown", cell_type_ontology_term_id="unknown", confidence=0.0)
         return {"calls": calls}
 
@@ -231,10 +231,9 @@ class EndpointHandler:
                 continue
             places[index] = slice(len(cells), len(cells) + len(tokens))
             cells += tokens
-        embeds = self._forward(cells)
-        num_genes = np.array([int((values > 0).sum()) for _, values in cells], dtype=int)
+        embeds, is_doubted = self._forward(cells)
         for index, place in places.items():
-            results[index] = EmbeddedCells(embeds[place], num_genes[place])
+            results[index] = EmbeddedCells(embeds[place], is_doubted[place])
         return results
 
     def _tokenize(self, cells: Any) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -245,18 +244,24 @@ class EndpointHandler:
         bounds = np.asarray(features["cell_cu_seqlens"])
         return [(ids[start:stop], values[start:stop]) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
-    def _forward(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Unit vectors, computed in batches of cells of like length."""
+    def _forward(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors, and which cells are empty or look like no cell, in batches of cells of like length."""
         order = np.argsort([len(ids) for ids, _ in cells], kind="stable")
-        result = np.zeros((len(cells), self.model.config.projection_dim), dtype=np.float32)
+        embeds = np.zeros((len(cells), self.model.config.projection_dim), dtype=np.float32)
+        is_doubted = np.zeros(len(cells), dtype=bool)
         for start in range(0, len(order), CELLS_PER_BATCH):
             chosen = order[start : start + CELLS_PER_BATCH]
+            padded = self._padded([cells[index] for index in chosen])
             with torch.inference_mode():
-                vectors = self.model.get_cell_features(**self._padded([cells[index] for index in chosen]))
-            result[chosen] = vectors.pooler_output.float().cpu().numpy()
-        return result
+                vectors = self.model.get_cell_features(
+                    **{name: torch.from_numpy(array).to(self.device) for name, array in padded.items()}
+                )
+            embeds[chosen] = vectors.pooler_output.float().cpu().numpy()
+            is_empty = ~(padded["gene_values"] > 0).any(axis=1)
+            is_doubted[chosen] = is_empty | self.processor.feature_extractor.looks_implausible(**padded)
+        return embeds, is_doubted
 
-    def _padded(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+    def _padded(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
         longest = max(len(ids) for ids, _ in cells)
         padding = self.model.config.cell_config.pad_token_id or 0
         gene_ids = np.full((len(cells), longest), padding, dtype=np.int64)
@@ -264,8 +269,7 @@ class EndpointHandler:
         gene_mask = np.zeros((len(cells), longest), dtype=np.int64)
         for row, (ids, values) in enumerate(cells):
             gene_ids[row, : len(ids)], gene_values[row, : len(ids)], gene_mask[row, : len(ids)] = ids, values, 1
-        arrays = {"gene_ids": gene_ids, "gene_values": gene_values, "gene_mask": gene_mask}
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return {"gene_ids": gene_ids, "gene_values": gene_values, "gene_mask": gene_mask}
 
     def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """One unit vector per text; those of earlier requests are remembered."""
@@ -297,10 +301,10 @@ class EndpointHandler:
 
 
 class EmbeddedCells:
-    """Vectors of the cells of one request, and how many genes each expresses."""
+    """Vectors of the cells of one request, and which of them are empty or look like no cell."""
 
-    def __init__(self, embeds: np.ndarray, num_genes: np.ndarray):
-        self.embeds, self.num_genes = embeds, num_genes
+    def __init__(self, embeds: np.ndarray, is_doubted: np.ndarray):
+        self.embeds, self.is_doubted = embeds, is_doubted
 
 
 _EMBEDDED = ("annotate", "embed", "search")

@@ -14,11 +14,14 @@ from .gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneMatch, G
 from .gene_layout_scmmgpt import CellBlock, Layout, lay_out, sum_duplicates
 from .gene_vocabulary_scmmgpt import SPECIAL_TOKENS, GeneVocabulary, Numbers
 from .input_account_scmmgpt import InputAccount
+from .plausibility_scmmgpt import looks_implausible
 
 VOCABULARY_FILE = "gene_vocabulary.tsv"
 VALUE_MODES = ("log1p", "bins", "counts", "rank")
 GENE_ORDERS = ("value", "median_ratio")
 MIN_MATCHED_GENES = 20
+# Some genes of any species bear names that are also human: a hundredth of a yeast's, say.
+LEAST_KNOWN_SHARE = 0.01
 MATCHES_REMEMBERED = 8
 SETTINGS = (
     "value_mode",
@@ -186,6 +189,13 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         mass = float(self._vocabulary.masses[self.gene_rows(np.unique(gene_ids))].sum())
         return 2.0 ** (round(np.log2(max(mass, 1e-6)) * PANEL_STEPS_PER_OCTAVE) / PANEL_STEPS_PER_OCTAVE)
 
+    def looks_implausible(self, gene_ids: np.ndarray, gene_values: np.ndarray, gene_mask: np.ndarray) -> np.ndarray:
+        """Which of some tokenised cells, (cells, tokens), look like no cell: noise, or counts under wrong names."""
+        rows = self.gene_rows(gene_ids)
+        is_gene = (rows >= 0) & (gene_mask > 0) & (gene_values > 0)
+        medians = self._vocabulary.medians[np.where(is_gene, rows, 0)]
+        return looks_implausible(gene_values, medians, is_gene, self.value_mode, self.max_genes)
+
     @property
     def account(self) -> dict | None:
         """What the last call decided about the matrix and the genes."""
@@ -321,12 +331,13 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
 
     def _refuse_too_few(self, match: GeneMatch) -> None:
         num_matched = match.num_distinct
-        if num_matched >= max(self.min_matched_genes, 1):
+        needed = max(self.min_matched_genes, 1, int(LEAST_KNOWN_SHARE * len(match.rows)))
+        if num_matched >= needed:
             return
         found = f"Only {num_matched}" if num_matched else "None"
         raise ValueError(
             f"{found} of the {len(match.rows)} genes {'are' if num_matched > 1 else 'is'} in the vocabulary; at least "
-            f"{self.min_matched_genes} are needed to mean anything. The names look like {match.scheme}; the first are "
+            f"{needed} are needed to mean anything. The names look like {match.scheme}; the first are "
             f"{', '.join(map(str, match.names[:3]))}. If symbols or Ensembl ids are in a column of `var`, name it in "
             "`gene_column=`; if the species was not recognised, name it in `species=`."
         )

@@ -36,7 +36,8 @@ import numpy as np
 
 from .annotation import Caller, Calls, Scorer, call_cells
 from .annotation import rerank as mix_in_matching
-from .embedding import Arrays, MakeCompute, embed_batch, embed_texts, match_batch, towers_of
+from .doubts import doubts_about_cells
+from .embedding import Arrays, MakeCompute, doubted_batch, embed_batch, embed_texts, match_batch, towers_of
 from .errors import UserError
 from .labels import UNKNOWN, Labels, LabelSet, ontology_labels, read_labels
 from .loading import LoadedModel, load
@@ -117,8 +118,8 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     tissue
         Where the cells come from, as a hint in the labels' text.
     min_confidence
-        Below it a call backs off to the nearest parent term that reaches it, then to "unknown". 0 never does.
-        None takes the model's own.
+        Below it a call backs off to the nearest parent term that reaches it, then to "unknown", and what looks like
+        no cell is unknown. 0 never does either. None takes the model's own.
     cluster_key
         A column of `.obs`: each cluster gets one call, by the mean of its cells.
     smooth
@@ -152,14 +153,17 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     make: MakeCompute = embed_batch
     if rerank:
         make = partial(match_batch, texts=texts, text_embeds=label_embeds, num_best=rerank)
-    arrays = run.compute("annotate", make)
+    arrays = run.compute("annotate", partial(doubted_batch, make=make))
     embeds = smooth_embeds(arrays["embeds"], smooth) if smooth else arrays["embeds"]
     scale = towers_of(verb.loaded).similarity_scale().item()
     scorer = Scorer(embeds, label_embeds, candidates, verb.loaded.calibration, scale=scale, prior_share=prior_share)
     probabilities = _probabilities(scorer, arrays)
     calls = call_cells(len(embeds), probabilities, Caller(candidates, verb.loaded.ontology, least), clusters)
     if least > 0 and cluster_key is None:
-        _empty_cells_are_unknown(calls, arrays["num_genes"])
+        _are_unknown(calls, arrays["is_empty"] | arrays["is_implausible"])
+    num_implausible = int(arrays["is_implausible"].sum())
+    for doubt in doubts_about_cells(num_implausible, len(embeds), run.dispersion(), run.gene_account):
+        verb.note(doubt)
 
     record = verb.record(
         run.gene_account,
@@ -172,6 +176,7 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
         rerank=rerank,
         prior_share=scorer.prior_share,
         temperature=scorer.temperature,
+        implausible_cells=num_implausible,
     )
     if page is not None:
         from .annotation_report import write_report
@@ -214,10 +219,10 @@ def _probabilities(scorer: Scorer, arrays: Arrays):
     )
 
 
-def _empty_cells_are_unknown(calls: Calls, num_genes: np.ndarray) -> None:
-    empty = np.flatnonzero(num_genes == 0)
-    calls.labels[empty] = calls.term_ids[empty] = UNKNOWN
-    calls.confidence[empty] = 0
+def _are_unknown(calls: Calls, doubted: np.ndarray) -> None:
+    """Whatever the model says about what is no cell is not to be told."""
+    calls.labels[doubted] = calls.term_ids[doubted] = UNKNOWN
+    calls.confidence[doubted] = 0
 
 
 def _column(values: np.ndarray) -> Any:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .cells import open_cells
+from .doubts import dispersion, doubts, doubts_about_cells
 from .embedding import CELLS_PER_CHUNK
 from .loading import EMBEDDED_MODEL, find_model, hash_of_files
 from .verb import UNTRAINED, versions
-
-_FEW_COVERED = 0.5
 
 
 def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
@@ -22,36 +21,17 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     tokenizer = processing.ScMMGPTProcessor.from_pretrained(find_model(model)).feature_extractor
     source = opened.path if opened.path is not None else opened.adata
     num_genes: list[int] = []
+    num_implausible, spread = 0, None
     for features in tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):
         is_gene = (features["gene_mask"] > 0) & (tokenizer.gene_rows(features["gene_ids"]) >= 0)
         num_genes += is_gene.sum(axis=1).tolist()
+        num_implausible += int(tokenizer.looks_implausible(**features).sum())
+        spread = dispersion(tokenizer, features) if spread is None else spread
     account = dict(tokenizer.account)
     account["median_genes_per_cell"] = sorted(num_genes)[len(num_genes) // 2]
     account["embeddings"] = sorted(opened.present["obsm"])
-    account["doubts"] = doubts(account)
+    account["doubts"] = [*doubts(account), *doubts_about_cells(num_implausible, len(num_genes), spread, account)]
     return account
-
-
-def doubts(account: dict[str, Any]) -> list[str]:
-    """What in an account of genes may spoil results, each with a remedy."""
-    found = []
-    if account.get("share_of_counts", 1) < _FEW_COVERED:
-        found.append(
-            f"Only {account['share_of_counts']:.0%} of the counts lie in genes that the model knows: check the species "
-            "and that var names are symbols or Ensembl ids."
-        )
-    if account.get("empty_cells"):
-        found.append(f"{account['empty_cells']} cells express no gene that the model knows; they will be unknown.")
-    if account.get("matrix_state") != "counts" and not account.get("cells_turned_back_into_counts"):
-        found.append(
-            f"No raw counts were found; {account.get('matrix')} ({account.get('matrix_detail')}) is used. Put raw "
-            "counts into layers['counts'] if you have them."
-        )
-    if account.get("duplicate_cell_names"):
-        found.append(
-            f"{account['duplicate_cell_names']} cell names are repeated; adata.obs_names_make_unique() helps."
-        )
-    return found
 
 
 def describe_installation(model: Any = None) -> dict[str, Any]:

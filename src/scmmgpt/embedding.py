@@ -13,6 +13,7 @@ import numpy as np
 from .accounts import joined_accounts
 from .cells import CellsInFile, CellsInMemory
 from .device import Batches
+from .doubts import dispersion
 from .loading import LoadedModel
 from .progress import Workspace, progress_bar
 
@@ -105,6 +106,14 @@ class CellRun:
             self.workspace.remove_if_unused()
             raise
 
+    def dispersion(self) -> float | None:
+        """How much more than by chance the first cells differ, see `doubts.dispersion`."""
+        source = self.cells.path if self.cells.path is not None else self.cells.adata
+        first = next(
+            self.gene_tokenizer.iter_chunks(source, CELLS_PER_CHUNK, stop=CELLS_PER_CHUNK, return_tensors="np")
+        )
+        return dispersion(self.gene_tokenizer, first)
+
     def _chunks(self, start: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, Any]]]:
         """(rows, their tokens, the account of all from `start` to them)."""
         source = self.cells.path if self.cells.path is not None else self.cells.adata
@@ -155,16 +164,22 @@ def embed_batch(loaded: LoadedModel) -> Compute:
     """A computation of unit vectors."""
 
     def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
-        vectors = loaded.model.get_cell_features(**inputs).pooler_output
-        return {"embeds": vectors.cpu().numpy(), "num_genes": num_genes(loaded, inputs)}
+        return {"embeds": loaded.model.get_cell_features(**inputs).pooler_output.cpu().numpy()}
 
     return compute
 
 
-def num_genes(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    """How many genes of each cell the model sees; special tokens are no genes."""
-    is_gene = (inputs["gene_ids"] >= loaded.first_gene_id) & inputs["gene_mask"].bool()
-    return is_gene.sum(dim=1).cpu().numpy()
+def doubted_batch(loaded: LoadedModel, *, make: MakeCompute) -> Compute:
+    """Another computation, and which cells are empty or look like no cell."""
+    compute_results = make(loaded)
+
+    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+        cells = {name: values.cpu().numpy() for name, values in inputs.items()}
+        is_gene = (cells["gene_ids"] >= loaded.first_gene_id) & (cells["gene_mask"] > 0)
+        implausible = loaded.processor.feature_extractor.looks_implausible(**cells)
+        return {**compute_results(inputs), "is_empty": ~is_gene.any(axis=1), "is_implausible": implausible}
+
+    return compute
 
 
 def embed_texts(loaded: LoadedModel, texts: Sequence[str]) -> np.ndarray:
@@ -213,7 +228,6 @@ def match_batch(loaded: LoadedModel, *, texts: Sequence[str], text_embeds: np.nd
             "embeds": vectors.cpu().numpy(),
             "candidates": candidates.cpu().numpy(),
             "match": torch.stack(match, dim=1).float().cpu().numpy(),
-            "num_genes": num_genes(loaded, inputs),
         }
 
     return compute

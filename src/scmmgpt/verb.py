@@ -17,6 +17,7 @@ import numpy as np
 
 from .cells import CellsInFile, CellsInMemory, open_cells
 from .device import Batches
+from .doubts import doubts
 from .embedding import CellRun
 from .errors import UserError
 from .loading import LoadedModel, load
@@ -106,6 +107,8 @@ class Verb:
 
     def record(self, gene_account: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         """What `uns` keeps: the genes that were read, and settings, model, versions and notes of this verb."""
+        for doubt in doubts(gene_account):
+            self.note(doubt)
         details = {
             "settings": {**self.settings, **settings},
             "model": self.loaded.describe(),

@@ -1,0 +1,55 @@
+"""Whether a cell looks like a cell at all: genes that are high wherever they are expressed are high in it too.
+
+A guard against confident names for noise and for counts under the wrong gene names, which a softmax never refuses.
+"""
+
+import numpy as np
+
+# In fewer genes, and so in small designed panels, the correlation says too little.
+MIN_GENES = 100
+# The largest of a few round numbers that touches at most 2 % of the cells of every development study; what it
+# catches is measured by training/out_of_distribution.py.
+MIN_AGREEMENT = 0.15
+STANDARD_ERRORS = 2.0
+
+
+def looks_implausible(
+    values: np.ndarray, medians: np.ndarray, is_gene: np.ndarray, value_mode: str, max_genes: int | None
+) -> np.ndarray:
+    """Which cells certainly agree too little with how high their genes usually are.
+
+    Parameters
+    ----------
+    values, medians
+        Of each token: its value, and the median of its gene's values over the corpus, (cells, tokens).
+    is_gene
+        Which tokens are expressed genes.
+    value_mode, max_genes
+        Settings of the gene tokenizer.
+    """
+    num_genes = is_gene.sum(axis=1)
+    agreement = _correlation(_height(values, value_mode), np.log(medians), is_gene)
+    at_most = agreement + STANDARD_ERRORS / np.sqrt(np.maximum(num_genes, 1))
+    # A cell cut to its first genes shows only those that stand out, which bends the correlation.
+    is_whole = num_genes < (max_genes or np.inf)
+    return is_whole & (num_genes >= MIN_GENES) & (at_most < MIN_AGREEMENT)
+
+
+def _height(values: np.ndarray, value_mode: str) -> np.ndarray:
+    """Something that rises with expression, without long tails."""
+    if value_mode == "rank":
+        return -values
+    return np.log1p(values) if value_mode == "counts" else values
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Pearson's, row by row, over the kept entries; 1 where one side is constant, which says nothing."""
+    first, second = _centred(first, kept), _centred(second, kept)
+    spread = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+    return np.divide((first * second).sum(axis=1), spread, out=np.ones(len(spread)), where=spread > 1e-9)
+
+
+def _centred(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Kept entries less their row's mean, zero elsewhere."""
+    sums = values.sum(axis=1, keepdims=True, where=kept)
+    return np.where(kept, values - sums / np.maximum(kept.sum(axis=1, keepdims=True), 1), 0.0)

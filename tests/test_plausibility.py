@@ -1,0 +1,111 @@
+"""What is no cell gets no name: noise and counts under wrong names are unknown, empty droplets are warned of."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+
+import scmmgpt
+from scmmgpt.doubts import NOISE_DISPERSION, dispersion
+from scmmgpt.hub_cards.handler import EndpointHandler
+from scmmgpt.processing.plausibility_scmmgpt import MIN_GENES
+from scmmgpt.training.out_of_distribution import (
+    noise_of_the_mean,
+    noise_over_all_genes,
+    shuffled_gene_names,
+    yeast,
+    yeast_with_symbols,
+)
+
+REAL_CELLS = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return scmmgpt.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return anndata.read_h5ad(REAL_CELLS)[:150].copy()
+
+
+def changed(cells, change):
+    return change(cells, np.random.default_rng(0))
+
+
+def share_of_unknown(cells, model, **options):
+    annotated = scmmgpt.annotate(cells, model=model, progress=False, **options)
+    return (annotated.obs["scmmgpt_cell_type"] == "unknown").mean()
+
+
+def test_real_cells_keep_their_names(cells, model):
+    annotated = scmmgpt.annotate(cells, model=model, progress=False)
+
+    assert annotated.uns["scmmgpt"]["annotate"]["settings"]["implausible_cells"] <= 0.02 * cells.n_obs
+    assert (annotated.obs["scmmgpt_cell_type"] == "unknown").mean() < 0.1
+
+
+@pytest.mark.parametrize("change", [shuffled_gene_names, noise_over_all_genes])
+def test_noise_and_wrong_gene_names_are_unknown(change, cells, model):
+    assert share_of_unknown(changed(cells, change), model) > 0.95
+
+
+def test_whoever_asks_for_a_name_at_any_confidence_gets_one(cells, model):
+    with pytest.warns(UserWarning, match="look like no cell"):
+        assert share_of_unknown(changed(cells, shuffled_gene_names), model, min_confidence=0) == 0
+
+
+def test_the_endpoint_knows_no_cell_too(cells, model):
+    handler = EndpointHandler(str(model.directory), device="cpu")
+    noise = changed(cells[:3], noise_over_all_genes)
+    matrix = {"indptr": noise.X.indptr, "indices": noise.X.indices, "data": noise.X.data}
+    csr = {"genes": noise.var_names.tolist(), **{name: part.tolist() for name, part in matrix.items()}}
+
+    calls = handler({"inputs": {"task": "annotate", "cells": csr}})["calls"]
+
+    assert [(call["cell_type"], call["confidence"]) for call in calls] == [("unknown", 0)] * 3
+
+
+def test_droplets_that_hold_one_profile_are_warned_of_and_the_report_says_so(cells, model, tmp_path):
+    droplets = changed(cells, noise_of_the_mean)
+    droplets.obsm["X_umap"] = np.zeros((droplets.n_obs, 2))
+
+    with pytest.warns(UserWarning, match="empty droplets"):
+        scmmgpt.annotate(droplets, model=model, report=tmp_path / "report.html", progress=False)
+
+    assert "empty droplets" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [yeast, yeast_with_symbols])
+def test_another_kingdom_is_refused(change, cells, model):
+    with pytest.raises(ValueError, match="needed to mean anything"):
+        scmmgpt.annotate(changed(cells, change), model=model, progress=False)
+
+
+def test_counts_of_one_profile_have_the_dispersion_of_chance_and_real_ones_more(cells, model):
+    tokenizer = model.processor.feature_extractor
+    noise = tokenizer(changed(cells, noise_of_the_mean), return_tensors="np")
+
+    assert dispersion(tokenizer, noise) == pytest.approx(1, abs=NOISE_DISPERSION - 1)
+    assert dispersion(tokenizer, tokenizer(cells, return_tensors="np")) > 1.3
+    assert dispersion(tokenizer, tokenizer(cells[:50], return_tensors="np")) is None
+
+
+def test_padding_and_the_other_cells_do_not_change_whether_a_cell_is_plausible(cells, model):
+    tokenizer = model.processor.feature_extractor
+    both = anndata.concat([cells[:20], changed(cells[:20], shuffled_gene_names)])
+    together = tokenizer.looks_implausible(**tokenizer(both, return_tensors="np"))
+
+    alone = [tokenizer.looks_implausible(**tokenizer(both[i], return_tensors="np"))[0] for i in range(both.n_obs)]
+
+    assert together.tolist() == alone
+
+
+def test_a_panel_of_few_genes_is_never_judged(cells, model):
+    tokenizer = model.processor.feature_extractor
+    panel = changed(cells, shuffled_gene_names)[:, :MIN_GENES].copy()
+
+    assert not tokenizer.looks_implausible(**tokenizer(panel, return_tensors="np")).any()

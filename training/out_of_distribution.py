@@ -1,0 +1,211 @@
+"""What annotation says about what it should not name: noise, wrong gene names, doublets, other species, cell lines.
+
+    python -m scmmgpt.training.out_of_distribution --output docs/measured/out_of_distribution.json
+
+`SCMMGPT_DATA` names the folder with the cells. Every condition is measured with the guard against what looks like no
+cell and without it, the candidates being the types that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .results import provenance
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scmmgpt.loading import LoadedModel
+
+NUM_CELLS = 400
+# Counts all; the first four are real and have trained no weights of ours.
+STUDIES = {
+    "kang_lupus_muscat": "real/kang_lupus_muscat.h5ad",
+    "pbmc_ifnb": "real/pbmc_ifnb_unlabelled.h5ad",
+    "pbmc5k_10x": "real/pbmc5k_10x_unlabelled.h5ad",
+    "celltypist_sample": "real/celltypist_sample_unlabelled.h5ad",
+    "pbmc_facs_zheng2017": "real/pbmc_facs_zheng2017.h5ad",
+    "Human_Adult_Liver_HCA": "sim/sim_human_adult.h5ad",
+    "Mouse_Adult_Brain_MCA": "sim/sim_mouse.h5ad",
+}
+# Nothing of these kinds was in the training: lines of cancer cells.
+CELL_LINES = {"sciplex3": "real/sciplex3_bmfm.h5ad", "cellbench_lines": "real/cellbench_lines.h5ad"}
+Change = Callable[["AnnData", np.random.Generator], "AnnData"]
+
+
+def as_they_are(cells: AnnData, random: np.random.Generator) -> AnnData:
+    return cells
+
+
+def shuffled_gene_names(cells: AnnData, random: np.random.Generator) -> AnnData:
+    """The counts of real cells under the wrong names: a column too far, a table sorted by itself."""
+    return _cells(cells.X, random.permutation(_names(cells)))
+
+
+def noise_of_the_mean(cells: AnnData, random: np.random.Generator) -> AnnData:
+    """Counts drawn from the mean of all cells, as in droplets that hold no cell."""
+    share = np.asarray(cells.X.sum(axis=0)).ravel() / cells.X.sum()
+    return _cells(random.poisson(_totals(cells) * share), _names(cells))
+
+
+def noise_over_all_genes(cells: AnnData, random: np.random.Generator) -> AnnData:
+    """Counts spread over all genes alike."""
+    return _cells(random.poisson(_totals(cells) * np.full(cells.n_vars, 1 / cells.n_vars)), _names(cells))
+
+
+def doublets(cells: AnnData, random: np.random.Generator) -> AnnData:
+    """Two cells of different types in one."""
+    types = cells.obs["cell_type"].astype(str).to_numpy()
+    if len(set(types)) < 2:
+        raise ValueError("The cells have no types to tell them apart.")
+    partner = random.permutation(cells.n_obs)
+    pairs = np.flatnonzero(types != types[partner])
+    return _cells(cells.X[pairs] + cells.X[partner[pairs]], _names(cells))
+
+
+def yeast(cells: AnnData, random: np.random.Generator) -> AnnData:
+    """The same counts under the systematic names of yeast's genes."""
+    return _cells(cells.X, _systematic_names(cells.n_vars))
+
+
+def yeast_with_symbols(cells: AnnData, random: np.random.Generator) -> AnnData:
+    """The same, but that the genes of ribosomes, highest in yeast too, go by symbols, some of which are also human."""
+    height = np.asarray(cells.X.sum(axis=0)).ravel()
+    names = np.array(_systematic_names(cells.n_vars), dtype=object)
+    symbols = [f"RP{part}{number}" for part in "LS" for number in range(44)][: cells.n_vars // 4]
+    names[np.argsort(-height)[: len(symbols)]] = random.permutation(symbols)
+    return _cells(cells.X, names)
+
+
+CHANGES: dict[str, Change] = {
+    "as they are": as_they_are,
+    "gene names shuffled": shuffled_gene_names,
+    "noise, all genes alike": noise_over_all_genes,
+    "noise, mean of the cells": noise_of_the_mean,
+    "doublets of two types": doublets,
+    "yeast, systematic names": yeast,
+    "yeast, symbols": yeast_with_symbols,
+}
+
+
+def _cells(matrix: Any, names: Any) -> AnnData:
+    from anndata import AnnData
+
+    cells = AnnData(sp.csr_matrix(matrix, dtype=np.float32))
+    cells.var_names = [str(name) for name in names]
+    return cells
+
+
+def _names(cells: AnnData) -> list[str]:
+    return cells.var_names.tolist()
+
+
+def _totals(cells: AnnData) -> np.ndarray:
+    return np.asarray(cells.X.sum(axis=1))
+
+
+def _systematic_names(number: int) -> list[str]:
+    """YAL001C, YAL001W, YAL002C, ...: chromosome, arm, place and strand."""
+    names = [
+        f"Y{c}{arm}{n:03d}{strand}"
+        for n in range(1, 1000)
+        for c in "ABCDEFGHIJKLMNOP"
+        for arm in "LR"
+        for strand in "CW"
+    ]
+    return names[:number]
+
+
+def measure(loaded: LoadedModel, cells: AnnData) -> dict[str, Any]:
+    """What annotation says about some cells; only the reason where it refuses them."""
+    import scmmgpt
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            annotated = scmmgpt.annotate(cells, model=loaded, progress=False)
+    except ValueError as error:
+        return {"refused": str(error).partition(". ")[0]}
+    confidence = annotated.obs["scmmgpt_confidence"].to_numpy()
+    labels = annotated.obs["scmmgpt_cell_type"].astype(str)
+    candidates = {loaded.ontology.find(name) for name in (loaded.training_summary or {})["cell_types"]}
+    terms = {term.label for term in candidates if term}
+    settings = annotated.uns["scmmgpt"]["annotate"]["settings"]
+    return {
+        "cells": annotated.n_obs,
+        "unknown": round(float((labels == "unknown").mean()), 3),
+        "named_coarsely": round(float((~labels.isin(terms | {"unknown"})).mean()), 3),
+        "mean_confidence": round(float(confidence.mean()), 3),
+        "implausible": round(settings["implausible_cells"] / annotated.n_obs, 3),
+        "warnings": sorted({str(one.message).partition(":")[0] for one in caught if one.category is UserWarning}),
+    }
+
+
+@contextmanager
+def without_guard(loaded: LoadedModel) -> Iterator[None]:
+    """The model as it was before it knew what looks like no cell."""
+    tokenizer = loaded.processor.feature_extractor
+    tokenizer.looks_implausible = lambda gene_ids, **_: np.zeros(len(gene_ids), dtype=bool)
+    try:
+        yield
+    finally:
+        del tokenizer.looks_implausible
+
+
+def open_study(path: Path, profile: str, random: np.random.Generator) -> AnnData:
+    """Some cells of a file, chosen at random, or of one profile of a simulated file."""
+    import anndata
+
+    cells = anndata.read_h5ad(path)
+    if "study_profile" in cells.obs:
+        cells = cells[(cells.obs["study_profile"].astype(str) == profile).to_numpy()]
+    return cells[np.sort(random.permutation(cells.n_obs)[:NUM_CELLS])].copy()
+
+
+def run(loaded: LoadedModel, data: Path, seed: int = 0) -> list[dict[str, Any]]:
+    """One row per study and change, with the guard and without it."""
+    rows = []
+    conditions = [(name, file, CHANGES) for name, file in STUDIES.items()]
+    conditions += [(name, file, {"cell lines": as_they_are}) for name, file in CELL_LINES.items()]
+    for name, file, changes in conditions:
+        cells = open_study(data / file, name, np.random.default_rng(seed))
+        for condition, change in changes.items():
+            try:
+                changed = change(cells, np.random.default_rng(seed))
+            except ValueError:
+                continue  # no types, no doublets
+            row = {"study": name, "simulated": file.startswith("sim/"), "condition": condition}
+            with without_guard(loaded):
+                row["before"] = measure(loaded, changed)
+            row["after"] = measure(loaded, changed)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    from scmmgpt import load
+
+    loaded = load(arguments.model)
+    rows = run(loaded, Path(os.environ["SCMMGPT_DATA"]))
+    min_confidence = loaded.calibration.min_confidence
+    head = {**provenance(seed=0, device=str(loaded.device), model=loaded.name), "min_confidence": min_confidence}
+    arguments.output.write_text(json.dumps({"run": head, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
