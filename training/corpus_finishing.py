@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scmmgpt import durable
+
 from .corpus_building import BuildJob, SourcePlan
 from .corpus_card import render_card
 from .corpus_metadata import UNKNOWN
@@ -113,7 +115,7 @@ def _write_index(corpus: Path, index: dict[str, np.ndarray]) -> None:
     # One batch in the file format: its columns are mapped from disk as they are.
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-    partial.replace(corpus / INDEX_FILE)
+    durable.rename(partial, corpus / INDEX_FILE)
 
 
 def _splits(job: BuildJob, index: dict[str, np.ndarray], names: dict[str, list[str]]) -> dict:

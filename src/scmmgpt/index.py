@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import durable
 from .cells import parts
 from .errors import UserError, require
 
@@ -59,8 +59,11 @@ class Index:
     def open(cls, folder: str | os.PathLike) -> Index:
         if not is_index(folder):
             raise UserError(f"{str(folder)!r} is not an index; make one with: scmmgpt index build ATLAS --output DIR")
-        content = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
-        return cls(Path(folder), content["model"], content["num_cells"])
+        try:
+            content = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
+            return cls(Path(folder), dict(content["model"]), int(content["num_cells"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"The index {str(folder)!r} is damaged ({error!r}); build it again.") from error
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -163,7 +166,8 @@ def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dic
     """Write an index under a temporary name, then rename."""
     from anndata import AnnData
 
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.half-written")
+    durable.remove(temporary)
     temporary.mkdir()
     try:
         _copy_vectors(vectors, temporary / VECTORS)
@@ -174,9 +178,9 @@ def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dic
         (temporary / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         readme = _README.format(num_cells=len(vectors), model=model["name"])
         (temporary / "README.md").write_text(readme, encoding="utf-8")
-        temporary.replace(folder)
+        durable.rename(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        durable.remove(temporary)
     return Index.open(folder)
 
 

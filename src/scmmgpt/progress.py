@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from . import durable
+
 
 @contextmanager
 def progress_bar(what: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Any]:
@@ -37,6 +39,7 @@ class Workspace:
         self._folder = output.with_name(f".{output.name}.unfinished") if output else None
         self._fingerprint = fingerprint
         self._done: dict[str, int] = {}
+        self._arrays: list[np.memmap] = []
         self.notes: dict[str, Any] = {}  # what else an interrupted run has to remember, in words and numbers
         if self._folder is not None:
             self._adopt_or_start(self._folder)
@@ -44,7 +47,7 @@ class Workspace:
     def _adopt_or_start(self, folder: Path) -> None:
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             state = {}
         if state.get("run") == self._fingerprint:
             self._done, self.notes = state["done"], state["notes"]
@@ -65,9 +68,9 @@ class Workspace:
         if self._folder is None:
             return np.zeros(shape, dtype)
         path = self._folder / f"{name}.npy"
-        if kept:
-            return np.load(path, mmap_mode="r+")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        array = np.lib.format.open_memmap(path, mode="r+" if kept else "w+", dtype=dtype, shape=shape)
+        self._arrays.append(array)
+        return array
 
     def reopen(self, prefix: str) -> dict[str, np.ndarray]:
         """The finished arrays whose names begin with `prefix-`, by the rest of their names."""
@@ -82,7 +85,7 @@ class Workspace:
             return []
         path = self._folder / f"{name}.jsonl"
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[: self.done(name)]
-        path.write_text("".join(kept), encoding="utf-8")
+        self._write(path, "".join(kept))
         return [json.loads(line) for line in kept]
 
     def append(self, name: str, values: list[Any]) -> None:
@@ -98,10 +101,16 @@ class Workspace:
         self._done[name] = num_rows
         if self._folder is None:
             return
-        temporary = self._folder / "state.json.new"
+        for array in self._arrays:
+            array.flush()
         state = {"run": self._fingerprint, "done": self._done, "notes": self.notes}
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(self._folder / "state.json")
+        self._write(self._folder / "state.json", json.dumps(state))
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        temporary = path.with_name(f"{path.name}.new")
+        temporary.write_text(text, encoding="utf-8")
+        durable.rename(temporary, path)
 
     def remove(self) -> None:
         """Everything is where it belongs: the folder can go."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from . import durable
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".zarr")
+_HALF_WRITTEN = ".half-written"
 
 
 def check_input(path: str | os.PathLike) -> Path:
@@ -57,25 +60,30 @@ def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: 
 @contextmanager
 def written_by_rename(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; it takes the name when the block ends well and vanishes otherwise."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{_HALF_WRITTEN}{path.suffix}")
+    _remove_what_was_killed(path)
     try:
         yield temporary
         if path.exists():
             warnings.warn(f"{path} was there before and has been replaced.", stacklevel=3)
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        durable.rename(temporary, path)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
     finally:
-        _remove(temporary)
+        durable.remove(temporary)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _remove_what_was_killed(path: Path) -> None:
+    """Clear half-written files of processes that are no more; in a container they often had our own number."""
+    before, after = f".{path.stem}.", f"{_HALF_WRITTEN}{path.suffix}"
+    for left in path.parent.glob(f"{glob.escape(before)}*{after}"):
+        process = left.name.removeprefix(before).removesuffix(after)
+        if process == str(os.getpid()) or not _is_running(process):
+            durable.remove(left)
+
+
+def _is_running(process: str) -> bool:
+    return not Path("/proc/self").exists() or Path("/proc", process).exists()
 
 
 @dataclass
