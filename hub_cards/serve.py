@@ -46,11 +46,14 @@ MAX_REQUESTS_TOGETHER = 32
 MAX_WAITING = 256
 SECONDS_TO_GATHER = 0.004
 SECONDS_TO_FINISH = 30
+SECONDS_TO_ANSWER = 300
+MAX_STREAMS = 4
+MAX_CONNECTIONS = 512
 _SLOW_TASKS = ("describe", "generate")
 
 
 class Busy(Exception):
-    """More requests wait than can be answered soon."""
+    """More requests wait than can be answered soon, or one takes longer than anybody waits."""
 
 
 @dataclass
@@ -123,6 +126,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.fast, self.slow = Batcher(self.handler.answer), Batcher(self.handler.answer)
+        self.streams = threading.BoundedSemaphore(MAX_STREAMS)
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -134,7 +138,26 @@ class Service:
 
     async def answer(self, request: Any) -> Any:
         batcher = self.slow if request.task in _SLOW_TASKS else self.fast
-        return await asyncio.wrap_future(batcher.submit(request))
+        try:
+            async with asyncio.timeout(SECONDS_TO_ANSWER):
+                return await asyncio.wrap_future(batcher.submit(request))
+        except TimeoutError:
+            raise Busy from None
+
+    def stream(self, request: DescribeRequest) -> Iterator[str]:
+        """Server-sent events of a description as it is written; only so many at a time."""
+        pieces = self.handler.stream_description(request)
+        if not self.streams.acquire(blocking=False):
+            raise Busy
+        return self._events(pieces)
+
+    def _events(self, pieces: Iterator[str]) -> Iterator[str]:
+        try:
+            for piece in pieces:
+                yield f"data: {json.dumps({'text': piece})}\n\n"
+            yield "data: [DONE]\n\n"
+        finally:
+            self.streams.release()
 
     async def answer_body(self, body: dict[str, Any]) -> Any:
         """A body in the form of an inference endpoint: {"inputs": one request or several, "parameters": ...}."""
@@ -198,8 +221,7 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
     @app.post("/describe/stream", responses=refusals, response_model=None)
     def describe_stream(request: DescribeRequest) -> Any:
         """The description of one cell as it is written: server-sent events with `data: {"text": ...}`."""
-        pieces = handler.stream_description(request)
-        return StreamingResponse(_events(pieces), media_type="text/event-stream")
+        return StreamingResponse(service.stream(request), media_type="text/event-stream")
 
     @app.post("/", responses=refusals)
     async def endpoint(body: dict[str, Any]) -> Any:
@@ -218,19 +240,15 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
     return app
 
 
-def _events(pieces: Iterator[str]) -> Iterator[str]:
-    for piece in pieces:
-        yield f"data: {json.dumps({'text': piece})}\n\n"
-    yield "data: [DONE]\n\n"
-
-
 def _explain_errors(app: FastAPI) -> None:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException
 
     def refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        return JSONResponse({"error": reason}, status, headers)
+        # What a reason quotes may hold half a character, which no answer can.
+        spelt = reason.encode("utf-8", "backslashreplace").decode("utf-8")
+        return JSONResponse({"error": spelt}, status, headers)
 
     app.exception_handler(RequestValidationError)(lambda _, error: refusal(422, explain(error.errors())))
     app.exception_handler(BadRequest)(lambda _, error: refusal(400, str(error)))
@@ -262,4 +280,11 @@ def serve(model: str | None = None, host: str = "127.0.0.1", port: int = 8000, d
     directory = find_model(model)
     handler = EndpointHandler(str(directory), device=str(choose_device(device)))
     app = create_app(handler, directory.name)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_FINISH)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        limit_concurrency=MAX_CONNECTIONS,
+    )
