@@ -96,7 +96,7 @@ def _read_file(path: Path, ontology: Ontology) -> LabelSet:
 def _parse_json(text: str, path: Path) -> tuple[list[str], dict[str, str]]:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and lists nested as deep
         raise UserError(f"The label file {str(path)!r} is not JSON: {error}") from error
     if isinstance(content, dict):
         return list(content), content
@@ -127,10 +127,17 @@ def _check(labels: list[str], source: str) -> None:
     for number, label in enumerate(labels, start=1):
         if not isinstance(label, str) or not label.strip():
             raise UserError(f"Label {number}{where} is {label!r}; every label must be a text.")
+        if not _can_be_stored(label):
+            raise UserError(f"Label {number}{where}, {label[:60]!r}, holds characters that no file can keep.")
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         places = [number for number, label in enumerate(labels, start=1) if label == repeated[0]]
         raise UserError(f"The label {repeated[0]!r} is given {len(places)} times{where}: entries {places[:5]}.")
+
+
+def _can_be_stored(label: str) -> bool:
+    """HDF5 ends a text at its first zero byte, and half a character has no UTF-8."""
+    return "\0" not in label and not any("\ud800" <= letter <= "\udfff" for letter in label)
 
 
 def _notes(labels: list[str], terms: list, ontology: Ontology) -> Iterable[str]:

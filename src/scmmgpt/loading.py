@@ -90,6 +90,8 @@ def load(
     """
     if isinstance(model, LoadedModel):
         return _with_generation(model) if generative else model
+    from safetensors import SafetensorError
+
     from . import auto, modeling_scmmgpt, processing  # noqa: F401 - `auto` registers the processor
 
     directory = find_model(model)
@@ -98,8 +100,11 @@ def load(
     try:
         network = model_class.from_pretrained(directory)
         processor = processing.ScMMGPTProcessor.from_pretrained(directory)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"The model directory {str(directory)!r} is incomplete: {_first_line(error)}") from error
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        message = f"The model directory {str(directory)!r} is incomplete or damaged: {_first_line(error)}"
+        raise UserError(message) from error
     name = "scmmgpt-mini" if directory == EMBEDDED_MODEL else str(model)
     network = network.eval().to(chosen)
     if not generative and chosen.type == "cpu":
