@@ -53,7 +53,7 @@ def open_path(path: str) -> Cells:
             close = group.close
         modality = rna_modality(group["mod"]) if "mod" in group else None
         return _from_group(group if modality is None else group["mod"][modality], modality, close)
-    except (OSError, KeyError, TypeError) as error:
+    except Exception as error:  # h5py, zarr and anndata each have their own ways to say "damaged"
         if close is not None:
             close()
         raise ValueError(f"{path} cannot be read as h5ad, zarr or h5mu; it may be cut short ({error}).") from error
@@ -84,10 +84,23 @@ def on_disk(name: str, element: Any, var: Any) -> Matrix:
     """A matrix of an open file: dense, csr or csc, as an array, a group or anndata's backed matrix."""
     names = var.index.tolist()
     if not (hasattr(element, "keys") or hasattr(element, "group")):
-        return Matrix(name, tuple(element.shape), lambda start, stop: element[start:stop], var, names, is_dense=True)
+        read = _explained(name, lambda start, stop: element[start:stop])
+        return Matrix(name, tuple(element.shape), read, var, names, is_dense=True)
     matrix = anndata.io.sparse_dataset(element) if hasattr(element, "keys") else element
     reader = RowWiseMatrix if matrix.format == "csr" else ColumnWiseMatrix
-    return Matrix(name, tuple(matrix.shape), reader(matrix).rows, var, names)
+    return Matrix(name, tuple(matrix.shape), _explained(name, reader(matrix).rows), var, names)
+
+
+def _explained(name: str, read: Callable[[int, int], Any]) -> Callable[[int, int], Any]:
+    """The same reading, with a reason where the file turns out to be damaged."""
+
+    def read_or_refuse(start: int, stop: int) -> Any:
+        try:
+            return read(start, stop)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"`{name}` cannot be read; the file may be damaged ({error}).") from error
+
+    return read_or_refuse
 
 
 def _checked_indptr(matrix: Any, size: int) -> np.ndarray:

@@ -334,6 +334,49 @@ def test_a_hostile_file_is_refused_before_it_is_read(handler, cells, reason):
         ask(handler, "embed", cells=cells)
 
 
+def test_a_file_that_hangs_or_crashes_the_library_is_refused(handler, monkeypatch):
+    def hangs(*arguments, **options):
+        raise subprocess.TimeoutExpired(arguments, options["timeout"])
+
+    cells = h5ad(declared((4, 4)))
+    monkeypatch.setattr(subprocess, "run", hangs)
+    with pytest.raises(BadRequest, match="takes more than"):
+        ask(handler, "embed", cells=cells)
+
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -11, "", ""))
+    with pytest.raises(BadRequest, match="is damaged"):
+        ask(handler, "embed", cells=cells)
+
+
+def outside(place):
+    """A csr that names a gene, or ends a row, far outside of it."""
+
+    def fill(file):
+        matrix = file.create_group("X")
+        matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [2, 40]})
+        indptr, indices = [0, 1, 2], [0, 1]
+        if place == "indices":
+            indices[1] = 10**8
+        else:
+            indptr[1] = 10**8
+        for name, values in {"data": [1.0, 2.0], "indices": indices, "indptr": indptr}.items():
+            matrix[name] = np.array(values)
+        for name, size, word in (("obs", 2, "cell"), ("var", 40, "RPL")):
+            frame = file[name]
+            frame.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
+            frame.attrs["column-order"] = np.array([], dtype=h5py.string_dtype())
+            frame["_index"] = np.array([f"{word}{number}" for number in range(size)], dtype=h5py.string_dtype())
+            frame["_index"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+
+    return h5ad(fill)
+
+
+@pytest.mark.parametrize("place", ["indices", "indptr"])
+def test_a_matrix_that_points_outside_of_itself_is_refused(handler, place):
+    with pytest.raises(BadRequest, match=f"damaged: its `{place}`"):
+        ask(handler, "embed", cells=outside(place))
+
+
 def test_one_bad_request_of_several_does_not_spoil_the_others(handler):
     good = read_request({"task": "embed", "cells": as_dicts(make_cells(2))})
     unknown_genes = read_request({"task": "embed", "cells": [{"X1": 1}]})

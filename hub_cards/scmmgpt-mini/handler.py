@@ -324,7 +324,7 @@ def _explained() -> Iterator[None]:
         yield
     except BadRequest:
         raise
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
         raise BadRequest(str(error)[:1000]) from error
 
 

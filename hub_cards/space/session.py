@@ -16,7 +16,7 @@ import numpy as np
 import scmmgpt
 from scmmgpt.embedding import embed_texts
 from scmmgpt.errors import UserError
-from scmmgpt.hub_cards.request_cells_scmmgpt import check_h5ad
+from scmmgpt.hub_cards.request_cells_scmmgpt import check_h5ad_apart
 from scmmgpt.loading import LoadedModel
 from scmmgpt.prompts import query_text
 from scmmgpt.report import GroupGenes, find_embedding, lay_out, points_of
@@ -56,7 +56,7 @@ class Session:
             raise UserError("Upload an .h5ad file.")
         if Path(path).stat().st_size > MAX_UPLOAD_MB * 1e6:
             raise UserError(f"The file is larger than {MAX_UPLOAD_MB} MB; take a part of the cells.")
-        check_h5ad(path, max_cells=MAX_CELLS, max_unpacked_bytes=MAX_UNPACKED_BYTES)
+        check_h5ad_apart(path, max_cells=MAX_CELLS, max_unpacked_bytes=MAX_UNPACKED_BYTES)
         self._take(anndata.read_h5ad(path))
 
     def open_sample(self) -> None:
