@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from scmmgpt.errors import UserError
 
+from .settings import parse_yaml, read_text
 from .splits import SCHEMES, SplitSettings
 
 
@@ -105,7 +104,7 @@ class CorpusRecipe:
     @classmethod
     def read(cls, path: str | Path) -> CorpusRecipe:
         """The recipe in a yaml file; a key that is not known is refused."""
-        content = yaml.safe_load(Path(path).read_text()) or {}
+        content = parse_yaml(read_text(Path(path)), Path(path))
         return cls.from_dict(content, str(path))
 
     @classmethod
@@ -116,7 +115,7 @@ class CorpusRecipe:
         parts["splits"] = _build(SplitSettings, parts.get("splits", {}), f"{where}, splits")
         parts["sources"] = {
             name: _build(SourceSettings, settings, f"{where}, sources, {name}")
-            for name, settings in parts.get("sources", {}).items()
+            for name, settings in _checked_mapping(parts.get("sources"), f"{where}, sources").items()
         }
         return _build(cls, parts, where)
 
@@ -142,14 +141,22 @@ def fingerprint(content: object) -> str:
 
 
 def _build(kind: type, values: dict, where: str):
+    values = _checked_mapping(values, where)
     known = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values or {}) - known)
+    unknown = sorted(set(values) - known)
     _check(not unknown, f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in (values or {}).items()}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         return kind(**values)
-    except ValueError as error:
+    except (TypeError, ValueError, AttributeError) as error:  # a value of another kind fails in the check of its rule
         raise UserError(f"{where}: {error}") from error
+
+
+def _checked_mapping(values: Any, where: str) -> dict[str, Any]:
+    values = {} if values is None else values
+    is_mapping = isinstance(values, dict) and all(isinstance(key, str) for key in values)
+    _check(is_mapping, f"{where} must hold `name: value` lines.")
+    return values
 
 
 def _check(is_fine: bool, message: str) -> None:

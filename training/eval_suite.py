@@ -23,6 +23,7 @@ from scmmgpt.errors import UserError
 from .baselines import METHODS, TrainingCells, baseline_systems, components_system
 from .evaluate import ALL_TASKS, device_kind, leakage_record, study_records
 from .results import Record, provenance, write_results
+from .settings import parse_yaml, read_text
 from .study import NO_LABEL, Study, open_study
 from .systems import System
 from .type_tree import TypeTree
@@ -49,18 +50,27 @@ class Suite:
     @classmethod
     def read(cls, path: Path) -> Suite:
         """The suite in a yaml file; keys and tasks that do not exist are refused."""
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path), path)
         known = {field.name for field in fields(cls)}
         if strange := sorted(set(content) - known):
             raise UserError(f"{path} has no key {strange[0]!r}; keys: {', '.join(sorted(known))}.")
+        required = {"name", "label", "training_recipe", "parts", "tasks", "slow_tasks", "slow_studies"}
+        if missing := sorted(required - set(content)):
+            raise UserError(f"{path} lacks the key {missing[0]!r}.")
+        if wrong := [name for name in ("parts", "tasks", "slow_tasks", "slow_studies") if not _is_list(content[name])]:
+            raise UserError(f"{path}: {wrong[0]!r} must be a list.")
         suite = cls(**content)
-        if strange := sorted({*suite.tasks, *suite.slow_tasks} - set(ALL_TASKS)):
+        if strange := sorted({*map(str, suite.tasks), *map(str, suite.slow_tasks)} - set(ALL_TASKS)):
             raise UserError(f"{path} names the task {strange[0]!r}; there are: {', '.join(ALL_TASKS)}.")
         return suite
 
     def tasks_of(self, study: str) -> list[str]:
         """The tasks for one study."""
         return self.tasks + (self.slow_tasks if study in self.slow_studies else [])
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str | dict) for item in value)
 
 
 def run_suite(

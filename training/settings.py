@@ -211,10 +211,29 @@ def read_recipe(path: str | Path, changes: Iterable[str] = ()) -> RunSettings:
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"There is no recipe at {path}. Recipes lie in training/recipes.")
-    content = yaml.safe_load(_fill_in_environment(path.read_text(), path)) or {}
+    content = parse_yaml(_fill_in_environment(read_text(path), path), path)
     for change in changes:
         _apply(content, change)
     return check_settings(content, RunSettings, where=str(path))
+
+
+def read_text(path: Path) -> str:
+    """A recipe as it was written."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe, or the reason why it has none."""
+    try:
+        content = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise RecipeError(f"{path} is no recipe: it must hold `name: value` lines.")
+    return content
 
 
 def check_settings(content: dict, settings: type[Settings], where: str) -> Settings:
