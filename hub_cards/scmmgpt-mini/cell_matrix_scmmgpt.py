@@ -90,13 +90,17 @@ def as_csr_rows(block: Any) -> CsrRows:
 def check_bounds(indptr: np.ndarray, num_entries: int) -> None:
     """Refuse row (or column) bounds that point outside the entries: the kernels read where they are told to."""
     if indptr.size == 0 or indptr[0] != 0 or indptr[-1] > num_entries or (np.diff(indptr) < 0).any():
-        raise ValueError("The matrix is damaged: its `indptr` does not run from 0 upwards to the number of its entries.")
+        raise ValueError(
+            "The matrix is damaged: its `indptr` does not run from 0 upwards to the number of its entries."
+        )
 
 
 def check_places(indices: np.ndarray, size: int) -> None:
     """Refuse entries that lie outside the matrix, for the same reason."""
     if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < size:
-        raise ValueError(f"The matrix is damaged: its `indices` reach from {indices.min()} to {indices.max()} of {size}.")
+        raise ValueError(
+            f"The matrix is damaged: its `indices` reach from {indices.min()} to {indices.max()} of {size}."
+        )
 
 
 def in_memory(name: str, matrix: Any, var: Any, var_names: Sequence[str]) -> Matrix:
