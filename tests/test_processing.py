@@ -296,6 +296,16 @@ def test_logarithms_that_hide_no_counts_are_used_as_such_and_said_so(processor, 
     assert processor.account["cells_turned_back_into_counts"] == 0
 
 
+def test_a_count_beyond_all_integers_is_a_large_value_like_any_other(processor, cells):
+    matrix = cells.X.toarray()
+    matrix[1, 7] = 1e30
+
+    inputs = processor(cells=(matrix, list(cells.var_names)))
+
+    assert inputs["gene_ids"][1, 1] == processor.feature_extractor.vocabulary[cells.var_names[7]]
+    assert inputs["gene_values"].isfinite().all()
+
+
 def test_counts_of_the_callers_say_so_are_taken_as_they_are(processor):
     random = np.random.default_rng(0)
     fractions = adata_of(random.gamma(1, 1, (5, NUM_GENES)), processor.feature_extractor.genes)

@@ -27,6 +27,7 @@ DIGIT_BITS, NUM_DIGITS, DIGIT = np.uint32(8), 256, np.uint32(255)
 # Whole numbers below this are sorted by counting.
 MOST_COUNTS = 2048
 MOST_INT32 = (1 << 31) - 1
+MOST_WHOLE = np.float32(1 << 24)  # the last whole number before float32 leaves some out
 
 
 def count_expressed(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, id_of_column: np.ndarray) -> np.ndarray:
@@ -212,7 +213,8 @@ def _total(raw):
     """Sum of a cell, and its largest value if all are whole numbers whose sum int32 holds, else 0."""
     whole_total, most, is_broken = np.int32(0), np.int32(0), np.int32(0)
     for gene in range(len(raw)):
-        whole = np.int32(raw[gene])
+        # Beyond int32 the conversion would be undefined: the compiler may then leave out the comparison below.
+        whole = np.int32(min(raw[gene], MOST_WHOLE))
         whole_total = np.int32(whole_total + whole)
         most = np.int32(max(most, whole))
         is_broken |= np.int32(np.float32(whole) != raw[gene])

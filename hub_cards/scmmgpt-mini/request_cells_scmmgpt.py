@@ -71,9 +71,7 @@ def _decode(text: str) -> bytes:
     return content
 
 
-def check_h5ad_apart(
-    path: str, max_cells: int = MAX_CELLS, max_unpacked_bytes: int = MAX_H5AD_UNPACKED_BYTES
-) -> None:
+def check_h5ad_apart(path: str, max_cells: int = MAX_CELLS, max_unpacked_bytes: int = MAX_H5AD_UNPACKED_BYTES) -> None:
     """`check_h5ad` in a process of its own: a damaged file can hang or end whatever reads it.
 
     Parameters
