@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 import scmmgpt.training
+from scmmgpt.training.run import training_arguments
 from scmmgpt.training.settings import RecipeError, RunSettings, read_recipe
 
 RECIPES = Path(scmmgpt.training.__file__).parent / "recipes"
@@ -96,3 +98,18 @@ def test_attention_is_flash_where_a_gpu_runs_half_precision_and_sdpa_elsewhere()
     assert attention_for(half_precision_gpu=False, has_flash_attn=True) == "sdpa"
     assert attention_for(half_precision_gpu=True, has_flash_attn=False)["cell_config"] == "torch_varlen"
     assert attention_for(half_precision_gpu=True, has_flash_attn=True)["cell_config"] == "flash_attention_2"
+
+
+def test_a_bare_no_means_never_as_the_trainer_spells_it(tmp_path):
+    recipe = write(tmp_path / "r.yaml", MINIMAL + "training: {eval_strategy: no}")
+
+    arguments = training_arguments(read_recipe(recipe), TrainingArguments)
+
+    assert arguments.eval_strategy == "no"
+
+
+def test_a_value_that_the_trainer_does_not_know_is_refused_in_one_line(tmp_path):
+    recipe = write(tmp_path / "r.yaml", MINIMAL + "training: {save_strategy: sometimes}")
+
+    with pytest.raises(RecipeError, match="`training` of the recipe: sometimes is not a valid"):
+        training_arguments(read_recipe(recipe), TrainingArguments)

@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from scmmgpt.errors import UserError
 from scmmgpt.training.checkpoints import TrainingStopped, last_checkpoint, remove_partial_checkpoints
 from scmmgpt.training.data import CorpusBatchSampler
-from scmmgpt.training.settings import RunSettings, check_names, read_recipe
+from scmmgpt.training.settings import RecipeError, RunSettings, check_names, read_recipe
 
 RECIPE_FILE = "recipe.yaml"
 # What may differ between a run and its continuation: it changes what is seen, not what is learnt.
@@ -67,7 +67,14 @@ def training_arguments(settings: RunSettings, kind: type[Arguments], **always: o
         "label_names": ["gene_ids"],  # always there, so that evaluation always computes the loss
         "dataloader_drop_last": True,  # contrast over ever the same number of pairs
     }
-    return kind(**{**defaults, **settings.training, **always})
+    given = {
+        name: "no" if value is False and name.endswith("_strategy") else value  # YAML reads a bare `no` as false
+        for name, value in settings.training.items()
+    }
+    try:
+        return kind(**{**defaults, **given, **always})
+    except ValueError as error:
+        raise RecipeError(f"`training` of the recipe: {str(error).splitlines()[0]}") from error
 
 
 def callbacks_of(settings: RunSettings) -> list[TrainerCallback]:
