@@ -18,7 +18,12 @@ NOTHING = "Nothing has been measured yet: there is no file of results."
 
 def render_placeholders(text: str) -> str:
     """A page with `<!-- measured: NAME -->` replaced by what was measured."""
-    tables = {"results": results_tables, "index": index_table, "speed": speed_table}
+    tables = {
+        "results": results_tables,
+        "index": index_table,
+        "out_of_distribution": out_of_distribution_table,
+        "speed": speed_table,
+    }
     return re.sub(r"<!-- measured: (\w+) -->", lambda found: tables[found[1]](), text)
 
 

@@ -202,7 +202,7 @@ def seeds(name: str) -> list[bytes]:
             for cells in (one_cell, csr)
         ],
         "h5ad": [small_h5ad()],
-        "recipe": [*recipes, b"a: &a [1]\nb: [*a, *a]\n", b"output: x\ndata: {corpus: ${HOME}}\n"],
+        "recipe": [*recipes, b"a: &a [1]\nb: [*a, *a]\n", b"output: x\ndata: {corpus: corpus}\n"],
         "calibration": [(model / "calibration.json").read_bytes()],
         "card": [(model / "README.md").read_bytes()[:4000], b"---\nlicense: mit\n---\n# x\n"],
     }[name]
