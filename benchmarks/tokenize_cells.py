@@ -63,7 +63,7 @@ def common_rows(found: dict[str, dict[str, float]]) -> list[dict]:
     rival = {"rank": "Geneformer's way with the h5ad read", "bins": "scGPT's collator, 1,200 genes"}
     rows = []
     for name, rates in found.items():
-        plain = next((found[other]["rate"] for word, other in rival.items() if word in name), None)
+        plain = next((found[other]["rate"] for word, other in rival.items() if word in name.split()), None)
         rows.append(table_row("tokenising", name, rates, "cells/s", **({"plain": plain} if plain else {})))
     return rows
 

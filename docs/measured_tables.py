@@ -88,7 +88,7 @@ def speed_table(path: Path = SPEED) -> str:
         return f"```{{warning}}\n{NOTHING}\n```"
     report = json.loads(path.read_text(encoding="utf-8"))
     lines = [
-        "| task | way | rate (lowest to highest) | times the rival | of the limit | memory |",
+        "| task | way | rate, median (lowest to highest) | times the rival | of the limit | memory |",
         "|---|---|---:|---:|---:|---:|",
     ]
     lines += [
@@ -104,8 +104,13 @@ def speed_table(path: Path = SPEED) -> str:
 
 
 def _rate(row: dict) -> str:
-    spread = f" ({row['low']:,.4g} to {row['high']:,.4g})" if "low" in row else ""
-    return f"{row['rate']:,.4g}{spread} {row['unit']}"
+    has_spread = row.get("low") != row.get("high")
+    spread = f" ({_number(row['low'])} to {_number(row['high'])})" if has_spread else ""
+    return f"{_number(row['rate'])} {row['unit']}{spread}"
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _percent(share: float | None) -> str:

@@ -144,7 +144,7 @@ def test_the_table_of_speed_names_the_machine_and_whether_it_was_quiet(measured_
 
     table = measured_tables.speed_table(tmp_path / "speed.json")
 
-    assert "1,500 (1,400 to 1,600) cells/s" in table
+    assert "1,500 cells/s (1,400 to 1,600)" in table
     assert "50%" in table
     assert "a processor, 2 cores" in table
     assert "quiet when these began: embedding" in table
