@@ -55,6 +55,8 @@ def recognise(block: sparse.csr_matrix, log_base: float | None = None) -> Matrix
         block.data[values < 0] = 0
         block.eliminate_zeros()
         values = block.data
+        if values.size == 0:
+            return COUNTS  # nothing but whole negative numbers: they are refused when they are read
     share_whole = float(np.mean(values == np.rint(values)))
     if share_whole == 1:
         return COUNTS

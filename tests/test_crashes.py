@@ -39,6 +39,7 @@ def kill_at_random(work, times, check, seed=0):
     start = time.monotonic()
     _run(work).join()
     whole = time.monotonic() - start
+    check()
     generator, num_kills = np.random.default_rng(seed), 0
     while num_kills < times:
         process = _run(work)
@@ -152,4 +153,4 @@ def test_stage_1(tmp_path):
 
 def losses(checkpoint):
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}

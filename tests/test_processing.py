@@ -215,6 +215,14 @@ def test_impossible_values_are_refused_with_count_and_place(processor, cells, va
         processor(cells=cells)
 
 
+def test_nothing_but_negative_numbers_is_refused(processor, cells):
+    matrix = np.zeros(cells.shape)
+    matrix[1, 7] = -1
+
+    with pytest.raises(ValueError, match="1 negative value"):
+        processor(cells=(matrix, list(cells.var_names)))
+
+
 def test_impossible_values_elsewhere_do_not_matter(processor, cells):
     cells.layers["broken"] = cells.X * np.nan
 
