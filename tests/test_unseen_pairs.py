@@ -11,7 +11,7 @@ pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install
 
 from scmmgpt.training import unseen_pairs
 from scmmgpt.training.corpus_reading import Selection
-from scmmgpt.training.unseen_pairs import PartOfCorpus, choose_pairs, left_out_rows, summary
+from scmmgpt.training.unseen_pairs import Pair, PartOfCorpus, choose_pairs, left_out_rows, summary
 
 
 @pytest.fixture(scope="module")
@@ -22,29 +22,33 @@ def corpus(tmp_path_factory):
 def test_one_tissue_is_chosen_of_each_type_that_several_hold():
     tissues = ["lung", "liver", "blood", "skin", "spleen"]
     kinds = pd.DataFrame(
-        [("B cell", tissue) for tissue in tissues for _ in range(30)] + [("T cell", "blood")] * 90,
-        columns=["cell_type", "tissue"],
+        [("B cell", tissue, "human") for tissue in tissues for _ in range(30)] + [("T cell", "blood", "human")] * 90,
+        columns=["cell_type", "tissue", "organism"],
     )
 
     pairs = choose_pairs(kinds, seed=0)
 
     assert len(pairs) == 1
-    assert pairs[0][0] == "B cell"
-    assert pairs[0][1] in tissues
+    assert pairs[0].cell_type == "B cell"
+    assert pairs[0].tissue in tissues
 
 
 def test_no_selection_holds_a_row_that_was_left_out(corpus):
     everything = Selection("train", "study", is_labelled=True)
     rows = corpus.rows(everything)
-    kinds = corpus.table(rows, ["cell_type", "tissue"]).to_pandas().astype(str).set_index(rows)
-    pair = tuple(kinds.iloc[0])
+    kinds = corpus.table(rows, ["cell_type", "tissue", "organism"]).to_pandas().astype(str).set_index(rows)
+    pair = Pair(*kinds.iloc[0])
 
     left_out = left_out_rows(kinds, [pair], len(corpus))
     part = PartOfCorpus(corpus.path, corpus.manifest, corpus.splits, left_out)
 
     assert left_out.any()
     assert set(part.rows(everything)) == set(rows[~left_out[rows]])
-    assert not (kinds.loc[part.rows(everything)] == pair).all(axis=1).any()
+    assert (
+        not (kinds.loc[part.rows(everything), ["cell_type", "tissue"]] == [pair.cell_type, pair.tissue])
+        .all(axis=1)
+        .any()
+    )
 
 
 def test_shares_count_the_pairs_that_lie_nearer_to_their_own_mean():
