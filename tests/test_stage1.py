@@ -106,6 +106,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(corpus, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_finished_run_is_not_trained_on(corpus, tmp_path):
+    recipe = write_recipe(tmp_path, corpus)
+    main(["--config", str(recipe)])
+    before = losses(tmp_path / "run"), (tmp_path / "run" / "model.safetensors").read_bytes()
+
+    main(["--config", str(recipe)])
+
+    assert (losses(tmp_path / "run"), (tmp_path / "run" / "model.safetensors").read_bytes()) == before
+
+
 def test_a_run_killed_in_mid_step_goes_on_with_the_same_losses(finished, corpus, tmp_path):
     recipe = write_recipe(tmp_path, corpus)
     kill_in_step_5 = (

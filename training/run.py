@@ -14,10 +14,18 @@ from typing import TypeVar
 import torch
 import yaml
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, enable_full_determinism, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    enable_full_determinism,
+    set_seed,
+)
 
 from scmmgpt.errors import UserError
-from scmmgpt.training.checkpoints import TrainingStopped, last_checkpoint, remove_partial_checkpoints
+from scmmgpt.training.checkpoints import STATE_FILE, TrainingStopped, last_checkpoint, remove_partial_checkpoints
 from scmmgpt.training.data import CorpusBatchSampler
 from scmmgpt.training.settings import RecipeError, RunSettings, check_names, read_recipe
 
@@ -113,6 +121,23 @@ def begin(settings: RunSettings, arguments: TrainingArguments, *, fresh: bool = 
             _keep_recipe(settings, run)
     checkpoint = last_checkpoint(run)
     return None if checkpoint is None else str(checkpoint)
+
+
+def train_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train, from a checkpoint if there is one; a finished run is only loaded: Trainer would take one more step."""
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+        if _is_finished(state, trainer.args):
+            trainer._load_from_checkpoint(checkpoint)
+            trainer.state = state
+            return
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _is_finished(state: TrainerState, arguments: TrainingArguments) -> bool:
+    if arguments.max_steps > 0:
+        return state.global_step >= arguments.max_steps
+    return (state.epoch or 0) >= arguments.num_train_epochs
 
 
 def _keep_recipe(settings: RunSettings, run: Path) -> None:

@@ -44,6 +44,7 @@ from scmmgpt.training.run import (
     plain_errors,
     read_command,
     seed_everything,
+    train_to_the_end,
     training_arguments,
 )
 from scmmgpt.training.settings import RecipeError, RunSettings
@@ -151,7 +152,7 @@ def train(
         watch=RunWatch(settings, *meters, scores=rows.scores),
         row_order=rows.order,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_to_the_end(trainer, checkpoint)
     with whole_or_absent(arguments.output_dir, trainer.state.global_step):
         trainer.save_model()
     trainer.save_state()

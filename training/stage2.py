@@ -48,6 +48,7 @@ from scmmgpt.training.run import (
     plain_errors,
     read_command,
     seed_everything,
+    train_to_the_end,
     training_arguments,
 )
 from scmmgpt.training.settings import RecipeError, RunSettings
@@ -149,7 +150,7 @@ def train(
         watch=RunWatch(settings, *meters, scores=rows.scores),
         row_order=rows.order,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_to_the_end(trainer, checkpoint)
     with whole_or_absent(arguments.output_dir, trainer.state.global_step):
         save(trainer, processor, settings, has_adapters=adapters is not None)
     trainer.save_state()
