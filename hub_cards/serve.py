@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +147,13 @@ class Service:
 
     def stream(self, request: DescribeRequest) -> Iterator[str]:
         """Server-sent events of a description as it is written; only so many at a time."""
-        pieces = self.handler.stream_description(request)
-        if not self.streams.acquire(blocking=False):
-            raise Busy
-        return self._events(pieces)
+        events = self._events(self.handler.stream_description(request))
+        # Begun here, it gives its place back however it ends, even if nobody ever reads on.
+        return chain([next(events)], events)
 
     def _events(self, pieces: Iterator[str]) -> Iterator[str]:
+        if not self.streams.acquire(blocking=False):
+            raise Busy
         try:
             for piece in pieces:
                 yield f"data: {json.dumps({'text': piece})}\n\n"

@@ -228,3 +228,39 @@ def test_an_import_along_the_arrows_is_allowed(tmp_path, monkeypatch, folder, so
     (tmp_path / "file.py").write_text(source)
 
     assert forbidden_imports(tmp_path / "file.py", folder) == []
+
+
+def dangerous_calls(file):
+    """Calls that run what a file or a person says."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+        if name in ("eval", "exec", "os.system", "os.popen", "yaml.load", "pickle.load"):
+            yield f"{file.name}: {name}"
+        if options.get("shell") == "True":
+            yield f"{file.name}: {name} through a shell"
+        if name == "torch.load" and options.get("weights_only") != "True":
+            yield f"{file.name}: torch.load of more than weights"
+
+
+def test_nothing_is_evaluated_unpickled_or_given_to_a_shell():
+    folders = [*FOLDERS.values(), ROOT / "benchmarks", ROOT / "examples"]
+
+    assert [call for folder in folders for file in python_files(folder) for call in dangerous_calls(file)] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("eval(text)", id="eval"),
+        pytest.param("subprocess.run(command, shell=True)", id="shell"),
+        pytest.param("torch.load(path)", id="pickle-of-torch"),
+        pytest.param("yaml.load(text, Loader)", id="yaml"),
+    ],
+)
+def test_a_dangerous_call_is_found(tmp_path, source):
+    (tmp_path / "module.py").write_text(source)
+
+    assert len(list(dangerous_calls(tmp_path / "module.py"))) == 1

@@ -14,9 +14,10 @@ import httpx
 from fastapi.testclient import TestClient
 from tiny_repository import as_dicts, make_cells, make_repository
 
+import scmmgpt.hub_cards.serve
 from scmmgpt.hub_cards.handler import EndpointHandler
-from scmmgpt.hub_cards.schema_scmmgpt import MAX_BODY_BYTES, BadRequest
-from scmmgpt.hub_cards.serve import MAX_WAITING, Batcher, Busy, create_app
+from scmmgpt.hub_cards.schema_scmmgpt import MAX_BODY_BYTES, BadRequest, DescribeRequest
+from scmmgpt.hub_cards.serve import MAX_STREAMS, MAX_WAITING, Batcher, Busy, Service, create_app
 
 LABELS = ["B cell", "monocyte"]
 
@@ -175,6 +176,33 @@ def test_more_than_can_wait_is_turned_away():
 
     with pytest.raises(Busy):
         batcher.submit("one more")
+
+
+def test_more_streams_than_allowed_are_turned_away_and_each_gives_its_place_back(repository):
+    body = {"cells": as_dicts(make_cells(1)), "max_new_tokens": 4}
+    service = Service(EndpointHandler(str(repository), device="cpu"), "tiny")
+    request = DescribeRequest(**body)
+
+    begun = [service.stream(request) for _ in range(MAX_STREAMS)]
+    with pytest.raises(Busy):
+        service.stream(request)
+    list(begun.pop())  # one is read to its end, the others are dropped unread
+    begun.clear()
+
+    assert list(service.stream(request))[-1] == "data: [DONE]\n\n"
+    assert service.streams._value == MAX_STREAMS
+
+
+def test_an_answer_that_takes_too_long_is_given_up_with_a_reason(repository, monkeypatch):
+    monkeypatch.setattr(scmmgpt.hub_cards.serve, "SECONDS_TO_ANSWER", 0.05)
+    handler = EndpointHandler(str(repository), device="cpu")
+    monkeypatch.setattr(handler, "answer", lambda requests: time.sleep(0.5) or requests)
+
+    with TestClient(create_app(handler)) as client:
+        answer = client.post("/embed", json={"cells": as_dicts(make_cells(1))})
+
+    assert answer.status_code == 503
+    assert "try again" in answer.json()["error"]
 
 
 def test_a_stop_signal_lets_running_requests_finish(repository):
