@@ -5,7 +5,6 @@ Heavy packages are imported inside the functions, so that `--help` answers at on
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from pathlib import Path
@@ -49,8 +48,6 @@ def main() -> None:
     """The entry point of the console script."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a label that the terminal cannot spell ends no run
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "debug" if debug else "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if debug else "1")
     sys.exit(run_to_exit_code(lambda: app(arguments, prog_name="scmmgpt", standalone_mode=False), debug=debug))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import io
 import json
 import os
 import sys
@@ -19,6 +20,8 @@ _WIDEST_COLUMN = 40  # wider texts are folded
 
 def run_to_exit_code(command: Callable[[], Any], *, debug: bool = False) -> int:
     """Run a command and say why when it fails: 0 fine, 1 our fault, 2 the user's mistake, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label that the terminal cannot spell ends no run
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", UserWarning)
         code = _run(command, debug)
