@@ -128,12 +128,12 @@ def _systematic_names(number: int) -> list[str]:
 
 def measure(loaded: LoadedModel, cells: AnnData) -> dict[str, Any]:
     """What annotation says about some cells; only the reason where it refuses them."""
-    import scmmgpt
+    from scmmgpt.api import annotate
 
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            annotated = scmmgpt.annotate(cells, model=loaded, progress=False)
+            annotated = annotate(cells, model=loaded, progress=False)
     except ValueError as error:
         return {"refused": str(error).partition(". ")[0]}
     confidence = annotated.obs["scmmgpt_confidence"].to_numpy()
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    from scmmgpt import load
+    from scmmgpt.loading import load
 
     loaded = load(arguments.model)
     rows = run(loaded, Path(os.environ["SCMMGPT_DATA"]))
