@@ -331,7 +331,9 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
 
     def _refuse_too_few(self, match: GeneMatch) -> None:
         num_matched = match.num_distinct
-        needed = max(self.min_matched_genes, 1, int(LEAST_KNOWN_SHARE * len(match.rows)))
+        # A small vocabulary knows few names of any file.
+        share = min(int(LEAST_KNOWN_SHARE * len(match.rows)), len(self.genes) // 2)
+        needed = max(self.min_matched_genes, 1, share)
         if num_matched >= needed:
             return
         found = f"Only {num_matched}" if num_matched else "None"
