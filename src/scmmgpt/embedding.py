@@ -45,6 +45,7 @@ class CellRun:
     cells_per_chunk: int | None = None
     engine: RayEngine | None = None
     gene_account: dict[str, Any] = field(default_factory=dict)
+    first_chunk: dict[str, np.ndarray] | None = None
 
     @property
     def gene_tokenizer(self) -> Any:
@@ -85,6 +86,8 @@ class CellRun:
         """(rows, their tokens, their results) of every chunk that was not finished before an interruption."""
         with self._watched(what) as keep:
             for rows, features, account in one_ahead(self._chunks(self.workspace.done(what))):
+                if rows.start == 0:
+                    self.first_chunk = features
                 results = run_chunk(features, compute, self.batches, self.loaded.device)
                 keep(rows, account)
                 yield rows, features, results
@@ -108,11 +111,9 @@ class CellRun:
 
     def dispersion(self) -> float | None:
         """How much more than by chance the first cells differ, see `doubts.dispersion`."""
-        source = self.cells.path if self.cells.path is not None else self.cells.adata
-        first = next(
-            self.gene_tokenizer.iter_chunks(source, CELLS_PER_CHUNK, stop=CELLS_PER_CHUNK, return_tensors="np")
-        )
-        return dispersion(self.gene_tokenizer, first)
+        if self.first_chunk is None:  # computed elsewhere, or before an interruption
+            _, self.first_chunk, _ = next(self._chunks(0))
+        return dispersion(self.gene_tokenizer, self.first_chunk)
 
     def _chunks(self, start: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, Any]]]:
         """(rows, their tokens, the account of all from `start` to them)."""
