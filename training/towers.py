@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -21,11 +22,12 @@ PLACES = {
 HEADS = ("cell_projection", "text_projection", "match_head", "cell_token_projector", "caption_head", "value_head")
 # Bare names such as "q_proj" would reach into every tower: each pattern names its own. The last four are BERT's.
 _OUR_LAYERS = r"(q_proj|k_proj|v_proj|out_proj|linear1|linear2|query|key|value|dense)"
+LINEAR_HEADS = (".*cell_projection", ".*text_projection", ".*match_head", r".*cell_token_projector\.[02]")
 LORA_TARGETS = {
     "cell_encoder": rf".*cell_encoder\..*\.{_OUR_LAYERS}",
     "qformer": rf".*qformer\..*\.{_OUR_LAYERS}",
     "language_model": r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj)",
-    "heads": r".*(cell_projection|text_projection|match_head|cell_token_projector\.[02])",
+    "heads": "|".join(LINEAR_HEADS),
 }
 
 
@@ -87,10 +89,18 @@ def lora_config(model: PreTrainedModel, towers: TowerSettings, lora: LoraSetting
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules="|".join(f"({LORA_TARGETS[tower]})" for tower in by_way["lora"]),
+        target_modules="|".join(f"({_targets(model, tower)})" for tower in by_way["lora"]),
         modules_to_save=[name for tower in by_way["full"] for name in _whole_modules(model, tower)] or None,
         trainable_token_indices={"language_model.embed_tokens": rows} if rows else None,
     )
+
+
+def _targets(model: PreTrainedModel, tower: str) -> str:
+    """Adapters of stage 1 load onto models of stage 2, where a head that was not trained must not be looked for."""
+    if tower != "heads":
+        return LORA_TARGETS[tower]
+    names = [name for name, _ in model.named_modules()]
+    return "|".join(head for head in LINEAR_HEADS if any(re.fullmatch(head, name) for name in names))
 
 
 def _whole_modules(model: PreTrainedModel, tower: str) -> list[str]:
