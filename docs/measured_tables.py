@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from scmmgpt.hub_cards.render import SECTIONS
@@ -49,11 +50,19 @@ def _run(run: dict) -> str:
     )
 
 
-def index_table(path: Path = INDEX) -> str:
-    """Time and memory of building an index, recall and time per query."""
+def _rendered(path: Path, lines_of: Callable[[dict], list[str]]) -> str:
+    """A file of measured numbers as Markdown, or that there is none."""
     if not path.exists():
         return f"```{{warning}}\n{NOTHING}\n```"
-    report = json.loads(path.read_text(encoding="utf-8"))
+    return "\n".join(lines_of(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def index_table(path: Path = INDEX) -> str:
+    """Time and memory of building an index, recall and time per query."""
+    return _rendered(path, _index_lines)
+
+
+def _index_lines(report: dict) -> list[str]:
     lines = [
         "| | " + " | ".join(f"{row['cells']:,} cells" for row in report["rows"]) + " |",
         "|---|" + "---:|" * len(report["rows"]),
@@ -61,7 +70,7 @@ def index_table(path: Path = INDEX) -> str:
     for name, value in _INDEX_ROWS.items():
         lines.append(f"| {name} | " + " | ".join(value(row) for row in report["rows"]) + " |")
     about = f"Measured with `{report['command']}` on {report['date']}: {report['data']}; {report['hardware']}."
-    return "\n".join([*lines, "", about, *([report["note"]] if "note" in report else [])])
+    return [*lines, "", about, *([report["note"]] if "note" in report else [])]
 
 
 _INDEX_ROWS = {
@@ -84,9 +93,10 @@ def _milliseconds(times: dict) -> str:
 
 def speed_table(path: Path = SPEED) -> str:
     """What each benchmark measured, with the machine it ran on."""
-    if not path.exists():
-        return f"```{{warning}}\n{NOTHING}\n```"
-    report = json.loads(path.read_text(encoding="utf-8"))
+    return _rendered(path, _speed_lines)
+
+
+def _speed_lines(report: dict) -> list[str]:
     lines = [
         "| task | way | rate, median (lowest to highest) | times the rival | of the limit | memory |",
         "|---|---|---:|---:|---:|---:|",
@@ -100,7 +110,7 @@ def speed_table(path: Path = SPEED) -> str:
     about = next(iter(report["machines"].values()))
     where = f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {report['date']}"
     calm = f"The machine was quiet when these began: {', '.join(quiet)}." if quiet else "The machine was never quiet."
-    return "\n".join([*lines, "", f"{where}. {calm} Beside other work only ratios mean something."])
+    return [*lines, "", f"{where}. {calm} Beside other work only ratios mean something."]
 
 
 def _rate(row: dict) -> str:
@@ -123,21 +133,19 @@ def _megabytes(size: float | None) -> str:
 
 def out_of_distribution_table(path: Path = OUT_OF_DISTRIBUTION) -> str:
     """What annotation says about what it should not name: one row a condition and study, before and after the guard."""
-    if not path.exists():
-        return f"```{{warning}}\n{NOTHING}\n```"
-    report = json.loads(path.read_text(encoding="utf-8"))
+    return _rendered(path, _out_of_distribution_lines)
+
+
+def _out_of_distribution_lines(report: dict) -> list[str]:
     lines = [
         "| cells | study | unknown | look like no cell | mean confidence | unknown without the guard | warned |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
-    for row in sorted(report["rows"], key=lambda row: _order_of_conditions(report["rows"]).index(row["condition"])):
+    conditions = list(dict.fromkeys(row["condition"] for row in report["rows"]))
+    for row in sorted(report["rows"], key=lambda row: conditions.index(row["condition"])):
         study = f"{row['study']} (simulated)" if row["simulated"] else row["study"]
         lines.append(f"| {row['condition']} | {study} | {_what_was_said(row['before'], row['after'])} |")
-    return "\n".join([*lines, "", _run(report["run"])])
-
-
-def _order_of_conditions(rows: list[dict]) -> list[str]:
-    return list(dict.fromkeys(row["condition"] for row in rows))
+    return [*lines, "", _run(report["run"])]
 
 
 def _what_was_said(before: dict, after: dict) -> str:
