@@ -100,8 +100,9 @@ def test_the_embedded_model_annotates_with_a_report(surroundings, tmp_path):
 
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     named = set(anndata.read_h5ad(folder / "out.h5ad").obs["scmmgpt_second_choice"])
+    assert named
     assert named <= {"T cell", "B cell", "monocyte", "Zelle Ä 細胞"}
-    assert "Zelle Ä 細胞" in (folder / "report.html").read_text(encoding="utf-8") or named
+    assert "B cell" in (folder / "report.html").read_text(encoding="utf-8")
     assert b"Traceback" not in result.stderr
 
 
