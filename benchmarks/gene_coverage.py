@@ -18,7 +18,7 @@ COLUMNS = ("genes", "known", *ROUTES, "merged", "counts covered", "matrix", "spe
 
 def embedded_gene_tokenizer() -> ScMMGPTGeneTokenizer:
     """The gene tokenizer over the embedded model's vocabulary."""
-    vocabulary = GeneVocabulary.read(TABLES / "gene_vocabulary.tsv")
+    vocabulary = GeneVocabulary.read(TABLES / "gene_vocabulary.tsv.gz")
     names = GeneNames.read(TABLES / "gene_names.tsv.gz")
     return ScMMGPTGeneTokenizer(vocabulary.genes, vocabulary.ensembl_ids, gene_names=names, max_genes=None)
 

@@ -1,7 +1,9 @@
 """The genes a model knows, in id order, with what a corpus taught about each."""
 
 import csv
+import gzip
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 SPECIAL_TOKENS = ("<pad>", "<cls>", "<mask>")
 PAD_ID, CLS_ID, MASK_ID = range(len(SPECIAL_TOKENS))
 Numbers = Sequence[float] | np.ndarray
+GZIP = b"\x1f\x8b"  # how a packed file begins
 COLUMNS = ("gene", "ensembl_id", "median", "mass")
 
 
@@ -68,19 +71,23 @@ class GeneVocabulary:
         return len(SPECIAL_TOKENS) + len(self.genes)
 
     def write(self, path: str | Path) -> None:
-        """Write a table with one line per gene."""
+        """Write a packed table with one line per gene; the same genes give the same bytes."""
         text = io.StringIO()
         table = csv.writer(text, delimiter="\t", lineterminator="\n")
         table.writerow(COLUMNS)
         numbers = zip(self.medians, self.masses.astype(np.float32), strict=True)
         for gene, gene_id, (median, mass) in zip(self.genes, self.ensembl_ids, numbers, strict=True):
             table.writerow([gene, gene_id, str(median), str(mass)])
-        Path(path).write_text(text.getvalue(), encoding="utf-8")
+        Path(path).write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
     @classmethod
     def read(cls, path: str | Path) -> "GeneVocabulary":
-        """Read what `write` wrote."""
-        with open(path, encoding="utf-8", newline="") as lines:
-            rows = list(csv.reader(lines, delimiter="\t"))[1:]
+        """Read what `write` wrote, or the same table as plain text."""
+        content = Path(path).read_bytes()
+        try:
+            text = (gzip.decompress(content) if content.startswith(GZIP) else content).decode()
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))[1:]
         genes, ensembl_ids, medians, masses = zip(*rows, strict=True) if rows else ((), (), (), ())
         return cls(genes, ensembl_ids, np.array(medians, np.float64), np.array(masses, np.float64))

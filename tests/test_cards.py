@@ -187,7 +187,12 @@ def test_an_exported_repository_is_fit_to_be_published(repository):
     files = check_repository(repository)
 
     assert {"config.json", "model.safetensors", "README.md", "handler.py", "requirements.txt"} <= files.keys()
-    assert {"processor_config.json", "gene_vocabulary.tsv", "tokenizer.json", "cell_ontology.json.gz"} <= files.keys()
+    assert {
+        "processor_config.json",
+        "gene_vocabulary.tsv.gz",
+        "tokenizer.json",
+        "cell_ontology.json.gz",
+    } <= files.keys()
 
 
 def test_every_class_of_the_contract_is_in_the_auto_map(repository):

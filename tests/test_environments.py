@@ -204,7 +204,9 @@ def test_a_zarr_that_is_replaced_is_never_half_there(model, tmp_path, monkeypatc
 # ---- models
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "processor_config.json", "gene_vocabulary.tsv"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "processor_config.json", "gene_vocabulary.tsv.gz"]
+)
 def test_a_model_whose_file_was_cut_short_is_refused_by_name(name, directory, tmp_path):
     shutil.copytree(directory, tmp_path / "model")
     whole = (directory / name).read_bytes()

@@ -110,7 +110,7 @@ def test_push_to_hub_of_transformers_publishes_code_and_tables_too(hub, tmp_path
     for name in ("tester/parts", "tester/trained"):
         files = hub.files(name)
         assert {"model.safetensors", "modeling_scmmgpt.py", "configuration_scmmgpt.py"} <= files.keys()
-        assert {"processor_config.json", "processing_scmmgpt.py", "gene_vocabulary.tsv"} <= files.keys()
+        assert {"processor_config.json", "processing_scmmgpt.py", "gene_vocabulary.tsv.gz"} <= files.keys()
         assert json.loads(files["config.json"])["auto_map"]["AutoModel"] == "modeling_scmmgpt.ScMMGPTModel"
 
 

@@ -387,7 +387,7 @@ def test_a_folder_saved_twice_is_the_same(saved, tmp_path):
     _, folder = saved
     ScMMGPTProcessor.from_pretrained(folder).save_pretrained(tmp_path / "again")
 
-    for name in ("gene_vocabulary.tsv", "gene_names.tsv.gz", "chat_template.jinja", "processor_config.json"):
+    for name in ("gene_vocabulary.tsv.gz", "gene_names.tsv.gz", "chat_template.jinja", "processor_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
@@ -436,7 +436,9 @@ def test_remote_code_gives_the_same_where_the_package_cannot_be_imported(saved, 
     assert found["AutoProcessor"] == {name: values.tolist() for name, values in expected.items()}
     genes = processor.feature_extractor(cells)
     assert found["AutoFeatureExtractor"] == {name: values.tolist() for name, values in genes.items()}
-    assert (folder / "again" / "gene_vocabulary.tsv").read_bytes() == (folder / "gene_vocabulary.tsv").read_bytes()
+    assert (folder / "again" / "gene_vocabulary.tsv.gz").read_bytes() == (
+        folder / "gene_vocabulary.tsv.gz"
+    ).read_bytes()
 
 
 def test_the_auto_classes_find_the_installed_package(saved):
@@ -460,7 +462,7 @@ def test_push_while_saving_uploads_every_file(processor, tmp_path, monkeypatch):
 
     processor.save_pretrained(str(tmp_path / "repo"), push_to_hub=True)
 
-    assert {"gene_vocabulary.tsv", "gene_names.tsv.gz", "processor_config.json"} <= set(uploaded)
+    assert {"gene_vocabulary.tsv.gz", "gene_names.tsv.gz", "processor_config.json"} <= set(uploaded)
 
 
 class _NoHub:

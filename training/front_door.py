@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .study_scores import StudyScores
 from .systems import System
 
 if TYPE_CHECKING:
@@ -33,19 +34,24 @@ def model_system(model: str | os.PathLike | None = None, name: str | None = None
         What tables call it; the model's own name without one.
     """
     from scmmgpt import api
-    from scmmgpt.annotation import Scorer
-    from scmmgpt.embedding import embed_texts, towers_of
+    from scmmgpt.embedding import embed_texts
     from scmmgpt.labels import read_labels
     from scmmgpt.prompts import label_texts
 
     loaded = api.load(model)
     vector_of_text: dict[str, np.ndarray] = {}
     last: list = [None, None]
+    last_scored: list = [None, None]
 
     def embed(cells: AnnData) -> np.ndarray:
         if last[0] is not cells:
             last[:] = [cells, np.asarray(api.embed(cells, model=loaded, progress=False).obsm["X_scmmgpt"])]
         return last[1]
+
+    def scores(cells: AnnData) -> StudyScores:
+        if last_scored[0] is not cells:
+            last_scored[:] = [cells, StudyScores.of(loaded, cells)]
+        return last_scored[1]
 
     def embed_text(texts: Sequence[str]) -> np.ndarray:
         new = [text for text in dict.fromkeys(texts) if text not in vector_of_text]
@@ -55,9 +61,8 @@ def model_system(model: str | os.PathLike | None = None, name: str | None = None
 
     def predict(cells: AnnData, labels: Sequence[str]) -> np.ndarray:
         candidates = read_labels(list(labels), loaded.ontology)
-        scale = towers_of(loaded).similarity_scale().item()
         vectors = embed_text(label_texts(candidates))
-        scorer = Scorer(embed(cells), vectors, candidates, loaded.calibration, scale=scale)
+        scorer = scores(cells).scorer(candidates, vectors)
         probabilities = scorer.probabilities(slice(None))
         # `annotate` calls a cell without counts unknown, with confidence 0; the nearest to that is to prefer nothing.
         probabilities[np.asarray(cells.X.sum(axis=1)).ravel() == 0] = 1 / len(labels)

@@ -1,4 +1,4 @@
-"""Fit `calibration.json` of the embedded model: prior correction, temperatures, abstention.
+"""Fit `calibration.json` of the embedded model: prior correction, bias, profiles, temperatures, abstention.
 
     python -m scmmgpt.training.mini_calibration DEVELOPMENT_MODEL_DIR --output hub_cards/scmmgpt-mini/calibration.json
 
@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from scmmgpt.annotation import Scorer
 from scmmgpt.calibration import Calibration
-from scmmgpt.embedding import embed_texts, towers_of
+from scmmgpt.embedding import embed_texts
 from scmmgpt.labels import ontology_labels, read_labels
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.prompts import label_texts
@@ -28,7 +27,11 @@ from scmmgpt.training.metrics import expected_calibration_error, macro_f1
 from scmmgpt.training.mini_development import EmbeddedStudy, embed_study, read_studies
 from scmmgpt.training.mini_recipe import read_recipe
 
-PRIOR_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+CHOICES = {
+    "profile_weight": (0.0, 30.0, 60.0, 90.0),
+    "class_bias": (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0),  # in favour of the types that the model was trained on
+    "prior_share": (0.0, 0.25, 0.5, 0.75, 1.0),
+}
 NUMBERS_OF_CANDIDATES = (5, 30, 300, 3000)
 TEMPERATURES = np.geomspace(0.2, 8.0, 60)
 COVERAGE = 0.8
@@ -38,19 +41,19 @@ class Studies:
     """Development studies embedded once, with every label of the ontology and of the studies embedded once."""
 
     def __init__(self, loaded: LoadedModel, studies: Sequence[EmbeddedStudy]):
-        self.studies = studies
+        self.studies, summary = studies, loaded.training_summary
+        self.trained: list[str] = summary["cell_types"] if summary else []
         own = sorted({name for study in studies for name in study.truth})
         everything = list(dict.fromkeys([*own, *ontology_labels(loaded.ontology).labels]))
         labels = read_labels(everything, loaded.ontology)
         self.ontology, self.row_of = loaded.ontology, {label: i for i, label in enumerate(everything)}
         self.embeds = embed_texts(loaded, label_texts(labels))
-        self.scale = towers_of(loaded).similarity_scale().item()
 
     def logits(self, study: EmbeddedStudy, labels: list[str], calibration: Calibration) -> np.ndarray:
         """What `annotate` softens with the temperature and turns into confidences."""
         embeds = self.embeds[[self.row_of[label] for label in labels]]
         candidates = read_labels(labels, self.ontology)
-        return Scorer(study.embeds, embeds, candidates, calibration, scale=self.scale).logits(slice(None))
+        return study.scores.scorer(candidates, embeds, calibration).logits(slice(None))
 
     def candidates(self, study: EmbeddedStudy, number: int, generator: np.random.Generator) -> list[str]:
         """The study's types, cut or filled up by lot from the whole ontology to so many."""
@@ -63,17 +66,28 @@ class Studies:
 
 def fit(studies: Studies) -> Calibration:
     """First what moves the winner, by accuracy and macro-F1; then the temperatures, by likelihood."""
-    best = max((Calibration(prior_share=share) for share in PRIOR_SHARES), key=lambda one: merit(studies, one))
+    best = Calibration(prior_share=0.5)
+    for _ in range(2):  # one number after the other, and once more with what the others have become
+        for name, values in CHOICES.items():
+            best = max((_with(studies, best, name, value) for value in values), key=lambda one: merit(studies, one))
     pairs = tuple((float(number), temperature(studies, best, number)) for number in NUMBERS_OF_CANDIDATES)
     best = replace(best, temperature_by_candidates=pairs)
     return replace(best, min_confidence=threshold(studies, best))
 
 
+def _with(studies: Studies, calibration: Calibration, name: str, value: float) -> Calibration:
+    if name == "profile_weight":
+        return replace(calibration, profile_weight=value)
+    if name == "class_bias":
+        return replace(calibration, class_bias=dict.fromkeys(studies.trained, -value))
+    return replace(calibration, prior_share=value)
+
+
 def merit(studies: Studies, calibration: Calibration) -> float:
     """Mean of accuracy and macro-F1 over the studies, with each study's own types and with the whole ontology.
 
-    The whole ontology must count: what helps among ten own types (a bias against trained types, a full prior
-    correction) makes the right one of 3,000 lose to types that nobody has seen.
+    The whole ontology must count: what hardly matters among ten own types (a bias in favour of trained types, part of
+    the prior correction) decides whether the right one of 3,000 loses to types that nobody has seen.
     """
     everything = list(studies.row_of)
     scores = []
@@ -85,16 +99,16 @@ def merit(studies: Studies, calibration: Calibration) -> float:
 
 
 def temperature(studies: Studies, calibration: Calibration, number: int) -> float:
-    """The temperature of the best mean log-likelihood, studies counting alike."""
+    """The temperature under which confidences say best which calls are right, studies counting alike."""
     generator, likelihood = np.random.default_rng(0), np.zeros(len(TEMPERATURES))
     for study in studies.studies:
         labels = studies.candidates(study, number, generator)
-        place = {label: i for i, label in enumerate(labels)}
-        known = np.array([name in place for name in study.truth])
-        truth = [place[name] for name in study.truth[known]]
+        known = np.isin(study.truth, labels)
         logits = studies.logits(study, labels, calibration)[known]
+        is_right = np.array(labels, object)[logits.argmax(1)] == study.truth[known]
         for i, value in enumerate(TEMPERATURES):
-            likelihood[i] += log_softmax(logits / value, axis=1)[np.arange(len(truth)), truth].mean()
+            confidence = np.exp(log_softmax(logits / value, axis=1).max(1)).clip(1e-6, 1 - 1e-6)
+            likelihood[i] += np.log(np.where(is_right, confidence, 1 - confidence)).mean()
     return float(TEMPERATURES[likelihood.argmax()])
 
 
@@ -116,6 +130,15 @@ def threshold(studies: Studies, calibration: Calibration) -> float:
     return float(
         np.mean([np.quantile(confidence, 1 - COVERAGE) for confidence, _ in confidences(studies, calibration, None)])
     )
+
+
+def _bias_for(output: Path, bias: dict[str, float]) -> dict[str, float]:
+    """The same bias for the types of the model whose directory the file is written to: it was trained on more."""
+    config = output.parent / "config.json"
+    if not config.is_file() or not bias:
+        return bias
+    types = json.loads(config.read_text(encoding="utf-8"))["training_summary"]["cell_types"]
+    return dict.fromkeys(types, next(iter(bias.values())))
 
 
 def main() -> None:
@@ -143,7 +166,9 @@ def main() -> None:
         "temperature_by_candidates": [
             (number, round(value, 3)) for number, value in calibration.temperature_by_candidates
         ],
+        "class_bias": _bias_for(arguments.output, calibration.class_bias),
         "prior_share": calibration.prior_share,
+        "profile_weight": calibration.profile_weight,
         "min_confidence": round(calibration.min_confidence, 3),
     }
     arguments.output.write_text(json.dumps(content, indent=1) + "\n")

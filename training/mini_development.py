@@ -18,8 +18,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 
-from scmmgpt.annotation import Scorer
-from scmmgpt.embedding import Batches, embed_batch, embed_texts, run_chunk, towers_of
+from scmmgpt.embedding import embed_texts
 from scmmgpt.labels import read_labels
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.prompts import label_texts
@@ -27,6 +26,7 @@ from scmmgpt.training import baselines
 from scmmgpt.training.metrics import accuracy, expected_calibration_error, macro_f1
 from scmmgpt.training.mini_recipe import MiniRecipe, read_recipe
 from scmmgpt.training.profiles import UNKNOWN
+from scmmgpt.training.study_scores import StudyScores
 from scmmgpt.training.task_annotation import reword
 from scmmgpt.training.type_tree import TypeTree
 
@@ -41,7 +41,7 @@ class EmbeddedStudy:
     name: str
     cells: anndata.AnnData
     truth: np.ndarray
-    embeds: np.ndarray
+    scores: StudyScores
 
     @property
     def types(self) -> list[str]:
@@ -66,9 +66,7 @@ def read_studies(names: list[str], data: Path) -> Iterator[tuple[str, anndata.An
 
 
 def embed_study(loaded: LoadedModel, name: str, cells: anndata.AnnData) -> EmbeddedStudy:
-    features = dict(loaded.processor.feature_extractor(cells, return_tensors="np"))
-    embeds = run_chunk(features, embed_batch(loaded), Batches(loaded.device, 256), loaded.device)["embeds"]
-    return EmbeddedStudy(name, cells, cells.obs["cell_type"].astype(str).to_numpy(), embeds)
+    return EmbeddedStudy(name, cells, cells.obs["cell_type"].astype(str).to_numpy(), StudyScores.of(loaded, cells))
 
 
 def probabilities(
@@ -76,10 +74,8 @@ def probabilities(
 ) -> np.ndarray:
     """What annotation would say, before it backs off."""
     candidates = read_labels(labels, loaded.ontology)
-    scale = towers_of(loaded).similarity_scale().item()
     label_embeds = embed_texts(loaded, label_texts(candidates))
-    scorer = Scorer(study.embeds, label_embeds, candidates, loaded.calibration, scale=scale, prior_share=prior_share)
-    return scorer.probabilities(slice(None))
+    return study.scores.scorer(candidates, label_embeds, prior_share=prior_share).probabilities(slice(None))
 
 
 def measure(loaded: LoadedModel, study: EmbeddedStudy, tree: TypeTree, trained: set[str]) -> dict[str, float]:

@@ -39,7 +39,7 @@ def guard_numbers(loaded: LoadedModel, cells: anndata.AnnData) -> dict[str, floa
 
 def search_precision(loaded: LoadedModel, study: EmbeddedStudy) -> float:
     """Of the cells nearest to a type's name, as many as there are of the type, the share that are of the type."""
-    similarity = embed_texts(loaded, [query_text(name) for name in study.types]) @ study.embeds.T
+    similarity = embed_texts(loaded, [query_text(name) for name in study.types]) @ study.scores.embeds.T
     shares = []
     for name, row in zip(study.types, similarity, strict=True):
         nearest = np.argsort(-row)[: (study.truth == name).sum()]

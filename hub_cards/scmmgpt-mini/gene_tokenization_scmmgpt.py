@@ -16,7 +16,8 @@ from .gene_vocabulary_scmmgpt import SPECIAL_TOKENS, GeneVocabulary, Numbers
 from .input_account_scmmgpt import InputAccount
 from .plausibility_scmmgpt import looks_implausible
 
-VOCABULARY_FILE = "gene_vocabulary.tsv"
+VOCABULARY_FILE = "gene_vocabulary.tsv.gz"
+PLAIN_VOCABULARY_FILE = "gene_vocabulary.tsv"  # as the first models were saved
 VALUE_MODES = ("log1p", "bins", "counts", "rank")
 GENE_ORDERS = ("value", "median_ratio")
 MIN_MATCHED_GENES = 20
@@ -277,6 +278,13 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
             yield BatchFeature(features, tensor_type=return_tensors)
         account.log()
 
+    def measured_genes(self, cells: Any) -> np.ndarray:
+        """Rows of the vocabulary that the cells' genes have, whether or not a cell expresses them."""
+        with open_cells(cells) as opened:
+            matrix = choose_matrix(opened).matrix
+            rows = self._match(gene_name_columns(matrix.var, matrix.var_names), self.species, None).rows
+        return np.unique(rows[rows >= 0])
+
     def _layout(self, max_genes: int | None, packed: bool = False, sample_seed: int | None = None) -> Layout:
         by_median = self.gene_order == "median_ratio"
         return Layout(
@@ -379,10 +387,16 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Load settings, vocabulary and table of names from a folder or a Hub repository."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        vocabulary: Any = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **where)
-        names = cached_file(
-            pretrained_model_name_or_path, GENE_NAMES_FILE, _raise_exceptions_for_missing_entries=False, **where
-        )
+
+        def found(name: str) -> str | None:
+            return cached_file(
+                pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **where
+            )
+
+        vocabulary: Any = found(VOCABULARY_FILE) or found(PLAIN_VOCABULARY_FILE)
+        if vocabulary is None:  # says which file is missing, and where
+            vocabulary = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **where)
+        names = found(GENE_NAMES_FILE)
         tokenizer._set_vocabulary(GeneVocabulary.read(vocabulary), GeneNames.read(names) if names else None)
         return tokenizer
 

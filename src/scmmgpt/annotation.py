@@ -6,15 +6,17 @@ The steps, in order, for N cells and C candidates:
 2. Prior correction: from each label's logits a share of their mean over the data is taken away, so that a label that
    the model likes for every cell does not win everywhere. It assumes roughly even types, and is therefore off
    under 100 cells and when one label wins more than 60 % of them.
-3. confidence = softmax(logits / temperature), with the temperature fitted for this number of candidates.
-4. Below `min_confidence` a call moves to the most specific ancestor whose candidates together reach it, else "unknown".
+3. Where the model directory holds profiles of its types, how well a cell agrees with them, in comparison with the other
+   cells, is added to the logits. It needs a study as the prior correction does, and is off where that is.
+4. confidence = softmax(logits / temperature), with the temperature fitted for this number of candidates.
+5. Below `min_confidence` a call moves to the most specific ancestor whose candidates together reach it, else "unknown".
    An ancestor of k of the n candidates collects k/n by chance alone, so it must reach `min_confidence` beyond that:
    (confidence - k/n) / (1 - k/n). What all candidates have in common is never an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,7 @@ from .calibration import Calibration
 from .cells import parts
 from .labels import UNKNOWN, LabelSet
 from .ontology import UNINFORMATIVE_TERMS, Ontology
+from .type_profiles import Agreement
 
 MIN_CELLS_FOR_PRIOR = 100
 MAX_SHARE_OF_ONE_LABEL = 0.6
@@ -62,7 +65,12 @@ class Scorer:
     scale
         The model's logit scale.
     prior_share
-        None takes the calibration's, and turns it off where the assumption does not hold. A number is obeyed.
+        None takes the calibration's, and turns it off where the assumption does not hold. A number is obeyed; 0 judges
+        every cell by itself.
+    agreement
+        How well the cells agree with the profiles of types; None: there are none.
+    term_ids
+        What the candidates mean, if that is more than `labels` knows: free text may be understood.
     """
 
     def __init__(
@@ -74,17 +82,26 @@ class Scorer:
         *,
         scale: float,
         prior_share: float | None = None,
+        agreement: Agreement | None = None,
+        term_ids: Sequence[str | None] | None = None,
     ):
         self.cell_embeds = cell_embeds
         self.weights = (label_embeds * scale).astype(np.float32)
-        self.bias = calibration.bias_of(labels.labels, labels.term_ids)
+        self.bias = calibration.bias_of(labels.labels, term_ids or labels.term_ids)
         self.temperature = calibration.temperature(len(labels))
-        self.prior_share = self._usable_share(calibration.prior_share) if prior_share is None else prior_share
+        self.agreement, self.profile_weight = agreement, 0.0
+        is_study = self._is_study() if prior_share is None else prior_share != 0
+        self.prior_share = (calibration.prior_share if prior_share is None else prior_share) if is_study else 0.0
         if self.prior_share:
             self.bias = self.bias + self.prior_share * self._mean_logits()
+        if is_study and agreement is not None:
+            self.profile_weight = calibration.profile_weight
 
     def logits(self, rows: slice | np.ndarray) -> np.ndarray:
-        return np.asarray(self.cell_embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
+        logits = np.asarray(self.cell_embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
+        if self.agreement is None or not self.profile_weight:
+            return logits
+        return logits + self.profile_weight * self.agreement.evidence(rows, logits.shape[1])
 
     def probabilities(self, rows: slice | np.ndarray) -> np.ndarray:
         return softmax(self.logits(rows) / self.temperature, axis=1)
@@ -94,14 +111,15 @@ class Scorer:
         mean = mean_cell @ self.weights.T - self.bias
         return mean - mean.mean()
 
-    def _usable_share(self, share: float) -> float:
+    def _is_study(self) -> bool:
+        """Whether there are enough cells, of more than one type, to compare them with one another."""
         num_cells, num_labels = len(self.cell_embeds), len(self.bias)
         if num_cells < MIN_CELLS_FOR_PRIOR or num_labels < 2:
-            return 0.0
+            return False
         wins = np.zeros(num_labels)
         for rows in parts(num_cells):
             wins += np.bincount(self.logits(rows).argmax(axis=1), minlength=num_labels)
-        return 0.0 if wins.max() > MAX_SHARE_OF_ONE_LABEL * num_cells else share
+        return bool(wins.max() <= MAX_SHARE_OF_ONE_LABEL * num_cells)
 
 
 def rerank(probabilities: np.ndarray, match: np.ndarray, candidates: np.ndarray, weight: float) -> np.ndarray:

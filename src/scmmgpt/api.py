@@ -37,10 +37,20 @@ import numpy as np
 from .annotation import Caller, Calls, Scorer, call_cells
 from .annotation import rerank as mix_in_matching
 from .doubts import doubts_about_cells
-from .embedding import Arrays, MakeCompute, doubted_batch, embed_batch, embed_texts, match_batch, towers_of
+from .embedding import (
+    Arrays,
+    MakeCompute,
+    agreeing_batch,
+    doubted_batch,
+    embed_batch,
+    embed_texts,
+    match_batch,
+    towers_of,
+)
 from .errors import UserError
 from .labels import UNKNOWN, Labels, LabelSet, ontology_labels, read_labels
 from .loading import LoadedModel, load
+from .meaning import agreement_of, meant_terms, speakers_for
 from .prompts import label_texts, query_text
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
@@ -128,7 +138,7 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
         Let the matching head judge this many best labels of each cell; 0 is off.
     prior_share
         Share of a label's mean score over the data that is taken away from it. None: the model's own, and off under
-        100 cells or when one type dominates.
+        100 cells or when one type dominates. 0 judges each cell by itself, without a look at the others.
     report
         Write a self-contained HTML page there.
     model
@@ -149,14 +159,27 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     texts = label_texts(candidates, tissue)
     label_embeds = remembered(verb.loaded.weights_hash, texts, lambda: embed_texts(verb.loaded, texts))
 
-    run = verb.start_run(texts=texts if rerank else None, rerank=rerank)
+    meant = meant_terms(verb.loaded, candidates, label_embeds)
+    speakers = speakers_for(verb.loaded, meant)
+    types = np.flatnonzero(speakers >= 0).tolist()
+    run = verb.start_run(texts=texts if rerank else None, rerank=rerank, types=types)
     make: MakeCompute = embed_batch
     if rerank:
         make = partial(match_batch, texts=texts, text_embeds=label_embeds, num_best=rerank)
+    if types:
+        make = partial(agreeing_batch, make=make, types=types)
     arrays = run.compute("annotate", partial(doubted_batch, make=make))
     embeds = smooth_embeds(arrays["embeds"], smooth) if smooth else arrays["embeds"]
-    scale = towers_of(verb.loaded).similarity_scale().item()
-    scorer = Scorer(embeds, label_embeds, candidates, verb.loaded.calibration, scale=scale, prior_share=prior_share)
+    scorer = Scorer(
+        embeds,
+        label_embeds,
+        candidates,
+        verb.loaded.calibration,
+        scale=towers_of(verb.loaded).similarity_scale().item(),
+        prior_share=prior_share,
+        agreement=agreement_of(verb.loaded, run.source, arrays["agreement"], speakers) if types else None,
+        term_ids=meant,
+    )
     probabilities = _probabilities(scorer, arrays)
     calls = call_cells(len(embeds), probabilities, Caller(candidates, verb.loaded.ontology, least), clusters)
     if least > 0 and cluster_key is None:
@@ -175,6 +198,7 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
         smooth=smooth,
         rerank=rerank,
         prior_share=scorer.prior_share,
+        profile_weight=scorer.profile_weight,
         temperature=scorer.temperature,
         implausible_cells=num_implausible,
     )

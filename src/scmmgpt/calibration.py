@@ -30,6 +30,8 @@ class Calibration:
         that it has seen in training.
     prior_share
         The share of a label's mean logit over the data that the prior correction takes away.
+    profile_weight
+        What a cosine of 1 with a type's profile adds to the logits of a candidate, among the cells of a whole study.
     min_confidence
         Below this a call is backed off to a parent term, then to "unknown".
     """
@@ -38,6 +40,7 @@ class Calibration:
     class_bias: dict[str, float] = field(default_factory=dict)
     prior_share: float = DEFAULT_PRIOR_SHARE
     min_confidence: float = DEFAULT_MIN_CONFIDENCE
+    profile_weight: float = 0.0
 
     @classmethod
     def read(cls, directory: Path) -> Calibration:
@@ -53,6 +56,7 @@ class Calibration:
                 {str(name): float(bias) for name, bias in (content.get("class_bias") or {}).items()},
                 float(content.get("prior_share", DEFAULT_PRIOR_SHARE)),
                 float(content.get("min_confidence", DEFAULT_MIN_CONFIDENCE)),
+                float(content.get("profile_weight", 0.0)),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{str(path)!r} is not a calibration file: {error!r}") from error

@@ -51,6 +51,11 @@ class CellRun:
     def gene_tokenizer(self) -> Any:
         return self.loaded.processor.feature_extractor
 
+    @property
+    def source(self) -> Any:
+        """What the gene tokenizer reads."""
+        return self.cells.path if self.cells.path is not None else self.cells.adata
+
     def compute(self, what: str, make: MakeCompute) -> Arrays:
         """Arrays over all cells, filled chunk by chunk.
 
@@ -117,9 +122,8 @@ class CellRun:
 
     def _chunks(self, start: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, Any]]]:
         """(rows, their tokens, the account of all from `start` to them)."""
-        source = self.cells.path if self.cells.path is not None else self.cells.adata
         size = self.cells_per_chunk or CELLS_PER_CHUNK
-        for features in self.gene_tokenizer.iter_chunks(source, size, start=start, return_tensors="np"):
+        for features in self.gene_tokenizer.iter_chunks(self.source, size, start=start, return_tensors="np"):
             stop = start + len(features["gene_ids"])
             yield slice(start, stop), dict(features), dict(self.gene_tokenizer.account)
             start = stop
@@ -179,6 +183,27 @@ def doubted_batch(loaded: LoadedModel, *, make: MakeCompute) -> Compute:
         is_gene = (cells["gene_ids"] >= loaded.first_gene_id) & (cells["gene_mask"] > 0)
         implausible = loaded.processor.feature_extractor.looks_implausible(**cells)
         return {**compute_results(inputs), "is_empty": ~is_gene.any(axis=1), "is_implausible": implausible}
+
+    return compute
+
+
+def agreeing_batch(loaded: LoadedModel, *, make: MakeCompute, types: Sequence[int]) -> Compute:
+    """Another computation, and how well each cell agrees with the profiles of some of the model's types."""
+    import torch
+    from torch.nn.functional import embedding_bag
+
+    compute_results, profiles = make(loaded), loaded.type_profiles
+    assert profiles is not None
+    gene_tokenizer = loaded.processor.feature_extractor
+    table = profiles.table(types, gene_tokenizer.vocab_size, loaded.first_gene_id)
+    weights = torch.from_numpy(table).to(loaded.device)
+
+    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+        is_gene = (inputs["gene_ids"] >= loaded.first_gene_id) & (inputs["gene_mask"] > 0)
+        values = inputs["gene_values"].float().clamp(min=0) * is_gene
+        sums = embedding_bag(inputs["gene_ids"], weights, per_sample_weights=values, mode="sum")
+        lengths = values.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        return {**compute_results(inputs), "agreement": (sums / lengths).cpu().numpy()}
 
     return compute
 

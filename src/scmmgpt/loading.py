@@ -16,6 +16,7 @@ from .calibration import Calibration
 from .device import choose_device
 from .errors import UserError
 from .ontology import Ontology, read_ontology
+from .type_profiles import TypeProfiles
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,14 @@ class LoadedModel:
     @cached_property
     def calibration(self) -> Calibration:
         return Calibration.read(self.directory)
+
+    @cached_property
+    def type_profiles(self) -> TypeProfiles | None:
+        profiles = TypeProfiles.read(self.directory)
+        num_genes = len(self.processor.feature_extractor.genes)
+        if profiles is not None and profiles.gene_rows.max(initial=0) >= num_genes:
+            raise UserError(f"{str(self.directory)!r} holds profiles of other genes than its vocabulary names.")
+        return profiles
 
     @cached_property
     def weights_hash(self) -> str:

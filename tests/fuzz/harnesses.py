@@ -74,7 +74,7 @@ def gene_table(content: bytes) -> None:
     from scmmgpt.processing.gene_vocabulary_scmmgpt import GeneVocabulary
 
     try:
-        vocabulary = GeneVocabulary.read(written("gene_vocabulary.tsv", content))
+        vocabulary = GeneVocabulary.read(written("gene_vocabulary.tsv.gz", content))
     except (ValueError, csv_error()):
         return
     assert len(set(vocabulary.genes)) == len(vocabulary.genes)

@@ -1,0 +1,66 @@
+"""Write `type_profiles.npz` of the embedded model: how the types of its training express their genes.
+
+    python -m scmmgpt.training.mini_profiles MODEL_DIR
+
+The profiles are those that the model in the directory was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
+from scmmgpt.training.cell_simulator import TARGET_SUM
+from scmmgpt.training.mini import EMBEDDED, corpus_profiles
+from scmmgpt.training.mini_recipe import read_recipe
+from scmmgpt.training.profiles import WHOLE_TRANSCRIPTOME, Profiles
+from scmmgpt.type_profiles import TypeProfiles
+
+# As many as 30 MB have room for, those that tell most.
+NUM_GENES = 8_000
+
+
+def type_profiles(profiles: Profiles, num_genes: int = NUM_GENES) -> TypeProfiles:
+    """Each type's mean log expression over the profiles that measured a gene, less the mean of all types."""
+    whole = profiles.measured.sum(1) >= WHOLE_TRANSCRIPTOME
+    measured, terms = profiles.measured[whole], profiles.table.term_id.to_numpy()[whole]
+    values = np.log1p(TARGET_SUM * profiles.share[whole]) * measured
+    term_ids = np.unique(terms)
+    means = np.array([values[terms == one].sum(0) / np.maximum(measured[terms == one].sum(0), 1) for one in term_ids])
+    differences = means - means.mean(0)
+    telling = np.sort(np.argsort(-np.square(differences).sum(0), kind="stable")[:num_genes])
+    return TypeProfiles(tuple(term_ids), telling, differences[:, telling])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--config", type=Path, default=Path("training/recipes/mini.yaml"))
+    arguments = parser.parse_args()
+    data, recipe = Path(os.environ["SCMMGPT_DATA"]), read_recipe(arguments.config)
+    profiles, genes, _ = corpus_profiles(recipe, data, GeneNames.read(EMBEDDED / GENE_NAMES_FILE))
+    known = ScMMGPTProcessor.from_pretrained(arguments.model).feature_extractor.genes
+    if genes != known:
+        parser.error(f"{arguments.model} knows other genes than the sources of {arguments.config}")
+    if _is_development(arguments.model):
+        profiles = profiles.without(recipe.development_studies)
+    found = type_profiles(profiles)
+    found.write(arguments.model)
+    print(f"{len(found.term_ids)} types, {len(found.gene_rows)} genes")
+
+
+def _is_development(model: Path) -> bool:
+    from scmmgpt.loading import load
+
+    summary = load(model).training_summary
+    assert summary is not None
+    return bool(summary["development"])
+
+
+if __name__ == "__main__":
+    main()
