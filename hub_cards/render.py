@@ -29,6 +29,7 @@ SECTIONS = {
     "candidates": "Annotation among more candidates, up to the whole Cell Ontology",
     "wording": "Labels in other words: synonyms, definitions without the name, shuffled names",
     "unknown types": "Cells of types that are not among the candidates",
+    "untrained types": "Cells of types without training cells, named among each other and among all types",
     "controls": "Controls: blank and shuffled cells, shuffled text",
     "few-shot": "Few labelled cells",
     "clustering": "Clustering and batch removal of the embeddings",

@@ -32,6 +32,7 @@ from .task_annotation import (
     annotate_study,
     find_unknown,
     learn_from_few,
+    name_untrained,
 )
 from .task_embedding import cluster_study, retrieve
 from .task_generation import generate_study
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 QUICK_TASKS = ("annotation", "candidates", "wording", "unknown types", "controls", "clustering", "retrieval")
-ALL_TASKS = (*QUICK_TASKS, "few-shot", "description", "generation")
+ALL_TASKS = (*QUICK_TASKS, "untrained types", "few-shot", "description", "generation")
 MOST_CELLS = 10_000
 # Baselines that are worth their time in tasks beyond plain annotation.
 IN_MORE_TASKS = {
@@ -81,8 +82,8 @@ def evaluate(
     donor
         The column of `obs` with donors; None looks for a usual name.
     tasks
-        Some of annotation, candidates, wording, unknown types, controls, clustering, retrieval, few-shot,
-        description, generation.
+        Some of annotation, candidates, wording, unknown types, controls, clustering, retrieval, untrained types,
+        few-shot, description, generation.
     most_cells
         Larger data are cut to so many cells, drawn at random.
     seed
@@ -138,6 +139,7 @@ def study_records(
         "candidates": lambda s: annotate_among_more(s, study, tree, seed=seed),
         "wording": lambda s: annotate_reworded(s, study, tree),
         "unknown types": lambda s: find_unknown(s, study),
+        "untrained types": lambda s: name_untrained(s, study, trained or (), tree),
         "controls": lambda s: annotate_ruined(s, study, seed=seed),
         "retrieval": lambda s: retrieve(s, study, tree),
         "clustering": lambda s: cluster_study(s, study, seed=seed),

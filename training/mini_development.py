@@ -23,10 +23,10 @@ from scmmgpt.labels import read_labels
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.prompts import label_texts
 from scmmgpt.training import baselines
+from scmmgpt.training.front_door import StudyScores
 from scmmgpt.training.metrics import accuracy, expected_calibration_error, macro_f1
 from scmmgpt.training.mini_recipe import MiniRecipe, read_recipe
 from scmmgpt.training.profiles import UNKNOWN
-from scmmgpt.training.study_scores import StudyScores
 from scmmgpt.training.task_annotation import reword
 from scmmgpt.training.type_tree import TypeTree
 

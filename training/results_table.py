@@ -19,6 +19,7 @@ LEADING = {
     "candidates": ["accuracy", "macro_f1", "exact_or_parent", "exact_or_parent_at_80_coverage", "ece"],
     "wording": ["accuracy", "macro_f1", "chance", "reworded_types"],
     "unknown types": ["unknown_auroc", "unknown_auroc_std"],
+    "untrained types": ["accuracy", "macro_f1", "chance", "cells_of_untrained_types"],
     "controls": ["accuracy", "balanced_accuracy", "mean_confidence", "chance"],
     "few-shot": ["macro_f1", "macro_f1_std", "accuracy"],
     "clustering": ["avg_bio", "ari", "nmi", "asw", "avg_batch"],
@@ -36,7 +37,7 @@ LEADING = {
     ],
 }
 # Conditions that tell rows of one task apart, and so become columns.
-SHOWN_CONDITIONS = ("candidates", "wording", "control", "shots")
+SHOWN_CONDITIONS = ("candidates", "wording", "among", "control", "shots")
 
 
 def markdown_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -140,6 +141,37 @@ def find_unknown(system: System, study: Study) -> Record | None:
     return record_for("unknown types", system, study, values, candidates=len(types) // 2, draws=len(SEEDS))
 
 
+def name_untrained(system: System, study: Study, trained_types: Iterable[str], tree: TypeTree) -> list[Record]:
+    """Cells of types without training cells, named among such types alone and among all types of the study.
+
+    A type counts as trained when a finer one was. Nothing is measured for a study with fewer than two others.
+    """
+    untrained = [name for name in study.types if name not in _trained_candidates(study, set(trained_types), tree)]
+    if len(untrained) < 2:
+        return []
+    theirs = np.isin(study.truth, untrained)
+    part, truth = study.part(np.flatnonzero(theirs)), study.truth[theirs]
+    records = []
+    for wording in ("name", "definition without the name"):
+        named = {
+            "each other": _named(untrained, checked_scores(system, part.cells, reword(untrained, wording, tree))),
+            "all types": _named(study.types, checked_scores(system, study.cells, reword(study.types, wording, tree)))[
+                theirs
+            ],
+        }
+        for among, names in named.items():
+            candidates = len(untrained) if among == "each other" else len(study.types)
+            values = {
+                "accuracy": metrics.accuracy(truth, names),
+                "macro_f1": metrics.macro_f1(truth, names),
+                "chance": 1 / candidates,
+                "cells_of_untrained_types": float(theirs.sum()),
+            }
+            asked: dict[str, Any] = {"candidates": candidates, "wording": wording, "among": among}
+            records.append(record_for("untrained types", system, study, values, **asked))
+    return records
+
+
 def annotate_ruined(system: System, study: Study, *, seed: int = 0) -> list[Record]:
     """Cells that hold nothing to see: genes shuffled within each cell, and no counts at all.
 
@@ -243,12 +275,16 @@ def _reworded_run(
 
 def _apart_by_training(study: Study, named: np.ndarray, trained: set[str], tree: TypeTree) -> dict[str, float]:
     """Accuracy on cells whose type, or a finer one, had training cells, and on the others."""
-    candidates_seen = {tree.nearest_of(name, study.types) for name in trained}
-    seen = np.isin(study.truth, [name for name in study.types if name in candidates_seen])
+    seen = np.isin(study.truth, sorted(_trained_candidates(study, trained, tree)))
     values = {"share_of_unseen_types": float((~seen).mean())}
     for name, rows in (("accuracy_seen_types", seen), ("accuracy_unseen_types", ~seen)):
         values[name] = float(np.mean(named[rows] == study.truth[rows])) if rows.any() else float("nan")
     return values
+
+
+def _trained_candidates(study: Study, trained: set[str], tree: TypeTree) -> set[str]:
+    """The study's types that had training cells themselves or through finer types."""
+    return {found for name in trained if (found := tree.nearest_of(name, study.types))}
 
 
 def _few_of_each(truth: np.ndarray, shots: int, seed: int) -> np.ndarray:

@@ -48,9 +48,9 @@ from .embedding import (
     towers_of,
 )
 from .errors import UserError
-from .labels import UNKNOWN, Labels, LabelSet, ontology_labels, read_labels
+from .labels import UNKNOWN, Labels, LabelSet
 from .loading import LoadedModel, load
-from .meaning import agreement_of, meant_terms, speakers_for
+from .meaning import agreement_of, candidates_of, meant_terms, speakers_for
 from .prompts import label_texts, query_text
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
@@ -212,16 +212,7 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
 
 
 def _candidates(verb: Verb, labels: Labels | None) -> LabelSet:
-    summary = verb.loaded.training_summary or {}
-    ontology = verb.loaded.ontology
-    if labels is not None:
-        candidates = read_labels(labels, ontology)
-    elif summary.get("cell_types"):
-        terms = [ontology.find(name) for name in summary["cell_types"]]
-        known = [term.label if term else name for term, name in zip(terms, summary["cell_types"], strict=True)]
-        candidates = read_labels(list(dict.fromkeys(known)), ontology)
-    else:
-        candidates = ontology_labels(ontology)
+    candidates = candidates_of(verb.loaded, labels)
     for note in candidates.notes:
         verb.note(note)
     return candidates

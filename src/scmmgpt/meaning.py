@@ -1,4 +1,4 @@
-"""What labels mean among the types of the training, by name or by what they say, and which types speak for them."""
+"""The candidates, what they mean among the types of the training, and which of these types speak for them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from typing import Any
 import numpy as np
 
 from .embedding import embed_texts
-from .labels import LabelSet, read_labels
+from .labels import Labels, LabelSet, ontology_labels, read_labels
 from .loading import LoadedModel
 from .prompts import label_texts
 from .type_profiles import Agreement, candidate_of_type
 
 # Definitions without the name lie this near to their own type's text in 95 of 100 cases, measured on trained types.
 MIN_COSINE = 0.9
+
+
+def candidates_of(loaded: LoadedModel, labels: Labels | None) -> LabelSet:
+    """The labels that a person gave; without any the types of the training, else the whole ontology."""
+    ontology, trained = loaded.ontology, (loaded.training_summary or {}).get("cell_types")
+    if labels is not None:
+        return read_labels(labels, ontology)
+    if not trained:
+        return ontology_labels(ontology)
+    terms = [ontology.find(name) for name in trained]
+    known = [term.label if term else name for term, name in zip(terms, trained, strict=True)]
+    return read_labels(list(dict.fromkeys(known)), ontology)
 
 
 def meant_terms(loaded: LoadedModel, labels: LabelSet, label_embeds: np.ndarray) -> tuple[str | None, ...]:
