@@ -137,8 +137,8 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     rerank
         Let the matching head judge this many best labels of each cell; 0 is off.
     prior_share
-        Share of a label's mean score over the data that is taken away from it. None: the model's own, and off under
-        100 cells or when one type dominates. 0 judges each cell by itself, without a look at the others.
+        Share of a label's mean score over the data that is taken away from it; 0 judges each cell by itself. None:
+        the model's own, and off under 100 cells or when one type dominates.
     report
         Write a self-contained HTML page there.
     model
