@@ -163,9 +163,8 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     speakers = speakers_for(verb.loaded, meant)
     types = np.flatnonzero(speakers >= 0).tolist()
     run = verb.start_run(texts=texts if rerank else None, rerank=rerank, types=types)
-    make: MakeCompute = embed_batch
-    if rerank:
-        make = partial(match_batch, texts=texts, text_embeds=label_embeds, num_best=rerank)
+    match = partial(match_batch, texts=texts, text_embeds=label_embeds, num_best=rerank)
+    make: MakeCompute = match if rerank else embed_batch
     if types:
         make = partial(agreeing_batch, make=make, types=types)
     arrays = run.compute("annotate", partial(doubted_batch, make=make))
