@@ -194,6 +194,25 @@ def test_a_type_that_is_no_candidate_lowers_the_confidence_of_a_system_that_know
     assert values(records, "unknown types", "guess")["unknown_auroc"] == pytest.approx(0.5, abs=0.1)
 
 
+def test_types_without_training_cells_are_named_among_each_other_and_among_all(study):
+    trained = TYPES[:2]
+
+    records = task_annotation.name_untrained(PERFECT, study, trained, TREE)
+
+    assert [(r.conditions["among"], r.conditions["candidates"]) for r in records] == [
+        ("each other", 2),
+        ("all types", 4),
+    ] * 2
+    assert all(r.values["accuracy"] > 0.95 and r.values["cells_of_untrained_types"] == 90 for r in records)
+    guesser = System("guess", guess)
+    guessed = [r.values["accuracy"] for r in task_annotation.name_untrained(guesser, study, trained, TREE)]
+    assert guessed == pytest.approx([0.5, 0.25] * 2, abs=0.15)
+
+
+def test_a_study_of_trained_types_says_nothing_about_others(study):
+    assert task_annotation.name_untrained(PERFECT, study, TYPES[:3], TREE) == []
+
+
 def test_clusters_retrieval_and_few_shots_of_the_perfect_embedding_are_perfect(records):
     assert values(records, "clustering")["ari"] > 0.95
     assert values(records, "retrieval")["cell_to_text_r@1"] == 1
