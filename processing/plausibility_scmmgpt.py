@@ -14,21 +14,21 @@ STANDARD_ERRORS = 2.0
 
 
 def looks_implausible(
-    values: np.ndarray, medians: np.ndarray, is_gene: np.ndarray, value_mode: str, max_genes: int | None
+    values: np.ndarray, log_medians: np.ndarray, is_gene: np.ndarray, value_mode: str, max_genes: int | None
 ) -> np.ndarray:
     """Which cells certainly agree too little with how high their genes usually are.
 
     Parameters
     ----------
-    values, medians
-        Of each token: its value, and the median of its gene's values over the corpus, (cells, tokens).
+    values, log_medians
+        Of each token: its value, and the logarithm of the median of its gene's values over the corpus, (cells, tokens).
     is_gene
         Which tokens are expressed genes.
     value_mode, max_genes
         Settings of the gene tokenizer.
     """
     num_genes = is_gene.sum(axis=1)
-    agreement = _correlation(_height(values, value_mode), np.log(medians), is_gene)
+    agreement = _correlation(_height(values, value_mode), log_medians, is_gene)
     at_most = agreement + STANDARD_ERRORS / np.sqrt(np.maximum(num_genes, 1))
     # A cell cut to its first genes shows only those that stand out, which bends the correlation.
     is_whole = num_genes < (max_genes or np.inf)
@@ -45,11 +45,13 @@ def _height(values: np.ndarray, value_mode: str) -> np.ndarray:
 def _correlation(first: np.ndarray, second: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Pearson's, row by row, over the kept entries; 1 where one side is constant, which says nothing."""
     first, second = _centred(first, kept), _centred(second, kept)
-    spread = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
-    return np.divide((first * second).sum(axis=1), spread, out=np.ones(len(spread)), where=spread > 1e-9)
+    squares = [np.einsum("ij,ij->i", one, other) for one, other in ((first, first), (second, second), (first, second))]
+    spread = np.sqrt(squares[0] * squares[1])
+    return np.divide(squares[2], spread, out=np.ones_like(spread), where=spread > 1e-9)
 
 
 def _centred(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Kept entries less their row's mean, zero elsewhere."""
     sums = values.sum(axis=1, keepdims=True, where=kept)
-    return np.where(kept, values - sums / np.maximum(kept.sum(axis=1, keepdims=True), 1), 0.0)
+    means = sums / np.maximum(kept.sum(axis=1, keepdims=True), 1).astype(values.dtype)
+    return (values - means) * kept

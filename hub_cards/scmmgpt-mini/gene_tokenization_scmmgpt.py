@@ -194,8 +194,8 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Which of some tokenised cells, (cells, tokens), look like no cell: noise, or counts under wrong names."""
         rows = self.gene_rows(gene_ids)
         is_gene = (rows >= 0) & (gene_mask > 0) & (gene_values > 0)
-        medians = self._vocabulary.medians[np.where(is_gene, rows, 0)]
-        return looks_implausible(gene_values, medians, is_gene, self.value_mode, self.max_genes)
+        log_medians = self._vocabulary.log_medians[np.where(is_gene, rows, 0)]
+        return looks_implausible(gene_values, log_medians, is_gene, self.value_mode, self.max_genes)
 
     @property
     def account(self) -> dict | None:

@@ -46,6 +46,7 @@ class GeneVocabulary:
         seen = self._numbers("medians", medians)
         known = seen > 0
         self.medians = np.where(known, seen, np.median(seen[known]) if known.any() else 1.0)
+        self.log_medians = np.log(self.medians).astype(np.float32)
         shares = self._numbers("masses", masses)
         # Kept in the short digits in which they are written, so that a saved vocabulary is the same to the last bit.
         total = shares.sum() or 1.0
