@@ -1,9 +1,12 @@
 """What annotation says about what it should not name: noise, wrong gene names, doublets, other species, cell lines.
 
-    python -m scmmgpt.training.out_of_distribution --output docs/measured/out_of_distribution.json
+    python -m scmmgpt.training.out_of_distribution --output docs/measured/out_of_distribution.json \\
+        [--development DIR]
 
-`SCMMGPT_DATA` names the folder with the cells. Every condition is measured with the guard against what looks like no
-cell and without it, the candidates being the types that the model was trained on.
+`--development` names a model trained without the development studies: what it says of some of them, whose tissues it
+never saw, stands beside what the model that was trained on them says. `SCMMGPT_DATA` names the folder with the cells.
+Every condition is measured with the guard against what looks like no cell and without it, the candidates being the
+types that the model was trained on.
 """
 
 from __future__ import annotations
@@ -40,6 +43,14 @@ STUDIES = {
 }
 # Nothing of these kinds was in the training: lines of cancer cells.
 CELL_LINES = {"sciplex3": "real/sciplex3_bmfm.h5ad", "cellbench_lines": "real/cellbench_lines.h5ad"}
+# Of tissues that no other study of the training holds; the development model was trained without them.
+LEFT_OUT = {
+    "Human_Adult_Liver_HCA": "sim/sim_human_adult.h5ad",
+    "Human_Adult_Prostate_Henry": "sim/sim_human_adult.h5ad",
+    "Human_Fetal_Eye_Descartes": "sim/sim_human_fetal.h5ad",
+    "Human_Fetal_Stomach_Descartes": "sim/sim_human_fetal.h5ad",
+    "Mouse_Adult_Uterus_MCA": "sim/sim_mouse.h5ad",
+}
 Change = Callable[["AnnData", np.random.Generator], "AnnData"]
 
 
@@ -172,12 +183,17 @@ def open_study(path: Path, profile: str, random: np.random.Generator) -> AnnData
     return cells[np.sort(random.permutation(cells.n_obs)[:NUM_CELLS])].copy()
 
 
-def run(loaded: LoadedModel, data: Path, seed: int = 0) -> list[dict[str, Any]]:
+def run(
+    loaded: LoadedModel, data: Path, seed: int = 0, development: LoadedModel | None = None
+) -> list[dict[str, Any]]:
     """One row per study and change, with the guard and without it."""
     rows = []
-    conditions = [(name, file, CHANGES) for name, file in STUDIES.items()]
-    conditions += [(name, file, {"cell lines": as_they_are}) for name, file in CELL_LINES.items()]
-    for name, file, changes in conditions:
+    conditions = [(loaded, name, file, CHANGES) for name, file in STUDIES.items()]
+    conditions += [(loaded, name, file, {"cell lines": as_they_are}) for name, file in CELL_LINES.items()]
+    if development is not None:
+        for model, condition in ((loaded, "a tissue of the training"), (development, "the same, never seen")):
+            conditions += [(model, name, file, {condition: as_they_are}) for name, file in LEFT_OUT.items()]
+    for model, name, file, changes in conditions:
         cells = open_study(data / file, name, np.random.default_rng(seed))
         for condition, change in changes.items():
             try:
@@ -185,9 +201,9 @@ def run(loaded: LoadedModel, data: Path, seed: int = 0) -> list[dict[str, Any]]:
             except ValueError:
                 continue  # no types, no doublets
             row = {"study": name, "simulated": file.startswith("sim/"), "condition": condition}
-            with without_guard(loaded):
-                row["before"] = measure(loaded, changed)
-            row["after"] = measure(loaded, changed)
+            with without_guard(model):
+                row["before"] = measure(model, changed)
+            row["after"] = measure(model, changed)
             rows.append(row)
             print(json.dumps(row), flush=True)
     return rows
@@ -196,12 +212,14 @@ def run(loaded: LoadedModel, data: Path, seed: int = 0) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None)
+    parser.add_argument("--development", default=None)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     from scmmgpt.loading import load
 
     loaded = load(arguments.model)
-    rows = run(loaded, Path(os.environ["SCMMGPT_DATA"]))
+    development = load(arguments.development) if arguments.development else None
+    rows = run(loaded, Path(os.environ["SCMMGPT_DATA"]), development=development)
     min_confidence = loaded.calibration.min_confidence
     head = {**provenance(seed=0, device=str(loaded.device), model=loaded.name), "min_confidence": min_confidence}
     arguments.output.write_text(json.dumps({"run": head, "rows": rows}, indent=1) + "\n", encoding="utf-8")
