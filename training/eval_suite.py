@@ -216,9 +216,13 @@ def main() -> None:
 
 
 def _model(directory: str) -> System:
+    from scmmgpt.loading import load
+
     from .front_door import model_system
 
-    return model_system(directory, Path(directory).name)
+    loaded = load(directory)
+    summary: dict[str, Any] = loaded.training_summary or {}
+    return model_system(loaded, "development model" if summary.get("development") else Path(directory).name)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scmmgpt.loading import LoadedModel
 
 
-def model_system(model: str | os.PathLike | None = None, name: str | None = None) -> System:
+def model_system(model: str | os.PathLike | LoadedModel | None = None, name: str | None = None) -> System:
     """Annotation, embedding, description and generation of a model directory, repository or loaded model.
 
     Labels are embedded once each; cells are embedded once for as long as the same object is asked about.
