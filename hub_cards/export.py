@@ -81,7 +81,7 @@ def export(
     if words is not None:  # what the last call cut and padded is no property of the tokenizer
         words.no_truncation()
         words.no_padding()
-    for stale in directory.glob("*.safetensors*"):
+    for stale in (*directory.glob("*.safetensors"), *directory.glob("*.safetensors.index.json")):
         stale.unlink()
     state = model.state_dict() if dtype is None else _stored(model.state_dict(), dtype)
     model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)

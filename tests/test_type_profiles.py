@@ -22,10 +22,10 @@ TREE = Ontology(
     {
         term.id: term
         for term in (
-            Term("CL:1", "lymphocyte"),
-            Term("CL:2", "T cell", parents=("CL:1",)),
-            Term("CL:3", "B cell", parents=("CL:1",)),
-            Term("CL:4", "CD4 T cell", parents=("CL:2",)),
+            Term("CL:0000001", "lymphocyte"),
+            Term("CL:0000002", "T cell", parents=("CL:0000001",)),
+            Term("CL:0000003", "B cell", parents=("CL:0000001",)),
+            Term("CL:0000004", "CD4 T cell", parents=("CL:0000002",)),
         )
     }
 )
@@ -34,7 +34,7 @@ TREE = Ontology(
 @pytest.fixture
 def profiles() -> TypeProfiles:
     differences = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
-    return TypeProfiles(("CL:2", "CL:3", "CL:4"), np.arange(0, 40, 2), differences)
+    return TypeProfiles(("CL:0000002", "CL:0000003", "CL:0000004"), np.arange(0, 40, 2), differences)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_directory_without_profiles_has_none(tmp_path):
     assert TypeProfiles.read(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut short"])
+@pytest.mark.parametrize("content", [b"", b"not packed", b"\x1f\x8b cut short"])
 def test_a_damaged_file_of_profiles_is_named(content, tmp_path):
     (tmp_path / FILE_NAME).write_bytes(content)
 
@@ -76,9 +76,9 @@ def test_a_type_speaks_for_itself_or_for_the_nearest_above_it(profiles):
     def speakers(*term_ids):
         return candidate_of_type(profiles, term_ids, TREE).tolist()
 
-    assert speakers("CL:3", "CL:2", "CL:4") == [1, 0, 2]
-    assert speakers("CL:1", "CL:2") == [1, 0, 1]
-    assert speakers("CL:4", None) == [-1, -1, 0]
+    assert speakers("CL:0000003", "CL:0000002", "CL:0000004") == [1, 0, 2]
+    assert speakers("CL:0000001", "CL:0000002") == [1, 0, 1]
+    assert speakers("CL:0000004", None) == [-1, -1, 0]
 
 
 def test_what_all_cells_of_a_study_share_says_nothing(agreement):

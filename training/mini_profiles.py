@@ -1,4 +1,4 @@
-"""Write `type_profiles.npz` of the embedded model: how the types of its training express their genes.
+"""Write `type_profiles.safetensors.gz` of the embedded model: how the types of its training express their genes.
 
     python -m scmmgpt.training.mini_profiles MODEL_DIR
 

@@ -6,18 +6,18 @@ high for its study. What is common to the study, its platform and its ambient RN
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from .errors import UserError
 from .ontology import Ontology
 
-FILE_NAME = "type_profiles.npz"
+FILE_NAME = "type_profiles.safetensors.gz"
 # Differences are stored in steps of a byte each.
 STEP = 0.2
 
@@ -46,22 +46,27 @@ class TypeProfiles:
         path = directory / FILE_NAME
         if not path.is_file():
             return None
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                steps = arrays["steps"]
-                return cls(tuple(map(str, arrays["term_ids"])), arrays["gene_rows"], steps.T * np.float32(STEP))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            arrays = load(gzip.decompress(path.read_bytes()))
+            terms = tuple(f"CL:{number:07d}" for number in arrays["terms"])
+            return cls(terms, arrays["gene_rows"], arrays["steps"].T * np.float32(STEP))
+        except (OSError, EOFError, KeyError, zlib.error, SafetensorError) as error:
             raise UserError(f"{str(path)!r} is not a file of type profiles: {error!r}") from error
 
     def write(self, directory: Path) -> None:
-        """Write the profiles where `read` looks for them."""
+        """Write the profiles where `read` looks for them; the same profiles give the same bytes."""
+        from safetensors.numpy import save
+
         steps = np.clip(np.round(self.differences / STEP), -127, 127).astype(np.int8)
-        np.savez_compressed(
-            directory / FILE_NAME,
-            term_ids=np.array(self.term_ids),
-            gene_rows=self.gene_rows.astype(np.int32),
-            steps=np.ascontiguousarray(steps.T),
-        )
+        arrays: dict[str, np.ndarray] = {
+            "terms": np.array([int(term_id.removeprefix("CL:")) for term_id in self.term_ids], np.int32),
+            "gene_rows": self.gene_rows.astype(np.int32),
+            "steps": np.ascontiguousarray(steps.T),  # genes that differ alike lie together
+        }
+        (directory / FILE_NAME).write_bytes(gzip.compress(save(arrays), mtime=0))
 
     def norms(self, measured: np.ndarray) -> np.ndarray:
         """(T,) length of each type's differences in the genes that were measured, rows of the vocabulary."""
