@@ -33,6 +33,7 @@ bench: .venv/test  ## speed and memory, beside plain implementations, in one run
 
 mini: .venv/test  ## train the embedded model; STEPS=200 for a short reproducible run
 	$(BIN)/python training/mini.py --config training/recipes/mini.yaml $(if $(STEPS),--steps $(STEPS))
+	$(BIN)/python training/mini_profiles.py runs/scmmgpt-mini
 
 docs: .venv/docs  ## the pages, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going docs docs/_build
