@@ -190,21 +190,19 @@ def doubted_batch(loaded: LoadedModel, *, make: MakeCompute) -> Compute:
 def agreeing_batch(loaded: LoadedModel, *, make: MakeCompute, types: Sequence[int]) -> Compute:
     """Another computation, and how well each cell agrees with the profiles of some of the model's types."""
     import torch
+    from torch.nn.functional import embedding_bag
 
     compute_results, profiles = make(loaded), loaded.type_profiles
     assert profiles is not None
     vocab_size = loaded.processor.feature_extractor.vocab_size
-    columns = torch.from_numpy(profiles.columns(vocab_size, loaded.first_gene_id)).to(loaded.device)
-    differences = torch.from_numpy(profiles.differences[list(types)].T.copy()).to(loaded.device)
+    table = torch.from_numpy(profiles.table(types, vocab_size, loaded.first_gene_id)).to(loaded.device)
 
     def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
         is_gene = (inputs["gene_ids"] >= loaded.first_gene_id) & (inputs["gene_mask"] > 0)
         values = inputs["gene_values"].float().clamp(min=0) * is_gene
-        # Dense rows, of which the last column is thrown away: one product is faster than as many sums of rows.
-        dense = values.new_zeros(len(values), len(differences) + 1)
-        dense.scatter_(1, columns[inputs["gene_ids"]], values)
+        sums = embedding_bag(inputs["gene_ids"], table, per_sample_weights=values, mode="sum")
         lengths = values.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return {**compute_results(inputs), "agreement": (dense[:, :-1] @ differences / lengths).cpu().numpy()}
+        return {**compute_results(inputs), "agreement": (sums / lengths).cpu().numpy()}
 
     return compute
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-# A short list is embedded faster than it is looked up.
-MIN_TEXTS = 200
+# Shorter lists take a moment to embed, and would fill the folder with files.
+MIN_TEXTS = 100
 
 
 def cache_folder() -> Path:

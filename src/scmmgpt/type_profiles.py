@@ -73,11 +73,11 @@ class TypeProfiles:
         among = np.isin(self.gene_rows, measured)
         return np.linalg.norm(self.differences[:, among], axis=1)
 
-    def columns(self, vocab_size: int, first_gene_id: int) -> np.ndarray:
-        """(V,) for each gene id its place among the K genes, K for all others."""
-        columns = np.full(vocab_size, len(self.gene_rows))
-        columns[self.gene_rows + first_gene_id] = np.arange(len(self.gene_rows))
-        return columns
+    def table(self, types: Sequence[int], vocab_size: int, first_gene_id: int) -> np.ndarray:
+        """(V, len(types)): for each gene id what a unit of its value says for each of some types."""
+        table = np.zeros((vocab_size, len(types)), np.float32)
+        table[self.gene_rows + first_gene_id] = self.differences[list(types)].T
+        return table
 
 
 @dataclass(frozen=True)
