@@ -139,7 +139,7 @@ def study_records(
         "candidates": lambda s: annotate_among_more(s, study, tree, seed=seed),
         "wording": lambda s: annotate_reworded(s, study, tree),
         "unknown types": lambda s: find_unknown(s, study),
-        "untrained types": lambda s: name_untrained(s, study, trained or (), tree),
+        "untrained types": lambda s: name_untrained(s, study, trained, tree) if trained else None,
         "controls": lambda s: annotate_ruined(s, study, seed=seed),
         "retrieval": lambda s: retrieve(s, study, tree),
         "clustering": lambda s: cluster_study(s, study, seed=seed),
