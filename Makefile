@@ -32,8 +32,8 @@ bench: .venv/test  ## speed and memory, beside plain implementations, in one run
 	$(BIN)/python -m benchmarks
 
 mini: .venv/test  ## train the embedded model; STEPS=200 for a short reproducible run
-	$(BIN)/python training/mini.py --config training/recipes/mini.yaml $(if $(STEPS),--steps $(STEPS))
-	$(BIN)/python training/mini_profiles.py runs/scmmgpt-mini
+	$(BIN)/python training/mini/train.py --config training/recipes/mini.yaml $(if $(STEPS),--steps $(STEPS))
+	$(BIN)/python training/mini/type_profiles.py runs/scmmgpt-mini
 
 docs: .venv/docs  ## the pages, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going docs docs/_build

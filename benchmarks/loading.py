@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader
 from benchmarks._measuring import machine, row
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
-from scmmgpt.training.corpus import build_corpus
-from scmmgpt.training.corpus_reading import GENE_COLUMNS, Corpus, Selection
-from scmmgpt.training.corpus_recipe import CorpusRecipe
+from scmmgpt.training.corpus.build import build_corpus
+from scmmgpt.training.corpus.reading import GENE_COLUMNS, Corpus, Selection
+from scmmgpt.training.corpus.recipe import CorpusRecipe
 from scmmgpt.training.data import BatchSettings, CorpusBatchSampler, CorpusLoader, stream_corpus
 
 BATCH = 64

@@ -23,7 +23,7 @@ def describe_ways(model, cells, num_tokens: int, batch_size: int) -> dict:
     from scmmgpt.description import question_about_cells
     from scmmgpt.device import Batches
     from scmmgpt.embedding import run_chunk
-    from scmmgpt.writing import generate_ids, tokenize_prompt
+    from scmmgpt.text_generation import generate_ids, tokenize_prompt
 
     features = dict(model.processor.feature_extractor(cells, return_tensors="np"))
     prompt_ids = tokenize_prompt(model, question_about_cells(model, None))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scmmgpt.hub_cards.render import SECTIONS
-from scmmgpt.training.results import read_records
-from scmmgpt.training.results_table import markdown_table
+from scmmgpt.training.evaluation.results import read_records
+from scmmgpt.training.evaluation.results_table import markdown_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "hub_cards" / "results"

@@ -19,7 +19,7 @@ from . import EMBEDDED_MODEL
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-    from scmmgpt.training.results import Record
+    from scmmgpt.training.evaluation.results import Record
 
 RESULTS = Path(__file__).parent / "results"
 TAGS = ["single-cell", "transcriptomics", "biology", "cell-type-annotation", "scmmgpt"]
@@ -163,7 +163,7 @@ class Measured:
     @classmethod
     def read(cls, folder: Path, name: str) -> Measured:
         """Everything in a folder's results files; nothing where there is no folder."""
-        from scmmgpt.training.results import read_records
+        from scmmgpt.training.evaluation.results import read_records
 
         return cls(name, [read_records(path) for path in sorted(folder.glob("*.json"))])
 
@@ -190,7 +190,7 @@ class Measured:
 
     def table(self, task: str) -> str:
         """The Markdown table of one task, baselines included."""
-        from scmmgpt.training.results_table import markdown_table
+        from scmmgpt.training.evaluation.results_table import markdown_table
 
         if not self.records(task):
             raise Unmeasured(f"Nothing was measured for {task!r} of {self.name}.")
@@ -207,7 +207,7 @@ class Measured:
         """This model's leading numbers in the Hub's form: one per study and metric, the plainest conditions first."""
         from huggingface_hub import EvalResult
 
-        from scmmgpt.training.results import eval_results
+        from scmmgpt.training.evaluation.results import eval_results
 
         chosen: dict[tuple, EvalResult] = {}
         for task, metrics in INDEXED.items():

@@ -67,7 +67,7 @@ class GeneNames:
     Parameters
     ----------
     packed
-        The table as `training/gene_tables.py` writes it, gzip: lines of comment that name the sources, a head line,
+        The table as `training/mini/gene_tables.py` writes it, gzip: lines of comment that name the sources, a head line,
         then one line per gene.
     """
 

@@ -15,7 +15,7 @@ from scmmgpt.device import Batches, choose_device
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.prompts import question_about_cells
-from scmmgpt.writing import (
+from scmmgpt.text_generation import (
     answer_probabilities,
     answers_tree,
     draw_answers,

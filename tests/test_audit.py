@@ -6,10 +6,10 @@ import pytest
 import scipy.sparse as sp
 from tiny_corpus import gene_tokenizer, make_cells, write_cells
 
-from scmmgpt.training.audit import DuplicateSettings, label_coherence, near_duplicates
-from scmmgpt.training.corpus import audit_corpus, build_corpus, main
-from scmmgpt.training.corpus_recipe import CorpusRecipe
-from scmmgpt.training.splits import SplitSettings
+from scmmgpt.training.corpus.build import audit_corpus, build_corpus, main
+from scmmgpt.training.corpus.checks import DuplicateSettings, label_coherence, near_duplicates
+from scmmgpt.training.corpus.recipe import CorpusRecipe
+from scmmgpt.training.corpus.splits import SplitSettings
 
 LOOSE = {"min_genes": 10}
 

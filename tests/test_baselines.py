@@ -7,10 +7,10 @@ import pytest
 import scipy.sparse as sp
 
 from scmmgpt.ontology import Ontology, Term
-from scmmgpt.training import baselines, expression, metrics
-from scmmgpt.training.baseline_generation import NegativeBinomialGenerator
-from scmmgpt.training.systems import System, checked_scores
-from scmmgpt.training.type_tree import TypeTree
+from scmmgpt.training.evaluation import baselines, expression, metrics
+from scmmgpt.training.evaluation.baseline_generation import NegativeBinomialGenerator
+from scmmgpt.training.evaluation.systems import System, checked_scores
+from scmmgpt.training.evaluation.type_tree import TypeTree
 
 pytest.importorskip("sklearn")
 

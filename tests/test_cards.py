@@ -18,8 +18,8 @@ from scmmgpt.hub_cards import EMBEDDED_MODEL, render
 from scmmgpt.hub_cards.export import code_files, export, refresh_code
 from scmmgpt.hub_cards.render import Measured, Unmeasured, render_adapter_card, render_dataset_card, render_model_card
 from scmmgpt.hub_cards.repository_check import check_repository
-from scmmgpt.training.metrics import Interval
-from scmmgpt.training.results import Record, write_results
+from scmmgpt.training.evaluation.metrics import Interval
+from scmmgpt.training.evaluation.results import Record, write_results
 
 SUMMARY = {
     "date": "2026-01-01",

@@ -259,7 +259,7 @@ def test_doctor_says_what_would_be_read(shell):
     account = json.loads(out)
     assert code == 0
     assert (account["matrix"], account["matrix_state"], account["num_matched"]) == ("X", "counts", 100)
-    assert account["doubts"] == []
+    assert account["warnings"] == []
 
 
 def test_info_tells_versions_and_what_the_model_is(shell):

@@ -16,15 +16,15 @@ import pytest
 
 from scmmgpt.errors import UserError
 from scmmgpt.ontology import Ontology
-from scmmgpt.training import corpus as corpus_module
-from scmmgpt.training import corpus_shards
-from scmmgpt.training.corpus import build_corpus, main
-from scmmgpt.training.corpus_metadata import resolve_label
-from scmmgpt.training.corpus_reading import Corpus, Selection
-from scmmgpt.training.corpus_recipe import CorpusRecipe, Quality
-from scmmgpt.training.corpus_shards import CorpusError, to_model_values
-from scmmgpt.training.corpus_sources import SourceError
-from scmmgpt.training.splits import SplitSettings, split_scheme
+from scmmgpt.training.corpus import build as corpus_module
+from scmmgpt.training.corpus import shards as corpus_shards
+from scmmgpt.training.corpus.build import build_corpus, main
+from scmmgpt.training.corpus.metadata import resolve_label
+from scmmgpt.training.corpus.reading import Corpus, Selection
+from scmmgpt.training.corpus.recipe import CorpusRecipe, Quality
+from scmmgpt.training.corpus.shards import CorpusError, to_model_values
+from scmmgpt.training.corpus.sources import SourceError
+from scmmgpt.training.corpus.splits import SplitSettings, split_scheme
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_corpus import GENES, TYPES, files_of, gene_tokenizer, make_cells, write_cells
@@ -187,7 +187,7 @@ def test_a_full_disk_is_said_clearly_and_the_build_goes_on_later(cells_folder, t
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_shard(*arguments)
 
-    monkeypatch.setattr("scmmgpt.training.corpus_building.write_shard", run_out_of_room)
+    monkeypatch.setattr("scmmgpt.training.corpus.shard_building.write_shard", run_out_of_room)
     with pytest.raises(CorpusError, match="disk of .* is full. What is built is kept"):
         build(cells_folder, tmp_path / "corpus")
     assert len(list((tmp_path / "corpus" / "data").iterdir())) == 2
@@ -418,7 +418,7 @@ def test_a_misspelt_recipe_key_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["corpus_dev", "corpus_census"])
 def test_the_recipes_that_ship_are_valid(name):
-    recipe = CorpusRecipe.read(Path(corpus_module.__file__).parent / "recipes" / f"{name}.yaml")
+    recipe = CorpusRecipe.read(Path(corpus_module.__file__).parents[1] / "recipes" / f"{name}.yaml")
 
     assert recipe.shard_rows > 0
 

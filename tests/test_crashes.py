@@ -95,9 +95,9 @@ def test_index(file, model, tmp_path):
 
 
 def test_corpus(tmp_path):
-    from scmmgpt.training.corpus import build_corpus
-    from scmmgpt.training.corpus_reading import MANIFEST, Corpus
-    from scmmgpt.training.corpus_recipe import CorpusRecipe
+    from scmmgpt.training.corpus.build import build_corpus
+    from scmmgpt.training.corpus.reading import MANIFEST, Corpus
+    from scmmgpt.training.corpus.recipe import CorpusRecipe
 
     cells, killed = write_cells(tmp_path / "cells", one=1, two=2), tmp_path / "killed"
     before = files_of(cells)

@@ -12,10 +12,10 @@ from tiny_corpus import TYPES, gene_tokenizer, make_cells
 from torch.utils.data import DataLoader
 
 from scmmgpt.training.collators import CellCollator, CellTextCollator, TokenizingCollator, row_generator
-from scmmgpt.training.corpus import build_corpus
-from scmmgpt.training.corpus_reading import Corpus, Selection, as_rows
-from scmmgpt.training.corpus_recipe import CorpusRecipe
-from scmmgpt.training.corpus_text import CellTextWriter
+from scmmgpt.training.corpus.build import build_corpus
+from scmmgpt.training.corpus.reading import Corpus, Selection, as_rows
+from scmmgpt.training.corpus.recipe import CorpusRecipe
+from scmmgpt.training.corpus.text import CellTextWriter
 from scmmgpt.training.data import BatchSettings, CorpusBatchSampler, CorpusLoader, spread_types, stream_corpus
 
 ALL = Selection("all")

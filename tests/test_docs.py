@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from docs_blocks import blocks_of, commands, load_models_once, write_files
 
-from scmmgpt.training.metrics import Interval
-from scmmgpt.training.results import Record, write_results
+from scmmgpt.training.evaluation.metrics import Interval
+from scmmgpt.training.evaluation.results import Record, write_results
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

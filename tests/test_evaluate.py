@@ -11,17 +11,18 @@ import scipy.sparse as sp
 from huggingface_hub import EvalResult
 
 from scmmgpt.errors import UserError
-from scmmgpt.training import eval_suite, task_annotation
-from scmmgpt.training.baselines import TrainingCells
+from scmmgpt.training import eval_suite
 from scmmgpt.training.evaluate import ALL_TASKS, evaluate, leakage_record, study_records
-from scmmgpt.training.expression import log_expression
-from scmmgpt.training.results import read_records
-from scmmgpt.training.results_table import draw, markdown_table, mean_table
-from scmmgpt.training.study import open_study
-from scmmgpt.training.systems import System
-from scmmgpt.training.task_generation import generate_study
-from scmmgpt.training.task_text import describe_study
-from scmmgpt.training.type_tree import TypeTree
+from scmmgpt.training.evaluation import task_annotation
+from scmmgpt.training.evaluation.baselines import TrainingCells
+from scmmgpt.training.evaluation.expression import log_expression
+from scmmgpt.training.evaluation.results import read_records
+from scmmgpt.training.evaluation.results_table import draw, markdown_table, mean_table
+from scmmgpt.training.evaluation.study import open_study
+from scmmgpt.training.evaluation.systems import System
+from scmmgpt.training.evaluation.task_generation import generate_study
+from scmmgpt.training.evaluation.task_text import describe_study
+from scmmgpt.training.evaluation.type_tree import TypeTree
 
 pytest.importorskip("sklearn")
 

@@ -4,7 +4,7 @@ import gzip
 
 import numpy as np
 import pytest
-from dressed_cells import SPECIES, TABLE, adata_of, counts_of, gene_tokenizer, named
+from input_variants import SPECIES, TABLE, adata_of, counts_of, gene_tokenizer, named
 
 from scmmgpt.processing.gene_identity_scmmgpt import GeneIdentifier, GeneNames, scheme_of
 from scmmgpt.processing.input_account_scmmgpt import account_line

@@ -6,7 +6,9 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
-from dressed_cells import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from input_variants import (
     CONTAINERS,
     DTYPES,
     HUMAN_NAMES,
@@ -19,8 +21,6 @@ from dressed_cells import (
     gene_tokenizer,
     named,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import sparse
 
 from scmmgpt.processing import ScMMGPTGeneTokenizer, gene_kernels_scmmgpt

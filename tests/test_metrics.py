@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from scmmgpt.ontology import Ontology, Term
-from scmmgpt.training import metrics, metrics_embedding
-from scmmgpt.training.type_tree import TypeTree
+from scmmgpt.training.evaluation import metrics, metrics_embedding
+from scmmgpt.training.evaluation.type_tree import TypeTree
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 

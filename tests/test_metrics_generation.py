@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scmmgpt.training import metrics_generation as generation
+from scmmgpt.training.evaluation import metrics_generation as generation
 
 
 @pytest.fixture

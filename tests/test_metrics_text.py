@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scmmgpt.training import metrics_text
-from scmmgpt.training.type_tree import TypeTree
+from scmmgpt.training.evaluation import metrics_text
+from scmmgpt.training.evaluation.type_tree import TypeTree
 
 REFERENCE = "the cat sat on the mat"
 OTHER = "a dog runs fast"

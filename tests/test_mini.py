@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from scmmgpt.loading import EMBEDDED_MODEL, load
 from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
-from scmmgpt.training.cell_simulator import CellSimulator, SimulatedBatches, SimulatorSettings, pad_cells
-from scmmgpt.training.mini_development import TEST_STUDIES
-from scmmgpt.training.mini_guard import guard_numbers
-from scmmgpt.training.mini_recipe import read_recipe
-from scmmgpt.training.mini_texts import TypeTexts, marker_genes
-from scmmgpt.training.profiles import Profiles, read_profiles
+from scmmgpt.training.mini.cell_simulator import CellSimulator, SimulatedBatches, SimulatorSettings, pad_cells
+from scmmgpt.training.mini.development import TEST_STUDIES
+from scmmgpt.training.mini.guard import guard_numbers
+from scmmgpt.training.mini.profiles import Profiles, read_profiles
+from scmmgpt.training.mini.recipe import read_recipe
+from scmmgpt.training.mini.texts import TypeTexts, marker_genes
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "training" / "recipes" / "mini.yaml"
@@ -266,7 +266,7 @@ def test_the_weights_do_on_known_cells_what_the_card_says():
 @pytest.mark.slow
 @pytest.mark.skipif("SCMMGPT_DATA" not in os.environ, reason="SCMMGPT_DATA names no cells to train on")
 def test_a_short_training_run_gives_the_same_losses_twice(tmp_path, monkeypatch, capsys):
-    from scmmgpt.training import mini
+    from scmmgpt.training.mini import train as mini
 
     def losses(name):
         monkeypatch.setattr("sys.argv", ["mini", "--steps", "10", "--output", str(tmp_path / name)])

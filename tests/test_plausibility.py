@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import scmmgpt
-from scmmgpt.doubts import NOISE_DISPERSION, dispersion
 from scmmgpt.hub_cards.handler import EndpointHandler
+from scmmgpt.input_warnings import NOISE_DISPERSION, dispersion
 from scmmgpt.processing.plausibility_scmmgpt import MIN_GENES
-from scmmgpt.training.out_of_distribution import (
+from scmmgpt.training.evaluation.out_of_distribution import (
     noise_of_the_mean,
     noise_over_all_genes,
     shuffled_gene_names,

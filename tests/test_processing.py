@@ -9,7 +9,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from dressed_cells import adata_of, counts_of, gene_tokenizer
+from input_variants import adata_of, counts_of, gene_tokenizer
 from scipy import sparse
 from tiny_directory import _text_tokenizer as tiny_text_tokenizer
 from transformers import AutoFeatureExtractor, AutoProcessor

@@ -21,7 +21,7 @@ from scmmgpt.training import stage1, stage2
 from scmmgpt.training.assembly import CorpusRows, cell_collator
 from scmmgpt.training.collators import row_generator
 from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows, flatten_prompts
-from scmmgpt.training.corpus_reading import Selection
+from scmmgpt.training.corpus.reading import Selection
 from scmmgpt.training.decoder_start import corpus_shares
 from scmmgpt.training.settings import LoraSettings, RecipeError, TowerSettings, read_recipe
 from scmmgpt.training.stage2 import main

@@ -7,8 +7,8 @@ import transformers
 import scmmgpt
 from scmmgpt.errors import UserError
 from scmmgpt.prompts import question_about_cells, question_about_type
+from scmmgpt.text_generation import decode, generate_ids, tokenize_prompt
 from scmmgpt.text_server import prompt_vectors, save_language_model
-from scmmgpt.writing import decode, generate_ids, tokenize_prompt
 
 
 @pytest.fixture(scope="module")

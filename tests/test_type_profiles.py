@@ -12,9 +12,9 @@ from scmmgpt.annotation import Scorer
 from scmmgpt.calibration import Calibration
 from scmmgpt.embedding import agreeing_batch, embed_batch
 from scmmgpt.errors import UserError
+from scmmgpt.label_terms import meant_terms
 from scmmgpt.labels import read_labels
 from scmmgpt.loading import load
-from scmmgpt.meaning import meant_terms
 from scmmgpt.ontology import Ontology, Term
 from scmmgpt.type_profiles import FILE_NAME, STEP, Agreement, TypeProfiles, candidate_of_type
 

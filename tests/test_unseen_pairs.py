@@ -10,7 +10,7 @@ from tiny_run import build_tiny_corpus, write_recipe
 pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install 'scmmgpt[train]'")
 
 from scmmgpt.training import unseen_pairs
-from scmmgpt.training.corpus_reading import Selection
+from scmmgpt.training.corpus.reading import Selection
 from scmmgpt.training.unseen_pairs import Pair, PartOfCorpus, choose_pairs, left_out_rows, summary
 
 

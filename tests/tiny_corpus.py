@@ -60,8 +60,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":  # a build in a process of its own, to be killed
-    from scmmgpt.training.corpus import build_corpus
-    from scmmgpt.training.corpus_recipe import CorpusRecipe
+    from scmmgpt.training.corpus.build import build_corpus
+    from scmmgpt.training.corpus.recipe import CorpusRecipe
 
     source, output, num_processes = sys.argv[1:]
     recipe = CorpusRecipe(shard_rows=8, chunk_rows=4)

@@ -5,10 +5,10 @@ from pathlib import Path
 import yaml
 from tiny_corpus import gene_tokenizer, make_cells
 
-from scmmgpt.training.corpus import build_corpus
-from scmmgpt.training.corpus_reading import Corpus
-from scmmgpt.training.corpus_recipe import CorpusRecipe
-from scmmgpt.training.splits import SplitSettings
+from scmmgpt.training.corpus.build import build_corpus
+from scmmgpt.training.corpus.reading import Corpus
+from scmmgpt.training.corpus.recipe import CorpusRecipe
+from scmmgpt.training.corpus.splits import SplitSettings
 
 WIDE = {"initializer_range": 0.2}
 CONFIG = {

@@ -25,7 +25,7 @@ from scmmgpt.processing.prompting_scmmgpt import (
     label_text,
 )
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
-from scmmgpt.training.corpus_reading import Corpus, Selection
+from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.data import BatchSettings, CorpusBatchSampler
 from scmmgpt.training.run import RowOrder
 from scmmgpt.training.settings import ModelSettings, RecipeError, RunSettings, check_names

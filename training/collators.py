@@ -20,9 +20,8 @@ from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.cell_matrix_scmmgpt import CsrRows
 from scmmgpt.processing.gene_layout_scmmgpt import CellBlock, lay_out
-
-from .corpus_reading import GENE_COLUMNS, as_rows, ragged
-from .corpus_shards import to_model_values
+from scmmgpt.training.corpus.reading import GENE_COLUMNS, as_rows, ragged
+from scmmgpt.training.corpus.shards import to_model_values
 
 Rows: TypeAlias = "pa.Table | list[dict]"
 

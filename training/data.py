@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .corpus_reading import Corpus, Selection, as_rows
+from scmmgpt.training.corpus.reading import Corpus, Selection, as_rows
 
 # `datasets` divides blocks without reading in vain when their number is a multiple of that of the processes.
 _FEW_BLOCKS, _MANY_BLOCKS = 8, 64

@@ -10,8 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from scmmgpt.modeling_scmmgpt.modeling_cell_decoder import ScMMGPTCellDecoder
-
-from .corpus_reading import Corpus, Selection
+from scmmgpt.training.corpus.reading import Corpus, Selection
 
 # What is added to a share before its logarithm: a tenth of a transcript in a cell of ten thousand.
 PSEUDO_SHARE = 1e-5

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from scmmgpt.errors import UserError
+from scmmgpt.training.evaluation.baselines import METHODS, TrainingCells, baseline_systems, components_system
+from scmmgpt.training.evaluation.results import Record, provenance, write_results
+from scmmgpt.training.evaluation.study import NO_LABEL, Study, open_study
+from scmmgpt.training.evaluation.systems import System
+from scmmgpt.training.evaluation.type_tree import TypeTree
 
-from .baselines import METHODS, TrainingCells, baseline_systems, components_system
 from .evaluate import ALL_TASKS, device_kind, leakage_record, study_records
-from .results import Record, provenance, write_results
 from .settings import parse_yaml, read_text
-from .study import NO_LABEL, Study, open_study
-from .systems import System
-from .type_tree import TypeTree
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -217,8 +217,7 @@ def main() -> None:
 
 def _model(directory: str) -> System:
     from scmmgpt.loading import load
-
-    from .front_door import model_system
+    from scmmgpt.training.evaluation.model_system import model_system
 
     loaded = load(directory)
     summary: dict[str, Any] = loaded.training_summary or {}

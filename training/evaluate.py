@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scmmgpt.errors import UserError, require
-
-from .audit import DuplicateSettings, near_duplicates
-from .baselines import TrainingCells, baseline_systems, components_system
-from .eval_report import write_report
-from .expression import linear_expression, upper_symbols
-from .results import Record, file_name, provenance, read_records, record_for, write_results
-from .results_table import draw, page
-from .study import Study, open_study
-from .systems import System, checked_scores
-from .task_annotation import (
+from scmmgpt.training.corpus.checks import DuplicateSettings, near_duplicates
+from scmmgpt.training.evaluation.baselines import TrainingCells, baseline_systems, components_system
+from scmmgpt.training.evaluation.expression import linear_expression, upper_symbols
+from scmmgpt.training.evaluation.report import write_report
+from scmmgpt.training.evaluation.results import Record, file_name, provenance, read_records, record_for, write_results
+from scmmgpt.training.evaluation.results_table import draw, page
+from scmmgpt.training.evaluation.study import Study, open_study
+from scmmgpt.training.evaluation.systems import System, checked_scores
+from scmmgpt.training.evaluation.task_annotation import (
     annotate_among_more,
     annotate_reworded,
     annotate_ruined,
@@ -34,10 +33,10 @@ from .task_annotation import (
     learn_from_few,
     name_untrained,
 )
-from .task_embedding import cluster_study, retrieve
-from .task_generation import generate_study
-from .task_text import describe_study
-from .type_tree import TypeTree
+from scmmgpt.training.evaluation.task_embedding import cluster_study, retrieve
+from scmmgpt.training.evaluation.task_generation import generate_study
+from scmmgpt.training.evaluation.task_text import describe_study
+from scmmgpt.training.evaluation.type_tree import TypeTree
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -245,7 +244,7 @@ def _summary(records: Sequence[Record], study: Study, folder: Path) -> dict[str,
 
 
 def _from_front_door(model: Any) -> System:
-    from .front_door import model_system
+    from scmmgpt.training.evaluation.model_system import model_system
 
     return model_system(model)
 

@@ -36,7 +36,7 @@ from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, description_quest
 from scmmgpt.training import stage1
 from scmmgpt.training.assembly import text_encoder
 from scmmgpt.training.collators import CellCollator, CellTextCollator, text_labels
-from scmmgpt.training.corpus_shards import to_stored_values
+from scmmgpt.training.corpus.shards import to_stored_values
 from scmmgpt.training.held_out import CELLS_PER_BATCH, HeldOutCells
 from scmmgpt.training.run import plain_errors, seed_everything, training_arguments
 from scmmgpt.training.settings import RunSettings, TowerSettings, read_recipe

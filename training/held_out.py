@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from scmmgpt.processing.prompting_scmmgpt import label_text
-from scmmgpt.training.corpus_reading import Corpus, Selection
-from scmmgpt.training.metrics import accuracy, macro_f1
-from scmmgpt.training.metrics_embedding import recall_at
+from scmmgpt.training.corpus.reading import Corpus, Selection
+from scmmgpt.training.evaluation.metrics import accuracy, macro_f1
+from scmmgpt.training.evaluation.metrics_embedding import recall_at
 
 CELLS_PER_BATCH = 64
 TRAINING_CELLS_PER_TYPE = 200

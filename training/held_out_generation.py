@@ -15,10 +15,10 @@ import torch
 from scmmgpt.ontology import plain_name
 from scmmgpt.processing.prompting_scmmgpt import annotation_question, cell_request, conversation
 from scmmgpt.training.conversations import ConversationCollator
-from scmmgpt.training.corpus_reading import Corpus, Selection
-from scmmgpt.training.expression import log_normalised, principal_space
+from scmmgpt.training.corpus.reading import Corpus, Selection
+from scmmgpt.training.evaluation.expression import log_normalised, principal_space
+from scmmgpt.training.evaluation.metrics_generation import neighbour_accuracy
 from scmmgpt.training.held_out import spread_over
-from scmmgpt.training.metrics_generation import neighbour_accuracy
 
 MAX_NEW_TOKENS = 24
 MOST_TYPES = 12

@@ -31,7 +31,7 @@ from scmmgpt.training.assembly import (
 )
 from scmmgpt.training.checkpoints import whole_or_absent
 from scmmgpt.training.collators import CellTextCollator
-from scmmgpt.training.corpus_reading import Corpus, Selection
+from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.curves import draw_curves
 from scmmgpt.training.data import RowSampler
 from scmmgpt.training.flops import stage_1_flops

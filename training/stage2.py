@@ -33,7 +33,7 @@ from scmmgpt.training.assembly import (
 )
 from scmmgpt.training.checkpoints import whole_or_absent
 from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows
-from scmmgpt.training.corpus_reading import Corpus, Selection
+from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.curves import draw_curves
 from scmmgpt.training.data import RowSampler
 from scmmgpt.training.decoder_start import begin_with, corpus_shares, is_new

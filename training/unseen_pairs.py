@@ -23,8 +23,8 @@ import scipy.sparse as sp
 from trl import SFTConfig
 
 from scmmgpt.processing.prompting_scmmgpt import cell_request
-from scmmgpt.training.corpus_reading import Corpus, Selection
-from scmmgpt.training.expression import log_normalised
+from scmmgpt.training.corpus.reading import Corpus, Selection
+from scmmgpt.training.evaluation.expression import log_normalised
 from scmmgpt.training.run import plain_errors, read_command, training_arguments
 from scmmgpt.training.stage2 import LEAVE_TO_US, Stage2Trainer, run
 

@@ -8,7 +8,7 @@ import numpy as np
 # In fewer genes, and so in small designed panels, the correlation says too little.
 MIN_GENES = 100
 # The largest of a few round numbers that touches at most 2 % of the cells of every development study; what it
-# catches is measured by training/out_of_distribution.py.
+# catches is measured by training/evaluation/out_of_distribution.py.
 MIN_AGREEMENT = 0.15
 STANDARD_ERRORS = 2.0
 

@@ -36,7 +36,6 @@ import numpy as np
 
 from .annotation import Caller, Calls, Scorer, call_cells
 from .annotation import rerank as mix_in_matching
-from .doubts import doubts_about_cells
 from .embedding import (
     Arrays,
     MakeCompute,
@@ -48,9 +47,10 @@ from .embedding import (
     towers_of,
 )
 from .errors import UserError
+from .input_warnings import cell_warnings
+from .label_terms import agreement_of, candidates_of, meant_terms, speakers_for
 from .labels import UNKNOWN, Labels, LabelSet
 from .loading import LoadedModel, load
-from .meaning import agreement_of, candidates_of, meant_terms, speakers_for
 from .prompts import label_texts, query_text
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
@@ -184,8 +184,8 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     if least > 0 and cluster_key is None:
         _are_unknown(calls, arrays["is_empty"] | arrays["is_implausible"])
     num_implausible = int(arrays["is_implausible"].sum())
-    for doubt in doubts_about_cells(num_implausible, len(embeds), run.dispersion(), run.gene_account):
-        verb.note(doubt)
+    for warning in cell_warnings(num_implausible, len(embeds), run.dispersion(), run.gene_account):
+        verb.note(warning)
 
     record = verb.record(
         run.gene_account,

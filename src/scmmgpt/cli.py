@@ -327,7 +327,7 @@ def corpus_build(
     json: AsJson = False,
 ) -> None:
     """Turn cells and ontology text into training shards, split without leakage; run it again to go on."""
-    from .training.corpus import build_corpus
+    from .training.corpus.build import build_corpus
 
     corpus = build_corpus(
         sources,
@@ -352,7 +352,7 @@ def corpus_audit(
     json: AsJson = False,
 ) -> None:
     """Check a corpus: labels at chance, and the same cells on both sides of a split or in a test set."""
-    from .training.corpus import audit_corpus
+    from .training.corpus.build import audit_corpus
 
     report = audit_corpus(corpus, test_set=test_set, scheme=scheme)
     say(report, as_json=json, lines=pairs(report))

@@ -12,7 +12,7 @@ import numpy as np
 from .device import Batches
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
-from .writing import generate_ids, tokenize_prompt
+from .text_generation import generate_ids, tokenize_prompt
 
 if TYPE_CHECKING:
     import torch

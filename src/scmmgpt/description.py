@@ -9,7 +9,7 @@ import numpy as np
 
 from .embedding import Arrays, Compute, embed_batch, run_chunk
 from .prompts import question_about_cells, question_about_type
-from .writing import (
+from .text_generation import (
     answer_probabilities,
     answers_tree,
     decode,

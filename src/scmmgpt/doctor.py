@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .cells import open_cells
-from .doubts import dispersion, doubts, doubts_about_cells
 from .embedding import CELLS_PER_CHUNK
+from .input_warnings import cell_warnings, dispersion, input_warnings
 from .loading import EMBEDDED_MODEL, find_model, hash_of_files
 from .verb import UNTRAINED, versions
 
@@ -30,7 +30,7 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     account = dict(tokenizer.account)
     account["median_genes_per_cell"] = sorted(num_genes)[len(num_genes) // 2]
     account["embeddings"] = sorted(opened.present["obsm"])
-    account["doubts"] = [*doubts(account), *doubts_about_cells(num_implausible, len(num_genes), spread, account)]
+    account["warnings"] = [*input_warnings(account), *cell_warnings(num_implausible, len(num_genes), spread, account)]
     return account
 
 

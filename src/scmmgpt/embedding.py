@@ -13,7 +13,7 @@ import numpy as np
 from .accounts import joined_accounts
 from .cells import CellsInFile, CellsInMemory
 from .device import Batches
-from .doubts import dispersion
+from .input_warnings import dispersion
 from .loading import LoadedModel
 from .progress import Workspace, progress_bar
 
@@ -115,7 +115,7 @@ class CellRun:
             raise
 
     def dispersion(self) -> float | None:
-        """How much more than by chance the first cells differ, see `doubts.dispersion`."""
+        """How much more than by chance the first cells differ, see `input_warnings.dispersion`."""
         if self.first_chunk is None:  # computed elsewhere, or before an interruption
             _, self.first_chunk, _ = next(self._chunks(0))
         return dispersion(self.gene_tokenizer, self.first_chunk)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import durable
+from . import atomic_files
 from .cells import parts
 from .errors import UserError, require
 
@@ -167,7 +167,7 @@ def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dic
     from anndata import AnnData
 
     temporary = folder.with_name(f".{folder.name}.half-written")
-    durable.remove(temporary)
+    atomic_files.remove(temporary)
     temporary.mkdir()
     try:
         _copy_vectors(vectors, temporary / VECTORS)
@@ -178,9 +178,9 @@ def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dic
         (temporary / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         readme = _README.format(num_cells=len(vectors), model=model["name"])
         (temporary / "README.md").write_text(readme, encoding="utf-8")
-        durable.rename(temporary, folder)
+        atomic_files.rename(temporary, folder)
     finally:
-        durable.remove(temporary)
+        atomic_files.remove(temporary)
     return Index.open(folder)
 
 

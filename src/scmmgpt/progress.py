@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import durable
+from . import atomic_files
 
 
 @contextmanager
@@ -110,7 +110,7 @@ class Workspace:
     def _write(path: Path, text: str) -> None:
         temporary = path.with_name(f"{path.name}.new")
         temporary.write_text(text, encoding="utf-8")
-        durable.rename(temporary, path)
+        atomic_files.rename(temporary, path)
 
     def remove(self) -> None:
         """Everything is where it belongs: the folder can go."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import durable
+from . import atomic_files
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def written_by_rename(path: Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             warnings.warn(f"{path} was there before and has been replaced.", stacklevel=3)
-        durable.rename(temporary, path)
+        atomic_files.rename(temporary, path)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
     finally:
-        durable.remove(temporary)
+        atomic_files.remove(temporary)
 
 
 def _remove_what_was_killed(path: Path) -> None:
@@ -79,7 +79,7 @@ def _remove_what_was_killed(path: Path) -> None:
     for left in path.parent.glob(f"{glob.escape(before)}*{after}"):
         process = left.name.removeprefix(before).removesuffix(after)
         if process == str(os.getpid()) or not _is_running(process):
-            durable.remove(left)
+            atomic_files.remove(left)
 
 
 def _is_running(process: str) -> bool:

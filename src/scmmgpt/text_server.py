@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .prompts import question_about_cells
-from .writing import embed_prompt, tokenize_prompt
+from .text_generation import embed_prompt, tokenize_prompt
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ import numpy as np
 
 from .cells import CellsInFile, CellsInMemory, open_cells
 from .device import Batches
-from .doubts import doubts
 from .embedding import CellRun
 from .errors import UserError
+from .input_warnings import input_warnings
 from .loading import LoadedModel, load
 from .progress import Workspace
 from .ray_engine import RayEngine, import_ray
@@ -107,8 +107,8 @@ class Verb:
 
     def record(self, gene_account: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         """What `uns` keeps: the genes that were read, and settings, model, versions and notes of this verb."""
-        for doubt in doubts(gene_account):
-            self.note(doubt)
+        for warning in input_warnings(gene_account):
+            self.note(warning)
         details = {
             "settings": {**self.settings, **settings},
             "model": self.loaded.describe(),

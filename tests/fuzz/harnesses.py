@@ -134,7 +134,7 @@ def read_cells(source: object) -> None:
 
 def recipe(content: bytes) -> None:
     """A recipe of training, of a corpus, of an evaluation."""
-    from scmmgpt.training.corpus_recipe import CorpusRecipe
+    from scmmgpt.training.corpus.recipe import CorpusRecipe
     from scmmgpt.training.eval_suite import Suite
     from scmmgpt.training.settings import read_recipe
 

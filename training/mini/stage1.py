@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForPreTraining
 from scmmgpt.modeling_scmmgpt.losses_scmmgpt import contrast_loss
+from scmmgpt.training.collators import Lineages, text_labels
 
 from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, pad_cells
-from .collators import Lineages, text_labels
-from .mini_recipe import MiniRecipe, Stage1Part
-from .mini_texts import TypeTexts
+from .recipe import MiniRecipe, Stage1Part
+from .texts import TypeTexts
 
 TEXT_PREFIX = "ontology_text_"
 

@@ -1,6 +1,6 @@
 """Train the embedded model, scmmgpt-mini, from profiles to a model directory.
 
-    python -m scmmgpt.training.mini --config training/recipes/mini.yaml [--development] [--steps N] [--output DIR]
+    python -m scmmgpt.training.mini.train --config training/recipes/mini.yaml [--development] [--steps N] [--output DIR]
 
 Each part starts from what the part before it wrote, so that `--towers DIR/stage1`, or `DIR/stage2`, goes on as one
 uninterrupted run would have.
@@ -27,15 +27,15 @@ from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGenerat
 from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneNames
-from scmmgpt.training.cell_simulator import CellSimulator
-from scmmgpt.training.gene_tables import vocabulary_genes
-from scmmgpt.training.measured_cells import read_measured_cells
-from scmmgpt.training.mini_flow import train_flow
-from scmmgpt.training.mini_recipe import MiniRecipe, read_recipe
-from scmmgpt.training.mini_stage1 import train_stage1
-from scmmgpt.training.mini_stage2 import Stage2Batch, train_stage2
-from scmmgpt.training.mini_texts import TypeTexts, marker_genes, tokenizer_corpus
-from scmmgpt.training.profiles import Profiles, read_profiles
+from scmmgpt.training.mini.cell_simulator import CellSimulator
+from scmmgpt.training.mini.flow import train_flow
+from scmmgpt.training.mini.gene_tables import vocabulary_genes
+from scmmgpt.training.mini.measured_cells import read_measured_cells
+from scmmgpt.training.mini.profiles import Profiles, read_profiles
+from scmmgpt.training.mini.recipe import MiniRecipe, read_recipe
+from scmmgpt.training.mini.stage1 import train_stage1
+from scmmgpt.training.mini.stage2 import Stage2Batch, train_stage2
+from scmmgpt.training.mini.texts import TypeTexts, marker_genes, tokenizer_corpus
 from scmmgpt.training.text_tokenizer import train_text_tokenizer
 
 EMBEDDED = Path("hub_cards/scmmgpt-mini")
@@ -177,20 +177,10 @@ def summary(recipe: MiniRecipe, profiles: Profiles, development: bool, history: 
 
 def code_digest() -> str:
     """One hash over the modules that make the weights."""
+    training = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for name in (
-        "profiles.py",
-        "cell_simulator.py",
-        "measured_cells.py",
-        "decoder_start.py",
-        "mini.py",
-        "mini_recipe.py",
-        "mini_stage1.py",
-        "mini_stage2.py",
-        "mini_flow.py",
-        "mini_texts.py",
-    ):
-        digest.update((Path(__file__).parent / name).read_bytes())
+    for path in (training / "decoder_start.py", *sorted((training / "mini").glob("*.py"))):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
 """Tables and pictures from results/*.json: the only way in which a number reaches a README, a page or a card.
 
-python -m scmmgpt.training.results_table hub_cards/results/dev_annotation.json [--metrics accuracy macro_f1]
+python -m scmmgpt.training.evaluation.results_table hub_cards/results/dev_annotation.json [--metrics accuracy macro_f1]
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _MIN_CELLS_FOR_DISPERSION = 100
 _GENES_FOR_DISPERSION = 100
 
 
-def doubts(account: Mapping[str, Any]) -> list[str]:
+def input_warnings(account: Mapping[str, Any]) -> list[str]:
     """What an account of genes gives reason to doubt, each with a remedy."""
     found = []
     if account.get("share_of_counts", 1) < _FEW_COVERED:
@@ -36,7 +36,7 @@ def doubts(account: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def doubts_about_cells(
+def cell_warnings(
     num_implausible: int, num_cells: int, dispersion: float | None, account: Mapping[str, Any]
 ) -> list[str]:
     """What the cells' own values give reason to doubt.

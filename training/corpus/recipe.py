@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scmmgpt.errors import UserError
+from scmmgpt.training.settings import parse_yaml, read_text
 
-from .settings import parse_yaml, read_text
 from .splits import SCHEMES, SplitSettings
 
 

@@ -1,6 +1,6 @@
 """The Cell Ontology and the names of UBERON as one small table that travels with the model.
 
-python -m scmmgpt.training.ontology_table FOLDER --output hub_cards/scmmgpt-mini/cell_ontology.json.gz
+python -m scmmgpt.training.mini.ontology_table FOLDER --output hub_cards/scmmgpt-mini/cell_ontology.json.gz
 
 FOLDER holds the term files of the PyPI package cellxgene-ontology-guide: `cl_terms_VERSION.json.gz`
 and `uberon_terms_VERSION.json.gz`. The same input gives the same bytes.

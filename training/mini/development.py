@@ -1,6 +1,6 @@
 """How good a model directory is on whole studies, beside nearest class mean and logistic regression.
 
-    python -m scmmgpt.training.mini_development MODEL_DIR [--studies development|test] [--baselines] [--json FILE]
+    python -m scmmgpt.training.mini.development MODEL_DIR [--studies development|test] [--baselines] [--json FILE]
 
 The development studies are those of the recipe; nothing is ever chosen on the test studies. Candidates are the types
 of each study. The baselines are trained on exactly the cells behind the model's profiles.
@@ -22,13 +22,13 @@ from scmmgpt.embedding import embed_texts
 from scmmgpt.labels import read_labels
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.prompts import label_texts
-from scmmgpt.training import baselines
-from scmmgpt.training.front_door import StudyScores
-from scmmgpt.training.metrics import accuracy, expected_calibration_error, macro_f1
-from scmmgpt.training.mini_recipe import MiniRecipe, read_recipe
-from scmmgpt.training.profiles import UNKNOWN
-from scmmgpt.training.task_annotation import reword
-from scmmgpt.training.type_tree import TypeTree
+from scmmgpt.training.evaluation import baselines
+from scmmgpt.training.evaluation.metrics import accuracy, expected_calibration_error, macro_f1
+from scmmgpt.training.evaluation.model_system import StudyScores
+from scmmgpt.training.evaluation.task_annotation import reword
+from scmmgpt.training.evaluation.type_tree import TypeTree
+from scmmgpt.training.mini.profiles import UNKNOWN
+from scmmgpt.training.mini.recipe import MiniRecipe, read_recipe
 
 TEST_STUDIES = ("pbmc_10x3tech_symphony", "pancreas_wang_xin", "kang_lupus_muscat", "osmfish_mouse_cortex")
 WORDINGS = ("name", "synonym", "definition without the name", "shuffled names")

@@ -18,9 +18,9 @@ from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.modeling_scmmgpt.modeling_cell_decoder import ScMMGPTCellDecoder
 
 from .cell_simulator import pad_cells
-from .mini_recipe import MiniRecipe
-from .mini_stage1 import training_arguments
-from .mini_stage2 import Stage2Batch
+from .recipe import MiniRecipe
+from .stage1 import training_arguments
+from .stage2 import Stage2Batch
 
 
 class TextLeavesOpen(nn.Module):

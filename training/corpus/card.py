@@ -46,7 +46,7 @@ equal for cells with equal tokens; every other column is text, "unknown" where t
 written down in `splits.json`, marker genes in `markers.json`, and everything else about this build in `manifest.json`.
 
 ```python
-from scmmgpt.training.corpus_reading import Corpus, Selection
+from scmmgpt.training.corpus.reading import Corpus, Selection
 
 corpus = Corpus.open("this/folder")
 train = corpus.select(Selection("train", "study"))  # a datasets.Dataset

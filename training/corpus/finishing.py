@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scmmgpt import durable
+from scmmgpt import atomic_files
 
-from .corpus_building import BuildJob, SourcePlan
-from .corpus_card import render_card
-from .corpus_metadata import UNKNOWN
-from .corpus_reading import INDEX_FILE, MANIFEST, MARKER_FILE, SPLIT_FILE, Corpus, Selection, token_matrix
-from .corpus_shards import Receipt, Shard, write_json, write_text
+from .card import render_card
 from .markers import MarkerSums, marker_genes
+from .metadata import UNKNOWN
+from .reading import INDEX_FILE, MANIFEST, MARKER_FILE, SPLIT_FILE, Corpus, Selection, token_matrix
+from .shard_building import BuildJob, SourcePlan
+from .shards import Receipt, Shard, write_json, write_text
 from .splits import SCHEMES, SPLITS, TRAIN, split_scheme
 
 FORMAT_VERSION = 1
@@ -115,7 +115,7 @@ def _write_index(corpus: Path, index: dict[str, np.ndarray]) -> None:
     # One batch in the file format: its columns are mapped from disk as they are.
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-    durable.rename(partial, corpus / INDEX_FILE)
+    atomic_files.rename(partial, corpus / INDEX_FILE)
 
 
 def _splits(job: BuildJob, index: dict[str, np.ndarray], names: dict[str, list[str]]) -> dict:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 
-from scmmgpt import durable
+from scmmgpt import atomic_files
 from scmmgpt.errors import UserError
 
 SHARD_FOLDER = "data"
@@ -141,7 +141,7 @@ def write_shard(corpus: Path, shard: Shard, batches: Iterable[pa.RecordBatch], s
         with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
-        durable.rename(partial, path)
+        atomic_files.rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return path.stat().st_size, sha256_of(path)
@@ -198,7 +198,7 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
-        durable.rename(partial, path)
+        atomic_files.rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

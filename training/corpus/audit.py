@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-from .audit import DuplicateSettings, band_hashes, candidate_pairs, gene_overlap, label_coherence
-from .corpus_metadata import UNKNOWN
-from .corpus_reading import GROUP_OF_SCHEME, Corpus
-from .corpus_shards import CorpusError
-from .corpus_sources import find_sources
+from .checks import DuplicateSettings, band_hashes, candidate_pairs, gene_overlap, label_coherence
+from .metadata import UNKNOWN
+from .reading import GROUP_OF_SCHEME, Corpus
+from .shards import CorpusError
+from .sources import find_sources
 from .splits import SPLITS, TRAIN
 
 _PART_ROWS = 4096

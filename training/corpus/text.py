@@ -14,7 +14,7 @@ import numpy as np
 from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology
 from scmmgpt.processing.prompting_scmmgpt import cell_text, lineage_text, marker_text
 
-from .corpus_reading import Corpus
+from .reading import Corpus
 
 _NUM_WORDINGS = 30  # divisible by the number of wordings of any template, so each is drawn equally often
 

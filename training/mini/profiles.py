@@ -16,8 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scmmgpt.processing.gene_identity_scmmgpt import GeneIdentifier, gene_name_columns
-
-from .expression import TARGET_SUM, linear_expression
+from scmmgpt.training.evaluation.expression import TARGET_SUM, linear_expression
 
 UNKNOWN = "unknown"
 WHOLE_TRANSCRIPTOME = 5_000  # genes measured: below this a study is a panel and says nothing about gene statistics

@@ -22,14 +22,14 @@ from scmmgpt.processing.prompting_scmmgpt import (
     conversation,
     questions,
 )
+from scmmgpt.training.decoder_start import begin_with
+from scmmgpt.training.towers import parameter_groups
 
 from .cell_simulator import FIRST_GENE_ID, CellSimulator, DrawnCell, SimulatedBatches, pad_cells
-from .decoder_start import begin_with
 from .measured_cells import MeasuredCells
-from .mini_recipe import MiniRecipe, Stage2Settings
-from .mini_stage1 import StreamTrainer, training_arguments
 from .profiles import WHOLE_TRANSCRIPTOME
-from .towers import parameter_groups
+from .recipe import MiniRecipe, Stage2Settings
+from .stage1 import StreamTrainer, training_arguments
 
 IGNORE = -100
 

@@ -1,6 +1,6 @@
 """Three numbers on 300 known cells that say whether the embedded model's weights are still whole.
 
-    python -m scmmgpt.training.mini_guard hub_cards/scmmgpt-mini --write
+    python -m scmmgpt.training.mini.guard hub_cards/scmmgpt-mini --write
 
 writes them into the model's `training_summary`; `tests/test_mini.py` fails when one falls 5 points. The model has seen
 profiles of this study: the numbers guard, they do not judge.
@@ -19,9 +19,9 @@ from scmmgpt.api import generate_cells
 from scmmgpt.embedding import embed_texts
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.prompts import query_text
-from scmmgpt.training.expression import log_expression, on_genes, upper_symbols
-from scmmgpt.training.metrics import accuracy
-from scmmgpt.training.mini_development import EmbeddedStudy, embed_study, probabilities
+from scmmgpt.training.evaluation.expression import log_expression, on_genes, upper_symbols
+from scmmgpt.training.evaluation.metrics import accuracy
+from scmmgpt.training.mini.development import EmbeddedStudy, embed_study, probabilities
 
 NUM_GENERATED, NUM_NEIGHBOURS, NUM_GENES = 8, 5, 1_000
 

@@ -141,7 +141,7 @@ class StudyScores:
         """As `annotate` would score them; by another calibration than the model's if one is given."""
         from scmmgpt.annotation import Scorer
         from scmmgpt.embedding import towers_of
-        from scmmgpt.meaning import meant_terms
+        from scmmgpt.label_terms import meant_terms
         from scmmgpt.type_profiles import Agreement, candidate_of_type
 
         loaded, profiles = self.loaded, self.loaded.type_profiles

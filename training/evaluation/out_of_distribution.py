@@ -1,6 +1,6 @@
 """What annotation says about what it should not name: noise, wrong gene names, doublets, other species, cell lines.
 
-    python -m scmmgpt.training.out_of_distribution --output docs/measured/out_of_distribution.json \\
+    python -m scmmgpt.training.evaluation.out_of_distribution --output docs/measured/out_of_distribution.json \\
         [--development DIR]
 
 `--development` names a model trained without the development studies: what it says of some of them, whose tissues it

@@ -1,7 +1,7 @@
 """Atlases and an ontology in, a tokenised, split, audited corpus out.
 
-python -m scmmgpt.training.corpus build SOURCES... --output DIR --recipe training/recipes/corpus_dev.yaml
-python -m scmmgpt.training.corpus audit DIR --test-set OTHER.h5ad
+python -m scmmgpt.training.corpus.build build SOURCES... --output DIR --recipe training/recipes/corpus_dev.yaml
+python -m scmmgpt.training.corpus.build audit DIR --test-set OTHER.h5ad
 
 A build can be stopped at any moment, even killed, and run again: finished shards are kept, the rest is made, and the
 result is the same to the byte. A second run over the same sources with the same recipe does nothing.
@@ -30,9 +30,12 @@ from scmmgpt.ontology import FILE_NAME
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
 
-from .audit import DuplicateSettings
-from .corpus_audit import audit
-from .corpus_building import (
+from .audit import audit
+from .checks import DuplicateSettings
+from .finishing import finish_corpus
+from .reading import MANIFEST, TABLES_FOLDER, Corpus
+from .recipe import CorpusRecipe
+from .shard_building import (
     BuildJob,
     SourcePlan,
     build_shard,
@@ -40,10 +43,7 @@ from .corpus_building import (
     plan_source,
     settings_hash,
 )
-from .corpus_finishing import finish_corpus
-from .corpus_reading import MANIFEST, TABLES_FOLDER, Corpus
-from .corpus_recipe import CorpusRecipe
-from .corpus_shards import (
+from .shards import (
     RECEIPT_FOLDER,
     CorpusError,
     Receipt,
@@ -55,7 +55,7 @@ from .corpus_shards import (
     remove_shard,
     write_json,
 )
-from .corpus_sources import CellSource, SourceError, find_sources
+from .sources import CellSource, SourceError, find_sources
 
 _PLAN_FOLDER = "plans"
 _SETTINGS_FILE = "settings.json"

@@ -1,6 +1,6 @@
 """Numbers about pseudo-cells: are they of the asked type, spread like real cells, and not copies of training cells.
 
-Pure functions of matrices cells x features. `log_expression` and `principal_space` (in training/expression.py) bring
+Pure functions of matrices cells x features. `log_expression` and `principal_space` (in training/evaluation/expression.py) bring
 counts to the spaces meant here. Every number wants two companions: real against real, and the floor of
 `baselines.NegativeBinomialGenerator`.
 """

@@ -23,11 +23,11 @@ import scipy.sparse as sp
 from scmmgpt.ontology import FILE_NAME, Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 
-from .audit import label_coherence
-from .corpus_metadata import UNKNOWN, Finding, Tissues, describe_cells
-from .corpus_reading import TABLES_FOLDER
-from .corpus_recipe import CorpusRecipe, fingerprint
-from .corpus_shards import (
+from .checks import label_coherence
+from .metadata import UNKNOWN, Finding, Tissues, describe_cells
+from .reading import TABLES_FOLDER
+from .recipe import CorpusRecipe, fingerprint
+from .shards import (
     TEXT_COLUMNS,
     VALUE_STORAGE,
     CorpusError,
@@ -40,7 +40,7 @@ from .corpus_shards import (
     write_receipt,
     write_shard,
 )
-from .corpus_sources import CellSource, SourceError, open_source
+from .sources import CellSource, SourceError, open_source
 from .splits import study_family
 
 _LABEL_WINDOWS, _LABEL_WINDOW_ROWS = 20, 100

@@ -1,6 +1,6 @@
 """Fit `calibration.json` of the embedded model: prior correction, bias, profiles, temperatures, abstention.
 
-    python -m scmmgpt.training.mini_calibration DEVELOPMENT_MODEL_DIR --output hub_cards/scmmgpt-mini/calibration.json
+    python -m scmmgpt.training.mini.calibration DEVELOPMENT_MODEL_DIR --output hub_cards/scmmgpt-mini/calibration.json
 
 Everything is fitted on the development studies with a model that has not seen them. The shipped model, which has, is
 read with the same numbers: its own confidence on these studies would be too good.
@@ -23,9 +23,9 @@ from scmmgpt.embedding import embed_texts
 from scmmgpt.labels import ontology_labels, read_labels
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.prompts import label_texts
-from scmmgpt.training.metrics import expected_calibration_error, macro_f1
-from scmmgpt.training.mini_development import EmbeddedStudy, embed_study, read_studies
-from scmmgpt.training.mini_recipe import read_recipe
+from scmmgpt.training.evaluation.metrics import expected_calibration_error, macro_f1
+from scmmgpt.training.mini.development import EmbeddedStudy, embed_study, read_studies
+from scmmgpt.training.mini.recipe import read_recipe
 
 CHOICES = {
     "profile_weight": (0.0, 30.0, 60.0, 90.0),

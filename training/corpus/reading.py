@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from scmmgpt.ontology import FILE_NAME, Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 
-from .corpus_shards import CorpusError, to_model_values
+from .shards import CorpusError, to_model_values
 from .splits import SCHEMES, SPLITS
 
 MANIFEST = "manifest.json"

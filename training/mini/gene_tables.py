@@ -1,6 +1,6 @@
 """Write the two gene tables of a processor: the names genes go by, and the vocabulary of the embedded model.
 
-    python training/gene_tables.py --source DIR --output DIR
+    python training/mini/gene_tables.py --source DIR --output DIR
 
 `DIR` holds the public files named in `SOURCES`; `--download` fetches those that PyPI packages carry.
 Every source permits redistribution; its name and licence are written into the head of the table.

@@ -1,6 +1,6 @@
 """Write `type_profiles.safetensors.gz` of the embedded model: how the types of its training express their genes.
 
-    python -m scmmgpt.training.mini_profiles MODEL_DIR
+    python -m scmmgpt.training.mini.type_profiles MODEL_DIR
 
 The profiles are those that the model in the directory was trained on.
 """
@@ -15,10 +15,10 @@ import numpy as np
 
 from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
-from scmmgpt.training.cell_simulator import TARGET_SUM
-from scmmgpt.training.mini import EMBEDDED, corpus_profiles
-from scmmgpt.training.mini_recipe import read_recipe
-from scmmgpt.training.profiles import WHOLE_TRANSCRIPTOME, Profiles
+from scmmgpt.training.mini.cell_simulator import TARGET_SUM
+from scmmgpt.training.mini.profiles import WHOLE_TRANSCRIPTOME, Profiles
+from scmmgpt.training.mini.recipe import read_recipe
+from scmmgpt.training.mini.train import EMBEDDED, corpus_profiles
 from scmmgpt.type_profiles import TypeProfiles
 
 # As many as 30 MB have room for, those that tell most.

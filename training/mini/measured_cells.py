@@ -11,8 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from scmmgpt.processing.gene_identity_scmmgpt import GeneIdentifier
+from scmmgpt.training.evaluation.expression import holds_counts
 
-from .expression import holds_counts
 from .profiles import WHOLE_TRANSCRIPTOME, Profiles, on_vocabulary, rows_by_profile
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, Term
 from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, cell_text
+from scmmgpt.training.evaluation.expression import TARGET_SUM
+from scmmgpt.training.evaluation.type_tree import TypeTree
 
-from .expression import TARGET_SUM
 from .profiles import Profiles
-from .type_tree import TypeTree
 
 NUM_MARKERS = 25
 NUM_NAMED_MARKERS = 6

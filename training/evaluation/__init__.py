@@ -1,0 +1,1 @@
+"""How well a model does: studies, systems, tasks, metrics, results."""

@@ -1,0 +1,1 @@
+"""The embedded model: its profiles, simulated cells, recipe, calibration and guard."""
