@@ -21,8 +21,8 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 import scmmgpt
-from scmmgpt.ontology import Ontology, plain_name
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.ontology_scmmgpt import Ontology, plain_name
 from scmmgpt.processing.prompting_scmmgpt import conversation, description_question
 from scmmgpt.training.towers import LORA_TARGETS
 

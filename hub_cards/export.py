@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scmmgpt import modeling_scmmgpt, ontology, processing
+from scmmgpt import modeling_scmmgpt, processing
 from scmmgpt.errors import UserError
 from scmmgpt.modeling_scmmgpt.modeling_scmmgpt import AUTO_MAP
 from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
 
 from . import EMBEDDED_MODEL
+from .repository_check import ENDPOINT_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
 MAX_SHARD_SIZE = "4GB"
 HERE = Path(__file__).parent
 ISLANDS = (Path(modeling_scmmgpt.__file__).parent, Path(processing.__file__).parent)
-# Beside the islands: what an inference endpoint runs.
-ENDPOINT_CODE = {
-    "handler.py": HERE / "handler.py",
-    "naming_scmmgpt.py": HERE / "naming_scmmgpt.py",
-    "ontology_scmmgpt.py": Path(ontology.__file__),
-    "request_cells_scmmgpt.py": HERE / "request_cells_scmmgpt.py",
-    "schema_scmmgpt.py": HERE / "schema_scmmgpt.py",
-}
 # What an endpoint installs; the Auto classes need none of it.
 REQUIREMENTS = "anndata>=0.12\nh5py\nnumpy\npydantic>=2\nscipy\n"
 # Tables that any model may use and that training does not write.
@@ -108,7 +101,7 @@ def code_files() -> dict[str, Path]:
     islands = {
         path.name: path for island in ISLANDS for path in sorted(island.glob("*.py")) if path.stem != "__init__"
     }
-    return {**islands, **ENDPOINT_CODE}
+    return {**islands, **{name: HERE / name for name in ENDPOINT_FILES}}
 
 
 def refresh_code(directory: Path) -> list[str]:

@@ -257,7 +257,7 @@ def _render(template: str, data: Any, **values: Any) -> str:
 
 
 def _names_of_types(types: Sequence[str], directory: Path) -> list[str]:
-    from scmmgpt.ontology import read_ontology
+    from scmmgpt.processing.ontology_scmmgpt import read_ontology
 
     terms = read_ontology(directory, EMBEDDED_MODEL).terms
     return sorted(terms[name].label if name in terms else name for name in types)

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from scmmgpt.annotation import Caller, Scorer, call_cells, rerank
-from scmmgpt.calibration import Calibration
 from scmmgpt.errors import UserError
-from scmmgpt.labels import read_labels
-from scmmgpt.ontology import Ontology, Term
+from scmmgpt.processing.calibration_scmmgpt import Calibration
+from scmmgpt.processing.calling_scmmgpt import Caller, Scorer, call_cells, rerank
+from scmmgpt.processing.labels_scmmgpt import read_labels
+from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
 from scmmgpt.smoothing import nearest_neighbours, smooth
 
 TREE = Ontology(

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scmmgpt.ontology import Ontology, Term
+from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
 from scmmgpt.training.evaluation import baselines, expression, metrics
 from scmmgpt.training.evaluation.baseline_generation import NegativeBinomialGenerator
 from scmmgpt.training.evaluation.systems import System, checked_scores

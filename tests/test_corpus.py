@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from scmmgpt.errors import UserError
-from scmmgpt.ontology import Ontology
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.corpus import build as corpus_module
 from scmmgpt.training.corpus import shards as corpus_shards
 from scmmgpt.training.corpus.build import build_corpus, main

@@ -14,8 +14,8 @@ from tiny_directory import tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt.errors import UserError
-from scmmgpt.labels import read_labels
 from scmmgpt.loading import load
+from scmmgpt.processing.labels_scmmgpt import read_labels
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 LABELS = ["T cell", "B cell", "monocyte"]

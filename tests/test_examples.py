@@ -9,8 +9,8 @@ import pytest
 from docs_blocks import load_models_once
 
 from scmmgpt import EMBEDDED_MODEL
-from scmmgpt.labels import read_labels
-from scmmgpt.ontology import read_ontology
+from scmmgpt.processing.labels_scmmgpt import read_labels
+from scmmgpt.processing.ontology_scmmgpt import read_ontology
 
 pytest.importorskip("scanpy", reason="the examples' cells come with scanpy: pip install 'scmmgpt[eval]'")
 

@@ -16,10 +16,10 @@ from scipy import sparse
 from tiny_repository import GENES, as_dicts, make_cells, make_repository
 
 import scmmgpt
-from scmmgpt.annotation import Caller
 from scmmgpt.hub_cards.handler import EndpointHandler
 from scmmgpt.hub_cards.schema_scmmgpt import MAX_CELLS, MAX_TEXT, BadRequest, read_request
-from scmmgpt.labels import read_labels
+from scmmgpt.processing.calling_scmmgpt import Caller
+from scmmgpt.processing.labels_scmmgpt import read_labels
 
 LABELS = ["B cell", "monocyte", "T cell"]
 

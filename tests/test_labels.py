@@ -5,8 +5,8 @@ import json
 import pytest
 
 from scmmgpt.errors import UserError
-from scmmgpt.labels import read_labels
-from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, Term, plain_name, read_ontology
+from scmmgpt.processing.labels_scmmgpt import read_labels
+from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name, read_ontology
 
 
 @pytest.fixture(scope="module")

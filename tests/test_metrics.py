@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scmmgpt.ontology import Ontology, Term
+from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
 from scmmgpt.training.evaluation import metrics, metrics_embedding
 from scmmgpt.training.evaluation.type_tree import TypeTree
 

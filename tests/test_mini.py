@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from scmmgpt.loading import EMBEDDED_MODEL, load
-from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.mini.cell_simulator import CellSimulator, SimulatedBatches, SimulatorSettings, pad_cells
 from scmmgpt.training.mini.development import TEST_STUDIES
 from scmmgpt.training.mini.guard import guard_numbers

@@ -8,15 +8,15 @@ import torch
 from tiny_directory import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
-from scmmgpt.annotation import Scorer
-from scmmgpt.calibration import Calibration
 from scmmgpt.embedding import agreeing_batch, embed_batch
 from scmmgpt.errors import UserError
 from scmmgpt.label_terms import meant_terms
-from scmmgpt.labels import read_labels
 from scmmgpt.loading import load
-from scmmgpt.ontology import Ontology, Term
-from scmmgpt.type_profiles import FILE_NAME, STEP, Agreement, TypeProfiles, candidate_of_type
+from scmmgpt.processing.calibration_scmmgpt import Calibration
+from scmmgpt.processing.calling_scmmgpt import Scorer
+from scmmgpt.processing.labels_scmmgpt import read_labels
+from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
+from scmmgpt.processing.type_profiles_scmmgpt import FILE_NAME, STEP, Agreement, TypeProfiles, candidate_of_type
 
 TREE = Ontology(
     {

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from transformers.utils import is_flash_attn_2_available
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
-from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import (
     ANNOTATION_QUESTIONS,
     DESCRIPTION_QUESTIONS,

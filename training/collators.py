@@ -16,10 +16,10 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 
-from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.cell_matrix_scmmgpt import CsrRows
 from scmmgpt.processing.gene_layout_scmmgpt import CellBlock, lay_out
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.corpus.reading import GENE_COLUMNS, as_rows, ragged
 from scmmgpt.training.corpus.shards import to_model_values
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Sampler
 
-from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import CELL_REQUESTS, cell_request, conversation, is_missing, questions
 from scmmgpt.training.collators import Rows, facts_of, row_generator
 from scmmgpt.training.data import RowSampler

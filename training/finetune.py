@@ -30,8 +30,8 @@ from scmmgpt.modeling_scmmgpt import (
     ScMMGPTForPreTraining,
     ScMMGPTModel,
 )
-from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, description_question, is_missing, label_text
 from scmmgpt.training import stage1
 from scmmgpt.training.assembly import text_encoder
@@ -278,7 +278,7 @@ def _read(data: Any) -> AnnData:
 
 def _ontology(base: Path) -> Ontology:
     from scmmgpt.loading import EMBEDDED_MODEL
-    from scmmgpt.ontology import read_ontology
+    from scmmgpt.processing.ontology_scmmgpt import read_ontology
 
     return read_ontology(base, EMBEDDED_MODEL)
 

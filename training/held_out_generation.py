@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scmmgpt.ontology import plain_name
+from scmmgpt.processing.ontology_scmmgpt import plain_name
 from scmmgpt.processing.prompting_scmmgpt import annotation_question, cell_request, conversation
 from scmmgpt.training.conversations import ConversationCollator
 from scmmgpt.training.corpus.reading import Corpus, Selection

@@ -8,6 +8,7 @@ from scipy import sparse
 
 CHUNK_SIZE = 4096
 MAX_DENSE_BYTES = 128 * 1024**2
+CELLS_PER_PART = 2048
 
 
 class CsrRows(NamedTuple):
@@ -85,6 +86,12 @@ def as_csr_rows(block: Any) -> CsrRows:
     if not csr.has_canonical_format:  # the same entry stored twice; never the caller's own matrix, see `in_memory`
         csr.sum_duplicates()
     return CsrRows(csr.indptr.astype(np.int64), csr.indices.astype(np.int32, copy=False), csr.data)
+
+
+def parts(num_cells: int, start: int = 0, size: int = CELLS_PER_PART) -> Iterator[slice]:
+    """Consecutive slices that cover the cells from `start` on."""
+    for first in range(start, num_cells, size):
+        yield slice(first, min(first + size, num_cells))
 
 
 def check_bounds(indptr: np.ndarray, num_entries: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING or __package__:
-    from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, read_ontology
+    from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, read_ontology
 else:
     from ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, read_ontology
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .annotation import Calls
 from .embedding import CELLS_PER_CHUNK
-from .labels import UNKNOWN, LabelSet
+from .processing.calling_scmmgpt import Calls
+from .processing.labels_scmmgpt import UNKNOWN, LabelSet
 from .report import (
     MAX_POINTS_FOR_UMAP,
     GroupGenes,

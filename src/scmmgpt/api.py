@@ -34,8 +34,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .annotation import Caller, Calls, Scorer, call_cells
-from .annotation import rerank as mix_in_matching
 from .embedding import (
     Arrays,
     MakeCompute,
@@ -49,8 +47,10 @@ from .embedding import (
 from .errors import UserError
 from .input_warnings import cell_warnings
 from .label_terms import agreement_of, candidates_of, meant_terms, speakers_for
-from .labels import UNKNOWN, Labels, LabelSet
 from .loading import LoadedModel, load
+from .processing.calling_scmmgpt import Caller, Calls, Scorer, call_cells
+from .processing.calling_scmmgpt import rerank as mix_in_matching
+from .processing.labels_scmmgpt import UNKNOWN, Labels, LabelSet
 from .prompts import label_texts, query_text
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,6 @@ from .storage import check_input, unreadable
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-CELLS_PER_PART = 2048
 
 
 def open_cells(data: AnnData | str | os.PathLike) -> CellsInMemory | CellsInFile:
@@ -30,12 +27,6 @@ def open_cells(data: AnnData | str | os.PathLike) -> CellsInMemory | CellsInFile
             raise UserError("A view of backed AnnData cannot be read in parts; call `.to_memory()` on it first.")
         return CellsInFile(Path(data.filename))
     return CellsInMemory(data)
-
-
-def parts(num_cells: int, start: int = 0, size: int = CELLS_PER_PART) -> Iterator[slice]:
-    """Consecutive slices that cover the cells from `start` on."""
-    for first in range(start, num_cells, size):
-        yield slice(first, min(first + size, num_cells))
 
 
 class CellsInMemory:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from .embedding import CellRun
-    from .labels import LabelSet
+    from .processing.labels_scmmgpt import LabelSet
     from .verb import Verb
 
 CELLS_PER_CHUNK = 128

@@ -3,6 +3,8 @@
 from importlib import import_module
 from types import ModuleType
 
+from .processing.errors_scmmgpt import UserError
+
 # Which optional set of packages brings the module that a verb needs.
 _EXTRA_OF_MODULE = {
     "cellxgene_census": "census",
@@ -27,10 +29,6 @@ _EXTRA_OF_MODULE = {
     "umap": "eval",
     "uvicorn": "serve",
 }
-
-
-class UserError(ValueError):
-    """What was asked cannot be done; the message says what was wrong, where, and what to do."""
 
 
 class MissingExtraError(UserError, ImportError):

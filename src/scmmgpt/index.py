@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import atomic_files
-from .cells import parts
 from .errors import UserError, require
+from .processing.cell_matrix_scmmgpt import parts
 
 if TYPE_CHECKING:
     import pandas as pd

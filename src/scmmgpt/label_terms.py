@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from .embedding import embed_texts
-from .labels import Labels, LabelSet, ontology_labels, read_labels
 from .loading import LoadedModel
+from .processing.labels_scmmgpt import Labels, LabelSet, ontology_labels, read_labels
+from .processing.type_profiles_scmmgpt import Agreement, candidate_of_type
 from .prompts import label_texts
-from .type_profiles import Agreement, candidate_of_type
 
 # Definitions without the name lie this near to their own type's text in 95 of 100 cases, measured on trained types.
 MIN_COSINE = 0.9

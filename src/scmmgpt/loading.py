@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import hub_cards
-from .calibration import Calibration
 from .device import choose_device
 from .errors import UserError
-from .ontology import Ontology, read_ontology
-from .type_profiles import TypeProfiles
+from .processing.calibration_scmmgpt import Calibration
+from .processing.ontology_scmmgpt import Ontology, read_ontology
+from .processing.type_profiles_scmmgpt import TypeProfiles
 
 if TYPE_CHECKING:
     import torch

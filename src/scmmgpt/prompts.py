@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .labels import LabelSet
     from .loading import LoadedModel
+    from .processing.labels_scmmgpt import LabelSet
 
 _ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .accounts import joined_accounts
-from .cells import parts
 from .errors import UserError, require
+from .processing.cell_matrix_scmmgpt import parts
 
 if TYPE_CHECKING:
     from .embedding import Arrays, CellRun, MakeCompute

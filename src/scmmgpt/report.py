@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .labels import UNKNOWN
+from .processing.labels_scmmgpt import UNKNOWN
 from .storage import written_by_rename
 
 MAX_POINTS = 20_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from .cells import parts
+from .processing.cell_matrix_scmmgpt import parts
 
 
 def nearest_neighbours(embeds: np.ndarray, num_neighbours: int) -> sparse.csr_array:

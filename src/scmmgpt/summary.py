@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .labels import UNKNOWN
+from .processing.labels_scmmgpt import UNKNOWN
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -33,7 +33,7 @@ def written(name: str, content: bytes) -> Path:
 @cache
 def ontology():
     from scmmgpt.hub_cards import EMBEDDED_MODEL
-    from scmmgpt.ontology import read_ontology
+    from scmmgpt.processing.ontology_scmmgpt import read_ontology
 
     return read_ontology(EMBEDDED_MODEL)
 
@@ -47,7 +47,7 @@ def tokenizer():
 
 def label_file(content: bytes) -> None:
     """One label a line, or JSON."""
-    from scmmgpt.labels import read_labels
+    from scmmgpt.processing.labels_scmmgpt import read_labels
 
     for name in ("labels.txt", "labels.json"):
         try:
@@ -148,7 +148,7 @@ def recipe(content: bytes) -> None:
 
 def calibration(content: bytes) -> None:
     """What a model directory says about its confidences."""
-    from scmmgpt.calibration import FILE_NAME, Calibration
+    from scmmgpt.processing.calibration_scmmgpt import FILE_NAME, Calibration
 
     written(FILE_NAME, content)
     try:

@@ -26,9 +26,9 @@ from typing import Literal
 
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL
-from scmmgpt.ontology import FILE_NAME
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME
 
 from .audit import audit
 from .checks import DuplicateSettings

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scmmgpt.ontology import Ontology, plain_name
+from scmmgpt.processing.ontology_scmmgpt import Ontology, plain_name
 
 UNKNOWN = "unknown"
 UNLABELLED = frozenset({"", "nan", "none", "na", "n/a", "unknown", "unassigned", "unlabelled", "unlabeled"})

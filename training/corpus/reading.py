@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from scmmgpt.ontology import FILE_NAME, Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
 from .shards import CorpusError, to_model_values
 from .splits import SCHEMES, SPLITS

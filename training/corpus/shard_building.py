@@ -20,8 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
 
-from scmmgpt.ontology import FILE_NAME, Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
 from .checks import label_coherence
 from .metadata import UNKNOWN, Finding, Tissues, describe_cells

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from scmmgpt.ontology import Ontology
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 SCHEMES = ("donor", "study", "tissue", "cell_type")

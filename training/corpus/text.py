@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology
+from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
 from scmmgpt.processing.prompting_scmmgpt import cell_text, lineage_text, marker_text
 
 from .reading import Corpus

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scmmgpt.ontology import plain_name
+from scmmgpt.processing.ontology_scmmgpt import plain_name
 
 from .metrics_generation import maximum_mean_discrepancy
 from .type_tree import TypeTree

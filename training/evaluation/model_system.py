@@ -18,10 +18,10 @@ from .systems import System
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scmmgpt.annotation import Scorer
-    from scmmgpt.calibration import Calibration
-    from scmmgpt.labels import LabelSet
     from scmmgpt.loading import LoadedModel
+    from scmmgpt.processing.calibration_scmmgpt import Calibration
+    from scmmgpt.processing.calling_scmmgpt import Scorer
+    from scmmgpt.processing.labels_scmmgpt import LabelSet
 
 
 def model_system(model: str | os.PathLike | LoadedModel | None = None, name: str | None = None) -> System:
@@ -38,7 +38,7 @@ def model_system(model: str | os.PathLike | LoadedModel | None = None, name: str
     """
     from scmmgpt import api
     from scmmgpt.embedding import embed_texts
-    from scmmgpt.labels import read_labels
+    from scmmgpt.processing.labels_scmmgpt import read_labels
     from scmmgpt.prompts import label_texts
 
     loaded = api.load(model)
@@ -139,10 +139,10 @@ class StudyScores:
         prior_share: float | None = None,
     ) -> Scorer:
         """As `annotate` would score them; by another calibration than the model's if one is given."""
-        from scmmgpt.annotation import Scorer
         from scmmgpt.embedding import towers_of
         from scmmgpt.label_terms import meant_terms
-        from scmmgpt.type_profiles import Agreement, candidate_of_type
+        from scmmgpt.processing.calling_scmmgpt import Scorer
+        from scmmgpt.processing.type_profiles_scmmgpt import Agreement, candidate_of_type
 
         loaded, profiles = self.loaded, self.loaded.type_profiles
         meant, agreement = meant_terms(loaded, labels, label_embeds), None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, Term
+from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term
 
 
 class TypeTree:

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from scmmgpt.calibration import Calibration
 from scmmgpt.embedding import embed_texts
-from scmmgpt.labels import ontology_labels, read_labels
 from scmmgpt.loading import LoadedModel, load
+from scmmgpt.processing.calibration_scmmgpt import Calibration
+from scmmgpt.processing.labels_scmmgpt import ontology_labels, read_labels
 from scmmgpt.prompts import label_texts
 from scmmgpt.training.evaluation.metrics import expected_calibration_error, macro_f1
 from scmmgpt.training.mini.development import EmbeddedStudy, embed_study, read_studies

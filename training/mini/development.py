@@ -19,8 +19,8 @@ import anndata
 import numpy as np
 
 from scmmgpt.embedding import embed_texts
-from scmmgpt.labels import read_labels
 from scmmgpt.loading import LoadedModel, load
+from scmmgpt.processing.labels_scmmgpt import read_labels
 from scmmgpt.prompts import label_texts
 from scmmgpt.training.evaluation import baselines
 from scmmgpt.training.evaluation.metrics import accuracy, expected_calibration_error, macro_f1

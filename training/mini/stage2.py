@@ -13,8 +13,8 @@ import torch
 from transformers import BatchEncoding, PreTrainedModel
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
-from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import (
     annotation_answer,
     annotation_question,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scmmgpt.ontology import UNINFORMATIVE_TERMS, Ontology, Term
+from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term
 from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, cell_text
 from scmmgpt.training.evaluation.expression import TARGET_SUM
 from scmmgpt.training.evaluation.type_tree import TypeTree

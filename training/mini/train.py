@@ -24,9 +24,9 @@ import torch
 
 from scmmgpt.hub_cards.export import export
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
-from scmmgpt.ontology import Ontology
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneNames
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.mini.cell_simulator import CellSimulator
 from scmmgpt.training.mini.flow import train_flow
 from scmmgpt.training.mini.gene_tables import vocabulary_genes

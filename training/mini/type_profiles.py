@@ -15,11 +15,11 @@ import numpy as np
 
 from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
+from scmmgpt.processing.type_profiles_scmmgpt import TypeProfiles
 from scmmgpt.training.mini.cell_simulator import TARGET_SUM
 from scmmgpt.training.mini.profiles import WHOLE_TRANSCRIPTOME, Profiles
 from scmmgpt.training.mini.recipe import read_recipe
 from scmmgpt.training.mini.train import EMBEDDED, corpus_profiles
-from scmmgpt.type_profiles import TypeProfiles
 
 # As many as 30 MB have room for, those that tell most.
 NUM_GENES = 8_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
+from .errors_scmmgpt import UserError
 
 FILE_NAME = "calibration.json"
 # Where the model directory says nothing. Shares and limits: measured on left-out studies, see the model card.

@@ -23,11 +23,11 @@ import numpy as np
 from scipy import sparse
 from scipy.special import softmax
 
-from .calibration import Calibration
-from .cells import parts
-from .labels import UNKNOWN, LabelSet
-from .ontology import UNINFORMATIVE_TERMS, Ontology
-from .type_profiles import Agreement
+from .calibration_scmmgpt import Calibration
+from .cell_matrix_scmmgpt import parts
+from .labels_scmmgpt import UNKNOWN, LabelSet
+from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
+from .type_profiles_scmmgpt import Agreement
 
 MIN_CELLS_FOR_PRIOR = 100
 MAX_SHARE_OF_ONE_LABEL = 0.6

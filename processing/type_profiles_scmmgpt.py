@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
-from .ontology import Ontology
+from .errors_scmmgpt import UserError
+from .ontology_scmmgpt import Ontology
 
 FILE_NAME = "type_profiles.safetensors.gz"
 # Differences are stored in steps of a byte each.

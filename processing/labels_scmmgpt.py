@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import UserError
-from .ontology import UNINFORMATIVE_TERMS, Ontology
+from .errors_scmmgpt import UserError
+from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
 
 CELL_ONTOLOGY = "cell-ontology"
 UNKNOWN = "unknown"

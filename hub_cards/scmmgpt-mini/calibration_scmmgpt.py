@@ -1,0 +1,76 @@
+"""Numbers, fitted on held-back studies, that turn similarities into honest confidences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .errors_scmmgpt import UserError
+
+FILE_NAME = "calibration.json"
+# Where the model directory says nothing. Shares and limits: measured on left-out studies, see the model card.
+DEFAULT_PRIOR_SHARE = 0.5
+DEFAULT_MIN_CONFIDENCE = 0.3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How one model's similarities are read.
+
+    Attributes
+    ----------
+    temperature_by_candidates
+        (number of candidates, temperature) pairs; between them the temperature follows the logarithm of the number.
+    class_bias
+        What is subtracted from the logits of a candidate, by Cell Ontology id or label: a model prefers types
+        that it has seen in training.
+    prior_share
+        The share of a label's mean logit over the data that the prior correction takes away.
+    profile_weight
+        What a cosine of 1 with a type's profile adds to the logits of a candidate, among the cells of a whole study.
+    min_confidence
+        Below this a call is backed off to a parent term, then to "unknown".
+    """
+
+    temperature_by_candidates: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+    class_bias: dict[str, float] = field(default_factory=dict)
+    prior_share: float = DEFAULT_PRIOR_SHARE
+    min_confidence: float = DEFAULT_MIN_CONFIDENCE
+    profile_weight: float = 0.0
+
+    @classmethod
+    def read(cls, directory: Path) -> Calibration:
+        """The calibration in a model directory; the plain softmax when there is none."""
+        path = directory / FILE_NAME
+        if not path.is_file():
+            return cls()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            pairs = sorted((float(number), float(value)) for number, value in content["temperature_by_candidates"])
+            return cls(
+                tuple(pairs),
+                {str(name): float(bias) for name, bias in (content.get("class_bias") or {}).items()},
+                float(content.get("prior_share", DEFAULT_PRIOR_SHARE)),
+                float(content.get("min_confidence", DEFAULT_MIN_CONFIDENCE)),
+                float(content.get("profile_weight", 0.0)),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{str(path)!r} is not a calibration file: {error!r}") from error
+
+    def temperature(self, num_candidates: int) -> float:
+        numbers, values = zip(*self.temperature_by_candidates, strict=True)
+        return float(np.interp(np.log(num_candidates), np.log(numbers), values))
+
+    def bias_of(self, labels: Sequence[str], term_ids: Sequence[str | None]) -> np.ndarray:
+        """The bias of each candidate."""
+        return np.array(
+            [
+                self.class_bias.get(term_id or label, self.class_bias.get(label, 0.0))
+                for label, term_id in zip(labels, term_ids, strict=True)
+            ],
+            dtype=np.float32,
+        )

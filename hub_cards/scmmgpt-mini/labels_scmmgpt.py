@@ -1,0 +1,156 @@
+"""Label sets: a list, a file with one label a line, {label: description}, or the whole Cell Ontology."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors_scmmgpt import UserError
+from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
+
+CELL_ONTOLOGY = "cell-ontology"
+UNKNOWN = "unknown"
+# Spelling suggestions cost a search over all names each; nobody reads hundreds of them.
+_MAX_SUGGESTIONS = 20
+
+Labels = str | os.PathLike | Iterable[str] | Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Candidate cell types, as given, with what the ontology knows about each.
+
+    Attributes
+    ----------
+    labels
+        The names, verbatim.
+    term_ids
+        Cell Ontology ids, None for free text.
+    descriptions
+        The caller's description, else the ontology's definition, else "".
+    notes
+        What a person should know: free text labels, nearest names, synonyms given twice.
+    """
+
+    labels: tuple[str, ...]
+    term_ids: tuple[str | None, ...]
+    descriptions: tuple[str, ...]
+    source: str = "list"
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def term_id_or_unknown(self, index: int) -> str:
+        return self.term_ids[index] or UNKNOWN
+
+
+def read_labels(labels: Labels, ontology: Ontology) -> LabelSet:
+    """The label set that a caller named.
+
+    Parameters
+    ----------
+    labels
+        Names, {name: description}, the path of a text file with one label a line (or of a JSON file with
+        {name: description}), or "cell-ontology".
+    ontology
+        Where ids, definitions and nearest names are looked up.
+    """
+    if isinstance(labels, str) and labels == CELL_ONTOLOGY:
+        return ontology_labels(ontology)
+    if isinstance(labels, (str, os.PathLike)):
+        return _read_file(Path(labels), ontology)
+    if isinstance(labels, Mapping):
+        return _label_set(list(labels), dict(labels), ontology, "dict")
+    return _label_set(list(labels), {}, ontology, "list")
+
+
+def ontology_labels(ontology: Ontology) -> LabelSet:
+    """Every informative cell type of the ontology."""
+    terms = [term for term in ontology.terms.values() if term.id not in UNINFORMATIVE_TERMS]
+    if not terms:
+        raise UserError("This model directory holds no Cell Ontology; give a list of labels instead.")
+    return LabelSet(
+        tuple(term.label for term in terms),
+        tuple(term.id for term in terms),
+        tuple(term.definition for term in terms),
+        CELL_ONTOLOGY,
+    )
+
+
+def _read_file(path: Path, ontology: Ontology) -> LabelSet:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        hint = f"give a file with one label a line, or {CELL_ONTOLOGY!r}"
+        raise UserError(f"There is no label file {str(path)!r}; {hint}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The label file {str(path)!r} cannot be read as UTF-8 text: {error}") from error
+    if path.suffix == ".json":
+        return _label_set(*_parse_json(text, path), ontology, str(path))
+    return _label_set([line.strip() for line in text.splitlines() if line.strip()], {}, ontology, str(path))
+
+
+def _parse_json(text: str, path: Path) -> tuple[list[str], dict[str, str]]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and lists nested as deep
+        raise UserError(f"The label file {str(path)!r} is not JSON: {error}") from error
+    if isinstance(content, dict):
+        return list(content), content
+    if isinstance(content, list):
+        return content, {}
+    raise UserError(f"The label file {str(path)!r} must hold a list of labels or {{label: description}}.")
+
+
+def _label_set(labels: list[str], descriptions: Mapping[str, str], ontology: Ontology, source: str) -> LabelSet:
+    _check(labels, source)
+    terms = [ontology.find(label) for label in labels]
+    return LabelSet(
+        tuple(labels),
+        tuple(term.id if term else None for term in terms),
+        tuple(
+            str(descriptions.get(label) or (term.definition if term else ""))
+            for label, term in zip(labels, terms, strict=True)
+        ),
+        source,
+        tuple(_notes(labels, terms, ontology)),
+    )
+
+
+def _check(labels: list[str], source: str) -> None:
+    where = "" if source in ("list", "dict") else f" in {source!r}"
+    if not labels:
+        raise UserError(f"No labels were given{where}; one is needed at least.")
+    for number, label in enumerate(labels, start=1):
+        if not isinstance(label, str) or not label.strip():
+            raise UserError(f"Label {number}{where} is {label!r}; every label must be a text.")
+        if not _can_be_stored(label):
+            raise UserError(f"Label {number}{where}, {label[:60]!r}, holds characters that no file can keep.")
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if repeated:
+        places = [number for number, label in enumerate(labels, start=1) if label == repeated[0]]
+        raise UserError(f"The label {repeated[0]!r} is given {len(places)} times{where}: entries {places[:5]}.")
+
+
+def _can_be_stored(label: str) -> bool:
+    """HDF5 ends a text at its first zero byte, and half a character has no UTF-8."""
+    return "\0" not in label and not any("\ud800" <= letter <= "\udfff" for letter in label)
+
+
+def _notes(labels: list[str], terms: list, ontology: Ontology) -> Iterable[str]:
+    free = [label for label, term in zip(labels, terms, strict=True) if term is None]
+    for label in free[:_MAX_SUGGESTIONS] if ontology.terms else []:
+        nearest = ontology.suggest(label)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        yield f"{label!r} is not in the Cell Ontology and is used as free text{hint}"
+    if len(free) > _MAX_SUGGESTIONS:
+        yield f"{len(free) - _MAX_SUGGESTIONS} more labels are not in the Cell Ontology and are used as free text"
+    by_term: dict[str, list[str]] = {}
+    for label, term in zip(labels, terms, strict=True):
+        by_term.setdefault(term.id if term else label, []).append(label)
+    for term_id, names in by_term.items():
+        if len(names) > 1:
+            yield f"{' and '.join(map(repr, names))} are the same Cell Ontology term ({term_id})"

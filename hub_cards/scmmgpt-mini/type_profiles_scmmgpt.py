@@ -1,0 +1,140 @@
+"""How the types of the training express their genes: a second opinion on the cells of a whole study, beside the text.
+
+A cell agrees with a type where its values, weighted by how far the type lies above or below the mean of all types, are
+high for its study. What is common to the study, its platform and its ambient RNA with it, falls out.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .errors_scmmgpt import UserError
+from .ontology_scmmgpt import Ontology
+
+FILE_NAME = "type_profiles.safetensors.gz"
+# Differences are stored in steps of a byte each.
+STEP = 0.2
+
+
+@dataclass(frozen=True)
+class TypeProfiles:
+    """Differences between the mean log expression of T types and the mean of all types, for K genes.
+
+    Attributes
+    ----------
+    term_ids
+        Cell Ontology ids of the T types.
+    gene_rows
+        (K,) rows of the genes in the vocabulary.
+    differences
+        (T, K), in whole steps of `STEP`.
+    """
+
+    term_ids: tuple[str, ...]
+    gene_rows: np.ndarray
+    differences: np.ndarray
+
+    @classmethod
+    def read(cls, directory: Path) -> TypeProfiles | None:
+        """The profiles in a model directory, None where there are none."""
+        path = directory / FILE_NAME
+        if not path.is_file():
+            return None
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            arrays = load(gzip.decompress(path.read_bytes()))
+            terms = tuple(f"CL:{number:07d}" for number in arrays["terms"])
+            return cls(terms, arrays["gene_rows"], arrays["steps"].T * np.float32(STEP))
+        except (OSError, EOFError, KeyError, zlib.error, SafetensorError) as error:
+            raise UserError(f"{str(path)!r} is not a file of type profiles: {error!r}") from error
+
+    def write(self, directory: Path) -> None:
+        """Write the profiles where `read` looks for them; the same profiles give the same bytes."""
+        from safetensors.numpy import save
+
+        steps = np.clip(np.round(self.differences / STEP), -127, 127).astype(np.int8)
+        arrays: dict[str, np.ndarray] = {
+            "terms": np.array([int(term_id.removeprefix("CL:")) for term_id in self.term_ids], np.int32),
+            "gene_rows": self.gene_rows.astype(np.int32),
+            "steps": np.ascontiguousarray(steps.T),  # genes that differ alike lie together
+        }
+        (directory / FILE_NAME).write_bytes(gzip.compress(save(arrays), mtime=0))
+
+    def norms(self, measured: np.ndarray) -> np.ndarray:
+        """(T,) length of each type's differences in the genes that were measured, rows of the vocabulary."""
+        among = np.isin(self.gene_rows, measured)
+        return np.linalg.norm(self.differences[:, among], axis=1)
+
+    def table(self, types: Sequence[int], vocab_size: int, first_gene_id: int) -> np.ndarray:
+        """(V, len(types)): for each gene id what a unit of its value says for each of some types."""
+        table = np.zeros((vocab_size, len(types)), np.float32)
+        table[self.gene_rows + first_gene_id] = self.differences[list(types)].T
+        return table
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well N cells agree with T types, and which of the candidates each type speaks for.
+
+    Attributes
+    ----------
+    values
+        (N, T) sum of a cell's values weighted by the differences, over the length of the values.
+    norms
+        (T,) of the differences, in the genes that were measured.
+    candidates
+        (T,) a candidate each, by index.
+    """
+
+    values: np.ndarray
+    norms: np.ndarray
+    candidates: np.ndarray
+    mean: np.ndarray = field(init=False)
+
+    @classmethod
+    def of(cls, values: np.ndarray, profiles: TypeProfiles, measured: np.ndarray, speaks_for: np.ndarray) -> Agreement:
+        """Of those types that speak for a candidate: `values` holds a column for each of these, `profiles` all types."""
+        speaking = speaks_for >= 0
+        return cls(values, profiles.norms(measured)[speaking], speaks_for[speaking])
+
+    def __post_init__(self):
+        object.__setattr__(self, "mean", np.mean(self.values, axis=0, dtype=np.float64).astype(np.float32))
+
+    def evidence(self, rows: slice | np.ndarray, num_candidates: int) -> np.ndarray:
+        """(rows, C): what speaks for each candidate, 0 on average and for candidates that no type speaks for.
+
+        A candidate has the best of its types.
+        """
+        cosines = (np.asarray(self.values[rows]) - self.mean) / np.maximum(self.norms, 1e-6)
+        result = np.zeros((len(cosines), num_candidates), np.float32)
+        spoken_for = np.unique(self.candidates)
+        if len(spoken_for) < 2:
+            return result
+        best = np.column_stack([cosines[:, self.candidates == one].max(axis=1) for one in spoken_for])
+        result[:, spoken_for] = best - best.mean(axis=1, keepdims=True)
+        return result
+
+
+def candidate_of_type(profiles: TypeProfiles, term_ids: Sequence[str | None], ontology: Ontology) -> np.ndarray:
+    """(T,) for each type the candidate that it is a case of, by index: itself, or the nearest above it; else -1.
+
+    Parameters
+    ----------
+    profiles
+        Of the types.
+    term_ids
+        What the candidates mean, None where nothing is known.
+    ontology
+        What lies above what.
+    """
+    place = {term_id: index for index, term_id in reversed(list(enumerate(term_ids))) if term_id}
+    lineages = ((term_id, *ontology.ancestors(term_id)) for term_id in profiles.term_ids)
+    return np.array([next((place[one] for one in lineage if one in place), -1) for lineage in lineages])
