@@ -33,9 +33,8 @@ import scipy.sparse as sp
 from anndata.experimental import concat_on_disk
 
 import scmmgpt
-from scmmgpt.embedding import embed_texts
 from scmmgpt.index import Index, build_index
-from scmmgpt.prompts import query_text
+from scmmgpt.processing.prompting_scmmgpt import query_text
 
 STUDY = "pbmc_facs_zheng2017.h5ad"
 SIZES = (75_000, 300_000)
@@ -119,7 +118,7 @@ def _first_cells(atlas: Path) -> tuple[sp.csr_matrix, pd.DataFrame, pd.DataFrame
 def query(folder: Path, repeats: int = 5) -> dict[str, dict[str, float]]:
     """Recall and time per query, the query's text already embedded."""
     index, model = Index.open(folder), scmmgpt.load(device="cpu")
-    vectors = embed_texts(model, [query_text(text) for text in QUERIES])
+    vectors = model.embed_texts([query_text(text) for text in QUERIES])
     with memory_and_time() as held:
         best = [index.nearest(vector, TOP, exact=True) for vector in vectors]
         found = [index.nearest(vector, TOP) for vector in vectors]

@@ -16,7 +16,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy",
 SUFFIXES = (".safetensors", ".json", ".txt", ".md", ".jinja", ".py", ".gz", ".tsv", ".model", ".png", ".svg")
 PLAIN_NAMES = ("LICENSE", "NOTICE", ".gitattributes")
 # Beside the islands: what an inference endpoint runs.
-ENDPOINT_FILES = ("handler.py", "naming_scmmgpt.py", "request_cells_scmmgpt.py", "schema_scmmgpt.py")
+ENDPOINT_FILES = ("handler.py", "request_cells_scmmgpt.py", "schema_scmmgpt.py")
 # Made by Python and by downloads, in any folder that was used.
 IGNORED_FOLDERS = ("__pycache__", ".cache", ".git")
 

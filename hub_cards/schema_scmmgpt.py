@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+MAX_REQUESTS = 32  # in one body
 MAX_BODY_BYTES = 32 * 1024**2
 MAX_CELLS = 1024
 MAX_CELLS_TO_DESCRIBE = 64
@@ -205,6 +206,28 @@ class Refusal(BaseModel):
 
 class BadRequest(ValueError):
     """What was sent cannot be answered; the message says what is wrong and where."""
+
+
+def read_body(body: Any) -> tuple[list[Any], bool]:
+    """The checked requests of {"inputs": one request or several, "parameters": ...}, and whether a list was sent.
+
+    Raises
+    ------
+    BadRequest
+        What is wrong with the body or with the first faulty request.
+    """
+    if not isinstance(body, dict):
+        raise BadRequest('The body is an object: {"inputs": {"task": ..., "cells": ...}}.')
+    inputs, parameters = body.get("inputs", body), body.get("parameters") or {}
+    if not isinstance(parameters, dict) or not isinstance(inputs, (dict, list)):
+        raise BadRequest("`inputs` is a request or a list of requests, and `parameters` an object.")
+    contents = inputs if isinstance(inputs, list) else [inputs]
+    if len(contents) > MAX_REQUESTS:
+        raise BadRequest(f"{len(contents)} requests are too many for one body; at most {MAX_REQUESTS}.")
+    requests = [
+        read_request({**content, **parameters} if isinstance(content, dict) else content) for content in contents
+    ]
+    return requests, isinstance(inputs, list)
 
 
 def read_request(content: Any) -> Any:

@@ -22,6 +22,7 @@ from scmmgpt.errors import require
 
 from .schema_scmmgpt import (
     MAX_BODY_BYTES,
+    MAX_REQUESTS,
     AnnotateRequest,
     AnnotateResponse,
     BadRequest,
@@ -35,7 +36,7 @@ from .schema_scmmgpt import (
     SearchRequest,
     SearchResponse,
     explain,
-    read_request,
+    read_body,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from .handler import EndpointHandler
 
-MAX_REQUESTS_TOGETHER = 32
 MAX_WAITING = 256
 SECONDS_TO_GATHER = 0.004
 SECONDS_TO_FINISH = 30
@@ -98,7 +98,7 @@ class Batcher:
         """Requests that arrive within a few milliseconds of the first."""
         gathered: list[Any] = []
         end = monotonic() + SECONDS_TO_GATHER
-        while len(gathered) + 1 < MAX_REQUESTS_TOGETHER and None not in gathered:
+        while len(gathered) + 1 < MAX_REQUESTS and None not in gathered:
             try:
                 gathered.append(self.waiting.get(timeout=max(0.0, end - monotonic())))
             except queue.Empty:
@@ -163,17 +163,9 @@ class Service:
 
     async def answer_body(self, body: dict[str, Any]) -> Any:
         """A body in the form of an inference endpoint: {"inputs": one request or several, "parameters": ...}."""
-        inputs, parameters = body.get("inputs"), body.get("parameters") or {}
-        if not isinstance(parameters, dict) or not isinstance(inputs, (dict, list)):
-            raise BadRequest("`inputs` is a request or a list of requests, and `parameters` an object.")
-        contents = inputs if isinstance(inputs, list) else [inputs]
-        if len(contents) > MAX_REQUESTS_TOGETHER:
-            raise BadRequest(f"{len(contents)} requests are too many for one body; at most {MAX_REQUESTS_TOGETHER}.")
-        requests = [
-            read_request(content | parameters if isinstance(content, dict) else content) for content in contents
-        ]
+        requests, is_list = read_body(body)
         answers = await asyncio.gather(*(self.answer(request) for request in requests))
-        return answers if isinstance(inputs, list) else answers[0]
+        return answers if is_list else answers[0]
 
     def health(self) -> dict[str, Any]:
         return {

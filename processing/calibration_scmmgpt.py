@@ -43,11 +43,8 @@ class Calibration:
     profile_weight: float = 0.0
 
     @classmethod
-    def read(cls, directory: Path) -> Calibration:
-        """The calibration in a model directory; the plain softmax when there is none."""
-        path = directory / FILE_NAME
-        if not path.is_file():
-            return cls()
+    def read(cls, path: Path) -> Calibration:
+        """What the `calibration.json` of a model directory says."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             pairs = sorted((float(number), float(value)) for number, value in content["temperature_by_candidates"])

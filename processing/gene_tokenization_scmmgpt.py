@@ -164,6 +164,11 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Genes and special tokens together."""
         return len(self._vocabulary)
 
+    @property
+    def gene_ids(self) -> np.ndarray:
+        """Ids of `genes`; smaller ones are special tokens."""
+        return len(SPECIAL_TOKENS) + np.arange(len(self._vocabulary.genes))
+
     def gene_rows(self, gene_ids: np.ndarray) -> np.ndarray:
         """Places in `genes` of the given ids; negative for special tokens."""
         return np.asarray(gene_ids) - len(SPECIAL_TOKENS)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors_scmmgpt import UserError
 from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
+from .prompting_scmmgpt import cell_text
 
 CELL_ONTOLOGY = "cell-ontology"
 UNKNOWN = "unknown"
@@ -45,6 +46,12 @@ class LabelSet:
 
     def term_id_or_unknown(self, index: int) -> str:
         return self.term_ids[index] or UNKNOWN
+
+    def texts(self, tissue: str | None = None) -> list[str]:
+        """What each label says about itself, in the words of the training: the text that cells are compared with."""
+        where = {"tissue": tissue} if tissue else {}
+        pairs = zip(self.labels, self.descriptions, strict=True)
+        return [cell_text({"cell_type": label, **where}, description) for label, description in pairs]
 
 
 def read_labels(labels: Labels, ontology: Ontology) -> LabelSet:

@@ -1,9 +1,11 @@
 """The one home of words: how labels, metadata and definitions become text, for training and evaluation alike."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 CELL_TOKEN = "<cell>"
+_ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
 MISSING = frozenset({"", "unknown", "na", "n/a", "nan", "none", "null", "not applicable", "unassigned", "other"})
 
 # What an obs table may call each field; the first that is present and filled counts.
@@ -208,6 +210,22 @@ def cell_request(metadata: Mapping[str, Any], definition: str | None = None, par
     fields = metadata_fields(metadata)
     text = _fill(CELL_REQUESTS[paraphrase % len(CELL_REQUESTS)], {"cell_type": "cell", **fields})
     return text if is_missing(definition) else f"{text} {_sentence(definition)}"
+
+
+def generation_text(text: str) -> str:
+    """A person's words for the cells to make, as the request that pseudo-cells are generated from.
+
+    Examples
+    --------
+    >>> generation_text("a naive B cell")
+    'Generate a naive B cell.'
+    """
+    return cell_request({"cell_type": _ARTICLE.sub("", text.strip())})
+
+
+def query_text(text: str) -> str:
+    """A person's words for the cells to look for, as they are compared with cells."""
+    return text.strip()
 
 
 def questions(

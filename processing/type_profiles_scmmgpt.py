@@ -41,11 +41,8 @@ class TypeProfiles:
     differences: np.ndarray
 
     @classmethod
-    def read(cls, directory: Path) -> TypeProfiles | None:
-        """The profiles in a model directory, None where there are none."""
-        path = directory / FILE_NAME
-        if not path.is_file():
-            return None
+    def read(cls, path: Path) -> TypeProfiles:
+        """The type profiles of a model directory."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -57,7 +54,7 @@ class TypeProfiles:
             raise UserError(f"{str(path)!r} is not a file of type profiles: {error!r}") from error
 
     def write(self, directory: Path) -> None:
-        """Write the profiles where `read` looks for them; the same profiles give the same bytes."""
+        """Write the profiles into a model directory; the same profiles give the same bytes."""
         from safetensors.numpy import save
 
         steps = np.clip(np.round(self.differences / STEP), -127, 127).astype(np.int8)
@@ -73,10 +70,10 @@ class TypeProfiles:
         among = np.isin(self.gene_rows, measured)
         return np.linalg.norm(self.differences[:, among], axis=1)
 
-    def table(self, types: Sequence[int], vocab_size: int, first_gene_id: int) -> np.ndarray:
-        """(V, len(types)): for each gene id what a unit of its value says for each of some types."""
+    def table(self, types: Sequence[int], gene_ids: np.ndarray, vocab_size: int) -> np.ndarray:
+        """(V, len(types)): for each token id what a unit of its value says for each of some types."""
         table = np.zeros((vocab_size, len(types)), np.float32)
-        table[self.gene_rows + first_gene_id] = self.differences[list(types)].T
+        table[gene_ids[self.gene_rows]] = self.differences[list(types)].T
         return table
 
 

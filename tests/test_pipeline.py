@@ -32,7 +32,7 @@ def test_annotation_returns_a_copy_with_labels_in_obs(pipe):
     cells = tiny_cells(20)
     columns = list(cells.obs)
 
-    annotated = pipe("cell-annotation")(cells, labels=LABELS)
+    annotated = pipe("cell-annotation")(cells, labels=LABELS, min_confidence=0)
 
     assert set(annotated.obs["scmmgpt_cell_type"]) <= set(LABELS)
     assert (annotated.obs["scmmgpt_cell_type"] != annotated.obs["scmmgpt_second_choice"]).all()
@@ -55,11 +55,14 @@ def test_annotation_of_a_matrix_returns_rows(pipe):
 
     rows = pipe("cell-annotation")((cells.X, list(cells.var_names)), labels=["T cell", "B cell"])
 
-    assert [sorted(row) for row in rows] == [["cell_type", "confidence", "second_choice"]] * 3
+    columns = ["cell_type", "cell_type_ontology_term_id", "confidence", "second_choice"]
+    assert [sorted(row) for row in rows] == [columns] * 3
 
 
 def test_options_may_be_given_when_the_pipeline_is_made(directory):
-    annotate = pipeline("cell-annotation", model=directory, device="cpu", labels=["T cell", "B cell"])
+    annotate = pipeline(
+        "cell-annotation", model=directory, device="cpu", labels=["T cell", "B cell"], min_confidence=0
+    )
 
     assert set(annotate(tiny_cells(4)).obs["scmmgpt_cell_type"]) <= {"T cell", "B cell"}
 

@@ -4,16 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from tiny_directory import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
-from scmmgpt.embedding import agreeing_batch, embed_batch
 from scmmgpt.errors import UserError
-from scmmgpt.label_terms import meant_terms
 from scmmgpt.loading import load
 from scmmgpt.processing.calibration_scmmgpt import Calibration
-from scmmgpt.processing.calling_scmmgpt import Scorer
+from scmmgpt.processing.calling_scmmgpt import Candidates, CellAnnotator, CellEvidence, Scorer, TokenEvidence
 from scmmgpt.processing.labels_scmmgpt import read_labels
 from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
 from scmmgpt.processing.type_profiles_scmmgpt import FILE_NAME, STEP, Agreement, TypeProfiles, candidate_of_type
@@ -45,7 +42,7 @@ def agreement() -> Agreement:
 
 def test_profiles_come_back_to_half_a_step(profiles, tmp_path):
     profiles.write(tmp_path)
-    read = TypeProfiles.read(tmp_path)
+    read = TypeProfiles.read(tmp_path / FILE_NAME)
 
     assert read.term_ids == profiles.term_ids
     assert np.array_equal(read.gene_rows, profiles.gene_rows)
@@ -61,7 +58,7 @@ def test_profiles_written_twice_are_the_same_file(profiles, tmp_path):
 
 
 def test_a_directory_without_profiles_has_none(tmp_path):
-    assert TypeProfiles.read(tmp_path) is None
+    assert CellAnnotator.of_directory(tmp_path).type_profiles is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not packed", b"\x1f\x8b cut short"])
@@ -69,7 +66,7 @@ def test_a_damaged_file_of_profiles_is_named(content, tmp_path):
     (tmp_path / FILE_NAME).write_bytes(content)
 
     with pytest.raises(UserError, match=FILE_NAME):
-        TypeProfiles.read(tmp_path)
+        CellAnnotator.of_directory(tmp_path)
 
 
 def test_a_type_speaks_for_itself_or_for_the_nearest_above_it(profiles):
@@ -120,8 +117,10 @@ def scorer(agreement, num_cells=200, **arguments) -> Scorer:
     cells, labels = generator.normal(size=(num_cells, 8)), generator.normal(size=(4, 8))
     unit = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (cells, labels)]
     calibration = Calibration(profile_weight=30.0)
-    candidates = read_labels(["lymphocyte", "T cell", "B cell", "CD4 T cell"], TREE)
-    return Scorer(*unit, candidates, calibration, scale=10, agreement=agreement, **arguments)
+    cells = CellEvidence(unit[0], *np.zeros((2, num_cells), dtype=bool))
+    labels = read_labels(["lymphocyte", "T cell", "B cell", "CD4 T cell"], TREE)
+    candidates = Candidates(labels, unit[1], labels.term_ids, np.empty(0, dtype=int))
+    return Scorer(cells, candidates, calibration, scale=10, agreement=agreement, **arguments)
 
 
 def test_profiles_decide_where_the_text_does_not():
@@ -159,18 +158,19 @@ def directory(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_agreement_is_the_weighted_sum_of_a_cells_values_whatever_lies_beside_it(directory):
     loaded = load(directory, device="cpu")
-    features = loaded.processor.feature_extractor(tiny_cells(6), return_tensors="pt")
-    compute = torch.inference_mode()(agreeing_batch(loaded, make=embed_batch, types=[2, 0]))
+    genes, profiles = loaded.processor.gene_tokenizer, loaded.annotator.type_profiles
+    tokens = genes(tiny_cells(6), return_tensors="np")
+    read_tokens = TokenEvidence(genes, profiles, [2, 0])
 
-    together = compute(dict(features))["agreement"]
+    together = read_tokens(tokens)["agreement"]
 
     for i in range(6):
-        alone = {name: values[i : i + 1] for name, values in features.items()}
-        assert np.allclose(compute(alone)["agreement"], together[i], atol=1e-5)
-        rows = features["gene_ids"][i].numpy() - loaded.first_gene_id
-        is_gene = (rows >= 0) & (features["gene_mask"][i].numpy() > 0)
-        values = features["gene_values"][i].numpy()[is_gene]
-        expected = loaded.type_profiles.differences[[2, 0]][:, rows[is_gene]] @ values / np.linalg.norm(values)
+        alone = {name: values[i : i + 1] for name, values in tokens.items()}
+        assert np.allclose(read_tokens(alone)["agreement"], together[i], atol=1e-5)
+        rows = genes.gene_rows(tokens["gene_ids"][i])
+        is_gene = (rows >= 0) & (tokens["gene_mask"][i] > 0)
+        values = tokens["gene_values"][i][is_gene]
+        expected = profiles.differences[[2, 0]][:, rows[is_gene]] @ values / np.linalg.norm(values)
         assert np.allclose(together[i], expected, atol=1e-4)
 
 
@@ -189,12 +189,14 @@ def test_annotation_of_a_study_is_the_same_in_any_order_and_any_batches(director
     assert np.allclose(confidence[0][order], confidence[1], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_profiles_of_another_vocabulary_are_refused(tmp_path):
     directory = write_tiny_model(tmp_path)
-    TypeProfiles(("CL:0000084",), np.array([len(GENES)]), np.ones((1, 1))).write(directory)
+    TypeProfiles(("CL:0000084", "CL:0000236"), np.array([len(GENES)]), np.ones((2, 1))).write(directory)
+    (directory / "calibration.json").write_text('{"temperature_by_candidates": [[1, 1.0]], "profile_weight": 30}')
 
     with pytest.raises(UserError, match="other genes"):
-        _ = load(directory, device="cpu").type_profiles
+        scmmgpt.annotate(tiny_cells(3), ["T cell", "B cell"], model=directory, device="cpu", progress=False)
 
 
 # ---- free text
@@ -206,12 +208,8 @@ def mini():
 
 
 def meant(loaded, *names):
-    from scmmgpt.embedding import embed_texts
-    from scmmgpt.prompts import label_texts
-
-    labels = read_labels(list(names), loaded.ontology)
-    with torch.inference_mode():
-        return meant_terms(loaded, labels, embed_texts(loaded, label_texts(labels)))
+    annotator = loaded.annotator
+    return annotator.candidates(annotator.label_set(list(names)), loaded.embed_texts).term_ids
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,94 +1,337 @@
-"""From similarities between cells and labels to calls: confidence, second choice, back-off in the tree.
+"""The one rule from what a model says about cells to their names: verbs, pipelines, endpoint and evaluation call it.
 
-The steps, in order, for N cells and C candidates:
+The steps, in order, for N cells and C candidate labels:
 
 1. logits = similarity x the model's scale, minus the class bias of `calibration.json`.
-2. Prior correction: from each label's logits a share of their mean over the data is taken away, so that a label that
-   the model likes for every cell does not win everywhere. It assumes roughly even types, and is therefore off
-   under 100 cells and when one label wins more than 60 % of them.
-3. Where the model directory holds profiles of its types, how well a cell agrees with them, in comparison with the other
-   cells, is added to the logits. It needs a study as the prior correction does, and is off where that is.
+2. Prior correction: from each label's logits a share of their mean over the cells is taken away, so that a label that
+   the model likes for every cell does not win everywhere. It assumes roughly even types, and is therefore off under
+   100 cells and when one label wins more than 60 % of them.
+3. Type profiles, where the model directory holds them: how well a cell agrees with the mean expression of each training
+   type, compared with the other cells, is added to the logits. Off where the prior correction is off.
 4. confidence = softmax(logits / temperature), with the temperature fitted for this number of candidates.
 5. Below `min_confidence` a call moves to the most specific ancestor whose candidates together reach it, else "unknown".
    An ancestor of k of the n candidates collects k/n by chance alone, so it must reach `min_confidence` beyond that:
    (confidence - k/n) / (1 - k/n). What all candidates have in common is never an answer.
+6. Cells without a known gene, and cells that look like no cell, are "unknown".
+
+Steps 2 and 3 compare the cells of one study with each other. Whoever sees cells one by one (an endpoint) passes
+`prior_share=0`, and each cell is judged by itself.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy import sparse
+import torch
 from scipy.special import softmax
+from torch.nn.functional import embedding_bag
 
+from .back_off_scmmgpt import BackOff, Calls, call_cells
+from .calibration_scmmgpt import FILE_NAME as CALIBRATION_FILE
 from .calibration_scmmgpt import Calibration
 from .cell_matrix_scmmgpt import parts
-from .labels_scmmgpt import UNKNOWN, LabelSet
-from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
-from .type_profiles_scmmgpt import Agreement
+from .errors_scmmgpt import UserError
+from .labels_scmmgpt import Labels, LabelSet, ontology_labels, read_labels
+from .ontology_scmmgpt import EMPTY, Ontology
+from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
+from .type_profiles_scmmgpt import FILE_NAME as PROFILES_FILE
+from .type_profiles_scmmgpt import Agreement, TypeProfiles, candidate_of_type
 
+ANNOTATION_FILES = (ONTOLOGY_FILE, CALIBRATION_FILE, PROFILES_FILE)
 MIN_CELLS_FOR_PRIOR = 100
 MAX_SHARE_OF_ONE_LABEL = 0.6
+# Definitions without the name lie this near to their own type's text in 95 of 100 cases, measured on trained types.
+MIN_COSINE_OF_FREE_TEXT = 0.9
+RERANK_WEIGHT = 0.5
+
+EmbedTexts = Callable[[Sequence[str]], np.ndarray]
 
 
-@dataclass
-class Calls:
-    """One call per cell: parallel arrays of length N."""
+@dataclass(frozen=True)
+class Candidates:
+    """The labels that cells may get, as one model understands them.
 
-    labels: np.ndarray
-    term_ids: np.ndarray
-    confidence: np.ndarray
-    second_choices: np.ndarray
+    Attributes
+    ----------
+    labels
+        The labels as given, C of them.
+    embeds
+        (C, D) unit vectors of their texts.
+    term_ids
+        Cell Ontology id of each label; for free text that of the trained type that says the same, if there is one.
+    candidate_of_profile
+        For each type profile of the model the label that it counts for, by index, or -1. Empty: profiles are not used.
+    """
+
+    labels: LabelSet
+    embeds: np.ndarray
+    term_ids: tuple[str | None, ...]
+    candidate_of_profile: np.ndarray
+
+    @property
+    def profiles(self) -> list[int]:
+        """The type profiles that count for some label."""
+        return np.flatnonzero(self.candidate_of_profile >= 0).tolist()
+
+
+@dataclass(frozen=True)
+class CellEvidence:
+    """What is known about N cells, one row each.
+
+    Attributes
+    ----------
+    embeds
+        (N, D) unit vectors.
+    is_empty, is_implausible
+        (N,) cells without a known gene, and cells that look like no cell.
+    agreement
+        (N, T) with each of the candidates' `profiles`; None where they are not used.
+    match, matched
+        (N, k): the matching head's probability that a candidate describes the cell, and which candidate it is.
+    """
+
+    embeds: np.ndarray
+    is_empty: np.ndarray
+    is_implausible: np.ndarray
+    agreement: np.ndarray | None = None
+    match: np.ndarray | None = None
+    matched: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+
+@dataclass(frozen=True)
+class CellAnnotator:
+    """What one model directory says about reading its scores.
+
+    Attributes
+    ----------
+    ontology, calibration, type_profiles
+        As its files hold them.
+    trained_types
+        Names or ids of the cell types that the model was trained on: the candidates when none are given.
+    """
+
+    ontology: Ontology = EMPTY
+    calibration: Calibration = Calibration()
+    type_profiles: TypeProfiles | None = None
+    trained_types: tuple[str, ...] = ()
 
     @classmethod
-    def empty(cls, num_cells: int) -> Calls:
-        names = [np.full(num_cells, UNKNOWN, dtype=object) for _ in range(3)]
-        return cls(names[0], names[1], np.zeros(num_cells, dtype=np.float32), names[2])
+    def of_directory(cls, directory: Path, trained_types: Sequence[str] = ()) -> "CellAnnotator":
+        """Read from the files of a model directory."""
+        return cls.of_files(annotation_files(directory), trained_types)
 
-    def put(self, rows: slice | np.ndarray, calls: Calls) -> None:
-        for name in ("labels", "term_ids", "confidence", "second_choices"):
-            getattr(self, name)[rows] = getattr(calls, name)
+    @classmethod
+    def of_files(cls, files: Mapping[str, str | Path], trained_types: Sequence[str] = ()) -> "CellAnnotator":
+        """Read from {name: path} of those `ANNOTATION_FILES` that a model has."""
+        annotator = _read(tuple(sorted((name, str(path)) for name, path in files.items())))
+        return replace(annotator, trained_types=tuple(trained_types))
 
-    def take(self, rows: np.ndarray) -> Calls:
-        return Calls(self.labels[rows], self.term_ids[rows], self.confidence[rows], self.second_choices[rows])
+    # ---- before the cells
+
+    def label_set(self, labels: Labels | None = None) -> LabelSet:
+        """The labels that a person gave; without any the types of the training, else the whole ontology."""
+        if labels is not None:
+            return read_labels(labels, self.ontology)
+        if not self.trained_types:
+            return ontology_labels(self.ontology)
+        terms = [self.ontology.find(name) for name in self.trained_types]
+        known = [term.label if term else name for term, name in zip(terms, self.trained_types, strict=True)]
+        return read_labels(list(dict.fromkeys(known)), self.ontology)
+
+    def candidates(
+        self, labels: LabelSet, embed_texts: EmbedTexts, *, tissue: str | None = None, with_profiles: bool = True
+    ) -> Candidates:
+        """Labels with their vectors and with what they mean to the model.
+
+        Parameters
+        ----------
+        labels
+            The candidates.
+        embed_texts
+            Texts -> unit vectors of the model.
+        tissue
+            Where the cells come from, as a hint in the labels' text.
+        with_profiles
+            False where cells are judged one by one: type profiles compare the cells of a study.
+        """
+        embeds = embed_texts(labels.texts(tissue))
+        term_ids = self._meant_terms(labels, embeds, embed_texts)
+        return Candidates(labels, embeds, term_ids, self._candidate_of_profile(term_ids, with_profiles))
+
+    def _meant_terms(self, labels: LabelSet, embeds: np.ndarray, embed_texts: EmbedTexts) -> tuple[str | None, ...]:
+        """The Cell Ontology id of each label; for free text that of the trained type next to it, if one is so near.
+
+        No type is meant by two labels: a name comes before free text, and of several texts the nearest comes first.
+        """
+        terms = [term for name in self.trained_types if (term := self.ontology.find(name))]
+        free = [index for index, term_id in enumerate(labels.term_ids) if term_id is None]
+        if not terms or not free:
+            return labels.term_ids
+        trained = read_labels([term.label for term in terms], self.ontology)
+        cosines = embeds[free] @ embed_texts(trained.texts()).T
+        meant, taken = list(labels.term_ids), set(labels.term_ids)
+        for place in np.argsort(-cosines.max(axis=1), kind="stable"):
+            nearest = int(cosines[place].argmax())
+            if cosines[place, nearest] >= MIN_COSINE_OF_FREE_TEXT and terms[nearest].id not in taken:
+                meant[free[place]] = terms[nearest].id
+                taken.add(terms[nearest].id)
+        return tuple(meant)
+
+    def _candidate_of_profile(self, term_ids: Sequence[str | None], with_profiles: bool) -> np.ndarray:
+        if self.type_profiles is None or not self.calibration.profile_weight or not with_profiles:
+            return np.empty(0, dtype=np.int64)
+        found = candidate_of_type(self.type_profiles, term_ids, self.ontology)
+        return found if len(np.unique(found[found >= 0])) > 1 else np.full_like(found, -1)
+
+    # ---- each batch of cells
+
+    def token_evidence(self, gene_tokenizer: Any, candidates: Candidates | None = None) -> "TokenEvidence":
+        """What reads the tokens of each batch of cells, see `TokenEvidence`; without candidates no type profiles."""
+        return TokenEvidence(gene_tokenizer, self.type_profiles, candidates.profiles if candidates else ())
+
+    # ---- all cells
+
+    def scorer(
+        self,
+        cells: CellEvidence | Mapping[str, np.ndarray],
+        candidates: Candidates,
+        *,
+        scale: float,
+        measured_genes: np.ndarray | None = None,
+        prior_share: float | None = None,
+    ) -> "Scorer":
+        """Calibrated probabilities of the candidates, see `Scorer`.
+
+        Parameters
+        ----------
+        cells, candidates
+            What is known of both.
+        scale
+            The model's similarity scale.
+        measured_genes
+            Vocabulary rows of the genes that the study measured; needed where `cells` come with `agreement`.
+        prior_share
+            Share of a label's mean logit that the prior correction takes away. None: the calibration's, and off where
+            it does not apply. 0 judges every cell by itself.
+        """
+        cells = cells if isinstance(cells, CellEvidence) else CellEvidence(**cells)
+        agreement = None
+        if cells.agreement is not None and self.type_profiles is not None and measured_genes is not None:
+            agreement = Agreement.of(
+                cells.agreement, self.type_profiles, measured_genes, candidates.candidate_of_profile
+            )
+        return Scorer(cells, candidates, self.calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+
+    def call(
+        self, scorer: "Scorer", *, min_confidence: float | None = None, clusters: np.ndarray | None = None
+    ) -> Calls:
+        """The call of every cell, or of every cluster by the mean probability of its cells.
+
+        Parameters
+        ----------
+        scorer
+            Of the cells.
+        min_confidence
+            Where calls back off, and cells that look like none become unknown; 0 never does either. None: the
+            calibration's.
+        clusters
+            A cluster number for each cell; None calls each cell by itself.
+        """
+        least = self.calibration.min_confidence if min_confidence is None else min_confidence
+        back_off = BackOff(scorer.candidates.labels, self.ontology, least)
+        calls = call_cells(len(scorer.cells), scorer.probabilities, back_off, clusters)
+        if least > 0 and clusters is None:
+            calls = calls.with_unknown(np.asarray(scorer.cells.is_empty) | np.asarray(scorer.cells.is_implausible))
+        return calls
 
 
-class Scorer:
-    """Calibrated probabilities of the candidates for any rows of the data.
+def annotation_files(directory: Path) -> dict[str, Path]:
+    """{name: path} of those `ANNOTATION_FILES` that a model directory holds."""
+    return {name: directory / name for name in ANNOTATION_FILES if (directory / name).is_file()}
+
+
+@lru_cache(maxsize=8)
+def _read(files: tuple[tuple[str, str], ...]) -> CellAnnotator:
+    paths = {name: Path(path) for name, path in files}
+    return CellAnnotator(
+        Ontology.read(paths[ONTOLOGY_FILE]) if ONTOLOGY_FILE in paths else EMPTY,
+        Calibration.read(paths[CALIBRATION_FILE]) if CALIBRATION_FILE in paths else Calibration(),
+        TypeProfiles.read(paths[PROFILES_FILE]) if PROFILES_FILE in paths else None,
+    )
+
+
+class TokenEvidence:
+    """What a batch's tokens say without the model: is a cell empty, does it look like one, which profiles it fits.
 
     Parameters
     ----------
-    cell_embeds, label_embeds
-        Unit vectors, (N, D) and (C, D).
-    scale
-        The model's logit scale.
-    prior_share
-        None takes the calibration's, and turns it off where the assumption does not hold. A number is obeyed; 0 judges
-        every cell by itself.
+    gene_tokenizer
+        What made the tokens.
+    type_profiles, chosen
+        The model's profiles, and which of them to compare the cells with.
+    """
+
+    def __init__(self, gene_tokenizer: Any, type_profiles: TypeProfiles | None = None, chosen: Sequence[int] = ()):
+        self.gene_tokenizer, self._table = gene_tokenizer, None
+        if type_profiles is not None and len(chosen):
+            gene_ids = gene_tokenizer.gene_ids
+            if type_profiles.gene_rows.max(initial=0) >= len(gene_ids):
+                raise UserError(f"{PROFILES_FILE} holds profiles of other genes than the model's vocabulary names.")
+            self._table = torch.from_numpy(type_profiles.table(chosen, gene_ids, gene_tokenizer.vocab_size))
+
+    def __call__(self, tokens: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Arrays of `CellEvidence`, one row per cell, from `gene_ids`, `gene_values` and `gene_mask`."""
+        tokens = {name: np.asarray(values) for name, values in tokens.items()}
+        is_gene = (self.gene_tokenizer.gene_rows(tokens["gene_ids"]) >= 0) & (tokens["gene_mask"] > 0)
+        evidence = {
+            "is_empty": ~is_gene.any(axis=1),
+            "is_implausible": self.gene_tokenizer.looks_implausible(**tokens),
+        }
+        return evidence if self._table is None else {**evidence, "agreement": self._agreement(tokens, is_gene)}
+
+    def _agreement(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
+        """(cells, profiles): sum of a cell's values weighted by a type's differences, over the length of the values."""
+        values = torch.from_numpy(tokens["gene_values"].astype(np.float32) * is_gene).clamp(min=0)
+        ids = torch.from_numpy(np.ascontiguousarray(tokens["gene_ids"]))
+        sums = embedding_bag(ids, self._table, per_sample_weights=values, mode="sum")
+        return (sums / values.norm(dim=1, keepdim=True).clamp(min=1e-6)).numpy()
+
+
+class Scorer:
+    """Calibrated probabilities of the candidates for any rows of the cells: steps 1 to 4.
+
+    Parameters
+    ----------
+    cells, candidates
+        What is known of both.
+    calibration
+        How the model's similarities are read.
+    scale, prior_share
+        As `CellAnnotator.scorer` takes them.
     agreement
-        How well the cells agree with the profiles of types; None: there are none.
-    term_ids
-        What the candidates mean, if that is more than `labels` knows: free text may be understood.
+        How well the cells agree with the type profiles; None: there are none.
     """
 
     def __init__(
         self,
-        cell_embeds: np.ndarray,
-        label_embeds: np.ndarray,
-        labels: LabelSet,
+        cells: CellEvidence,
+        candidates: Candidates,
         calibration: Calibration,
         *,
         scale: float,
         prior_share: float | None = None,
         agreement: Agreement | None = None,
-        term_ids: Sequence[str | None] | None = None,
     ):
-        self.cell_embeds = cell_embeds
-        self.weights = (label_embeds * scale).astype(np.float32)
-        self.bias = calibration.bias_of(labels.labels, term_ids or labels.term_ids)
-        self.temperature = calibration.temperature(len(labels))
+        self.cells, self.candidates = cells, candidates
+        self.weights = (candidates.embeds * scale).astype(np.float32)
+        self.bias = calibration.bias_of(candidates.labels.labels, candidates.term_ids)
+        self.temperature = calibration.temperature(len(candidates.labels))
         self.agreement, self.profile_weight = agreement, 0.0
         is_study = self._is_study() if prior_share is None else prior_share != 0
         self.prior_share = (calibration.prior_share if prior_share is None else prior_share) if is_study else 0.0
@@ -98,22 +341,27 @@ class Scorer:
             self.profile_weight = calibration.profile_weight
 
     def logits(self, rows: slice | np.ndarray) -> np.ndarray:
-        logits = np.asarray(self.cell_embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
+        """Similarities after bias, prior correction and type profiles."""
+        logits = np.asarray(self.cells.embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
         if self.agreement is None or not self.profile_weight:
             return logits
         return logits + self.profile_weight * self.agreement.evidence(rows, logits.shape[1])
 
     def probabilities(self, rows: slice | np.ndarray) -> np.ndarray:
-        return softmax(self.logits(rows) / self.temperature, axis=1)
+        """(rows, C); where the matching head was asked, its opinion is mixed in."""
+        probabilities = softmax(self.logits(rows) / self.temperature, axis=1)
+        if self.cells.match is None or self.cells.matched is None:
+            return probabilities
+        return rerank(probabilities, self.cells.match[rows], self.cells.matched[rows], RERANK_WEIGHT)
 
     def _mean_logits(self) -> np.ndarray:
-        mean_cell = np.mean(self.cell_embeds, axis=0, dtype=np.float64).astype(np.float32)
+        mean_cell = np.mean(self.cells.embeds, axis=0, dtype=np.float64).astype(np.float32)
         mean = mean_cell @ self.weights.T - self.bias
         return mean - mean.mean()
 
     def _is_study(self) -> bool:
         """Whether there are enough cells, of more than one type, to compare them with one another."""
-        num_cells, num_labels = len(self.cell_embeds), len(self.bias)
+        num_cells, num_labels = len(self.cells), len(self.bias)
         if num_cells < MIN_CELLS_FOR_PRIOR or num_labels < 2:
             return False
         wins = np.zeros(num_labels)
@@ -139,109 +387,3 @@ def rerank(probabilities: np.ndarray, match: np.ndarray, candidates: np.ndarray,
     result = probabilities.copy()
     np.put_along_axis(result, candidates, softmax(log_mixed, axis=1) * best.sum(axis=1, keepdims=True), axis=1)
     return result
-
-
-class Caller:
-    """Turns probabilities into calls, backing off in the tree where they are too low."""
-
-    def __init__(self, labels: LabelSet, ontology: Ontology, min_confidence: float):
-        self.labels = labels
-        self.min_confidence = min_confidence
-        self._names = np.array(labels.labels, dtype=object)
-        self._ids = np.array([labels.term_id_or_unknown(index) for index in range(len(labels))], dtype=object)
-        # Of two names for one term the first counts.
-        self._given = dict(zip(reversed(labels.term_ids), reversed(labels.labels), strict=True))
-        self._ontology = ontology
-        self._groups, self._membership = self._collect_groups()
-        self._chance = np.asarray(self._membership.sum(axis=0)).ravel() / len(labels)
-
-    def calls(self, probabilities: np.ndarray) -> Calls:
-        """The call for each row of (N, C) probabilities."""
-        best, second = _two_best(probabilities)
-        calls = Calls(
-            self._names[best],
-            self._ids[best],
-            probabilities[np.arange(len(best)), best].astype(np.float32),
-            self._names[second] if len(self._names) > 1 else np.full(len(best), UNKNOWN, dtype=object),
-        )
-        low = np.flatnonzero(calls.confidence < self.min_confidence)
-        if len(low):
-            self._back_off(calls, low, probabilities[low], best[low])
-        return calls
-
-    def _back_off(self, calls: Calls, low: np.ndarray, probabilities: np.ndarray, best: np.ndarray) -> None:
-        calls.labels[low] = calls.term_ids[low] = UNKNOWN
-        if not self._groups:
-            return
-        mass = probabilities @ self._membership
-        holds_best = self._membership[best].toarray() > 0
-        enough = holds_best & ((mass - self._chance) / (1 - self._chance) >= self.min_confidence)
-        found = enough.any(axis=1)
-        group = enough.argmax(axis=1)  # groups are sorted: the most specific comes first
-        for row, place, chosen in zip(low[found], np.flatnonzero(found), group[found], strict=True):
-            term_id = self._groups[chosen]
-            calls.labels[row] = self._given.get(term_id, self._ontology.terms[term_id].label)
-            calls.term_ids[row] = term_id
-            calls.confidence[row] = mass[place, chosen]
-
-    def _collect_groups(self) -> tuple[list[str], sparse.csr_array]:
-        """Ancestors that hold several candidates, most specific first, and which candidates each holds."""
-        members: dict[str, list[int]] = {}
-        for index, term_id in enumerate(self.labels.term_ids):
-            for ancestor in [term_id, *self._ontology.ancestors(term_id)] if term_id else []:
-                members.setdefault(ancestor, []).append(index)
-        informative = {
-            term_id: held
-            for term_id, held in members.items()
-            if 1 < len(held) < len(self.labels)
-            and term_id not in UNINFORMATIVE_TERMS
-            and term_id in self._ontology.terms
-        }
-        if not informative or self.min_confidence == 0:
-            return [], sparse.csr_array((len(self.labels), 0))
-        # Among ancestors of the same candidates the deepest says most.
-        depth = {term_id: len(self._ontology.ancestors(term_id)) for term_id in informative}
-        groups = sorted(informative, key=lambda term_id: (len(informative[term_id]), -depth[term_id], term_id))
-        columns = np.repeat(np.arange(len(groups)), [len(informative[group]) for group in groups])
-        rows = np.concatenate([informative[group] for group in groups])
-        shape = (len(self.labels), len(groups))
-        return groups, sparse.csr_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
-
-
-def _two_best(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best and the second best column of each row, without sorting thousands of others."""
-    best = probabilities.argmax(axis=1)
-    others = probabilities.copy()
-    np.put_along_axis(others, best[:, None], -1, axis=1)
-    return best, others.argmax(axis=1)
-
-
-def call_cells(
-    num_cells: int,
-    probabilities: Callable[[slice], np.ndarray],
-    caller: Caller,
-    clusters: np.ndarray | None = None,
-) -> Calls:
-    """Call every cell, or every cluster by the mean probability of its cells.
-
-    Parameters
-    ----------
-    num_cells
-        N.
-    probabilities
-        Rows -> (rows, C).
-    caller
-        What turns probabilities into calls.
-    clusters
-        A cluster number for each cell; None calls each cell by itself.
-    """
-    if clusters is None:
-        calls = Calls.empty(num_cells)
-        for rows in parts(num_cells):
-            calls.put(rows, caller.calls(probabilities(rows)))
-        return calls
-    num_clusters = int(clusters.max()) + 1
-    total = np.zeros((num_clusters, len(caller.labels)), dtype=np.float64)
-    for rows in parts(num_cells):
-        np.add.at(total, clusters[rows], probabilities(rows))
-    return caller.calls(total / np.bincount(clusters, minlength=num_clusters)[:, None]).take(clusters)

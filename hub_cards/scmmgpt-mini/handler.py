@@ -8,9 +8,7 @@ calls it with each decoded body:
 `inputs` may be a list of requests, which are answered together. What requests look like: `schema_scmmgpt.py`.
 """
 
-import re
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,22 +29,19 @@ from transformers import (
 )
 
 if TYPE_CHECKING or __package__:
-    from scmmgpt.processing.prompting_scmmgpt import cell_request, cell_text, conversation, description_question
+    from scmmgpt.processing.encoding_scmmgpt import TextEmbedder, similarity_scale
+    from scmmgpt.processing.prompting_scmmgpt import generation_text, query_text
 
-    from .naming_scmmgpt import Naming
     from .request_cells_scmmgpt import opened_cells
-    from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_request
+    from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 else:  # in a repository every file lies beside this one
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from naming_scmmgpt import Naming
-    from prompting_scmmgpt import cell_request, cell_text, conversation, description_question
+    from encoding_scmmgpt import TextEmbedder, similarity_scale
+    from prompting_scmmgpt import generation_text, query_text
     from request_cells_scmmgpt import opened_cells
-    from schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_request
+    from schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 
 CELLS_PER_BATCH = 128
-TEXTS_PER_BATCH = 64
-TEXTS_REMEMBERED = 20_000
-_ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
 
 
 class EndpointHandler:
@@ -63,19 +58,20 @@ class EndpointHandler:
     def __init__(self, path: str = "", device: str | None = None):
         directory = Path(path) if path else Path(__file__).resolve().parent
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
         self.processor.tokenizer.padding_side = "left"
         config = AutoConfig.from_pretrained(directory, trust_remote_code=True)
         self.is_generative = "ScMMGPTForConditionalGeneration" in (config.architectures or ())
         auto_class = AutoModelForMultimodalLM if self.is_generative else AutoModel
-        model = auto_class.from_pretrained(directory, trust_remote_code=True, dtype=dtype)
+        # In the type that the config names, as everywhere else: a GPU gives the same answers as a laptop.
+        model = auto_class.from_pretrained(directory, trust_remote_code=True)
         self.model = model.eval().to(self.device)
         self.training_summary = getattr(self.model.config, "training_summary", None) or {}
-        self.naming = Naming(directory, self.training_summary.get("cell_types") or ())
+        self.annotator = self.processor.annotator(self.model.config)
         # A fast tokenizer refuses to be used by two threads at once.
         self._tokenizing = Lock()
-        self._text_vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._embed_texts = TextEmbedder(self.model, self._process)
+        self._read_tokens = self.annotator.token_evidence(self.processor.gene_tokenizer)
         self._warm_up()
 
     def __call__(self, data: dict[str, Any]) -> Any:
@@ -86,20 +82,12 @@ class EndpointHandler:
         ValueError
             Why the body cannot be answered.
         """
-        if not isinstance(data, dict):
-            raise BadRequest('The body is an object: {"inputs": {"task": ..., "cells": ...}}.')
-        inputs, parameters = data.get("inputs", data), data.get("parameters") or {}
-        if not isinstance(parameters, dict):
-            raise BadRequest("`parameters` is an object.")
-        contents = inputs if isinstance(inputs, list) else [inputs]
-        requests = [
-            read_request({**content, **parameters} if isinstance(content, dict) else content) for content in contents
-        ]
+        requests, is_list = read_body(data)
         answers = self.answer(requests)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
-        return answers if isinstance(inputs, list) else answers[0]
+        return answers if is_list else answers[0]
 
     def answer(self, requests: Sequence[Any]) -> list[Any]:
         """One answer per checked request, cells of all requests going through the model together.
@@ -119,28 +107,22 @@ class EndpointHandler:
 
     # The tasks
 
-    def _annotate(self, request: Any, cells: "EmbeddedCells") -> dict[str, Any]:
-        given = request.labels
-        candidates = self.naming.candidates(given) if given else self.naming.default_candidates
-        if not candidates.labels:
-            raise BadRequest("This model brings no list of cell types: send `labels`.")
-        where = {"tissue": request.tissue} if request.tissue else {}
-        pairs = zip(candidates.labels, candidates.definitions, strict=True)
-        texts = [cell_text({"cell_type": label, **where}, definition) for label, definition in pairs]
-        least = self.naming.min_confidence if request.min_confidence is None else request.min_confidence
-        similarities = cells.embeds @ self._embed_texts(texts).T
-        probabilities = self.naming.probabilities(similarities, self._scale(), candidates)
-        calls = self.naming.calls(probabilities, candidates, least)
-        for call, is_doubted in zip(calls, cells.is_doubted, strict=True):
-            if is_doubted and least > 0:
-                call.update(cell_type="unknown", cell_type_ontology_term_id="unknown", confidence=0.0)
-        return {"calls": calls}
+    def _annotate(self, request: Any, cells: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Each cell by itself: what is said about a cell never depends on the other cells of a request."""
+        label_set = self.annotator.label_set(request.labels)
+        candidates = self.annotator.candidates(
+            label_set, self._embed_texts, tissue=request.tissue, with_profiles=False
+        )
+        scorer = self.annotator.scorer(cells, candidates, scale=similarity_scale(self.model), prior_share=0)
+        columns = self.annotator.call(scorer, min_confidence=request.min_confidence).columns
+        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+        return {"calls": [dict(zip(columns, row, strict=True)) for row in rows]}
 
-    def _embed(self, request: Any, cells: "EmbeddedCells") -> dict[str, Any]:
-        return {"embeddings": cells.embeds.tolist()}
+    def _embed(self, request: Any, cells: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {"embeddings": cells["embeds"].tolist()}
 
-    def _search(self, request: Any, cells: "EmbeddedCells") -> dict[str, Any]:
-        scores = cells.embeds @ self._embed_texts([request.text.strip()])[0]
+    def _search(self, request: Any, cells: dict[str, np.ndarray]) -> dict[str, Any]:
+        scores = cells["embeds"] @ self._embed_texts([query_text(request.text)])[0]
         best = np.argsort(-scores, kind="stable")[: request.top]
         return {"hits": [{"cell": int(cell), "score": float(scores[cell])} for cell in best]}
 
@@ -154,14 +136,12 @@ class EndpointHandler:
 
     def _generate(self, request: Any, cells: None) -> dict[str, Any]:
         self._require_language_model()
-        wanted = cell_request({"cell_type": _ARTICLE.sub("", request.text.strip())})
-        inputs = self._process(text=[wanted])
-        genes = self.processor.feature_extractor
-        gene_ids = torch.arange(genes.vocab_size - len(genes.genes), genes.vocab_size)
+        inputs = self._process(text=[generation_text(request.text)])
+        genes = self.processor.gene_tokenizer
         output = self.model.generate_cells(
             inputs["input_ids"],
             inputs["attention_mask"],
-            gene_ids=gene_ids,
+            gene_ids=torch.from_numpy(genes.gene_ids),
             num_cells=request.num_cells,
             seed=request.seed,
         )
@@ -199,8 +179,7 @@ class EndpointHandler:
     def _prompts(self, request: Any) -> Any:
         """Model inputs of one question about each cell of the request."""
         self._require_language_model()
-        messages = conversation(request.prompt or description_question())
-        question = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        question = self.processor.cell_prompt(request.prompt)
         with _explained(), opened_cells(request.cells) as source:
             inputs = self._process(cells=source, text=question)
         num_cells = len(inputs["gene_ids"])
@@ -214,7 +193,7 @@ class EndpointHandler:
 
     def _process(self, **inputs: Any) -> Any:
         with self._tokenizing:
-            return self.processor(**inputs, return_tensors="pt").to(self.device)
+            return self.processor(**{"return_tensors": "pt", **inputs}).to(self.device)
 
     def _embed_cells(self, requests: Sequence[Any]) -> list[Any]:
         """For each request its cells' vectors, the reason why there are none, or None where none were asked for."""
@@ -231,35 +210,31 @@ class EndpointHandler:
                 continue
             places[index] = slice(len(cells), len(cells) + len(tokens))
             cells += tokens
-        embeds, is_doubted = self._forward(cells)
+        evidence = self._forward(cells) if cells else {}
         for index, place in places.items():
-            results[index] = EmbeddedCells(embeds[place], is_doubted[place])
+            results[index] = {name: values[place] for name, values in evidence.items()}
         return results
 
     def _tokenize(self, cells: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """(gene ids, values) of each cell."""
         with _explained(), opened_cells(cells) as source:
-            features = self.processor.feature_extractor(source, packed=True)
+            features = self.processor.gene_tokenizer(source, packed=True)
         ids, values = np.ravel(features["gene_ids"]), np.ravel(features["gene_values"])
         bounds = np.asarray(features["cell_cu_seqlens"])
         return [(ids[start:stop], values[start:stop]) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
-    def _forward(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors, and which cells are empty or look like no cell, in batches of cells of like length."""
+    def _forward(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays of `CellEvidence`, computed in batches of cells of like length."""
         order = np.argsort([len(ids) for ids, _ in cells], kind="stable")
-        embeds = np.zeros((len(cells), self.model.config.projection_dim), dtype=np.float32)
-        is_doubted = np.zeros(len(cells), dtype=bool)
+        batches = []
         for start in range(0, len(order), CELLS_PER_BATCH):
-            chosen = order[start : start + CELLS_PER_BATCH]
-            padded = self._padded([cells[index] for index in chosen])
+            tokens = self._padded([cells[index] for index in order[start : start + CELLS_PER_BATCH]])
+            inputs = {name: torch.from_numpy(array).to(self.device) for name, array in tokens.items()}
             with torch.inference_mode():
-                vectors = self.model.get_cell_features(
-                    **{name: torch.from_numpy(array).to(self.device) for name, array in padded.items()}
-                )
-            embeds[chosen] = vectors.pooler_output.float().cpu().numpy()
-            is_empty = ~(padded["gene_values"] > 0).any(axis=1)
-            is_doubted[chosen] = is_empty | self.processor.feature_extractor.looks_implausible(**padded)
-        return embeds, is_doubted
+                embeds = self.model.get_cell_features(**inputs).pooler_output.float().cpu().numpy()
+            batches.append({"embeds": embeds, **self._read_tokens(tokens)})
+        place = np.argsort(order)
+        return {name: np.concatenate([batch[name] for batch in batches])[place] for name in batches[0]}
 
     def _padded(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
         longest = max(len(ids) for ids, _ in cells)
@@ -271,40 +246,15 @@ class EndpointHandler:
             gene_ids[row, : len(ids)], gene_values[row, : len(ids)], gene_mask[row, : len(ids)] = ids, values, 1
         return {"gene_ids": gene_ids, "gene_values": gene_values, "gene_mask": gene_mask}
 
-    def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """One unit vector per text; those of earlier requests are remembered."""
-        new = sorted({text for text in texts if text not in self._text_vectors}, key=len)
-        for start in range(0, len(new), TEXTS_PER_BATCH):
-            batch = new[start : start + TEXTS_PER_BATCH]
-            inputs = self._process(text=batch, padding=True, truncation=True)
-            with torch.inference_mode():
-                vectors = self.model.get_text_features(**inputs).pooler_output.float().cpu().numpy()
-            self._text_vectors.update(zip(batch, vectors, strict=True))
-        result = np.stack([self._text_vectors[text] for text in texts])
-        for _ in range(len(self._text_vectors) - TEXTS_REMEMBERED):
-            self._text_vectors.popitem(last=False)
-        return result
-
-    def _scale(self) -> float:
-        towers = self.model.model if self.is_generative else self.model
-        return float(towers.similarity_scale().detach())
-
     def _require_language_model(self) -> None:
         if not self.is_generative:
             raise BadRequest("This model has no language model: it can annotate, embed and search.")
 
     def _warm_up(self) -> None:
         """Pay for first allocations, and for the texts of the trained types, now and not in the first request."""
-        cell = dict.fromkeys(self.processor.feature_extractor.genes[:64], 1.0)
+        cell = dict.fromkeys(self.processor.gene_tokenizer.genes[:64], 1.0)
         labels = {} if self.training_summary.get("cell_types") else {"labels": ["cell"]}
         self.answer([read_request({"task": "annotate", "cells": [cell], **labels})])
-
-
-class EmbeddedCells:
-    """Vectors of the cells of one request, and which of them are empty or look like no cell."""
-
-    def __init__(self, embeds: np.ndarray, is_doubted: np.ndarray):
-        self.embeds, self.is_doubted = embeds, is_doubted
 
 
 _EMBEDDED = ("annotate", "embed", "search")

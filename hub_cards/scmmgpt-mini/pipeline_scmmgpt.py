@@ -1,6 +1,7 @@
 """Custom `pipeline(...)` tasks: AnnData in, AnnData out; or lists, when the cells come from a file or as a matrix."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from transformers import AutoModel, AutoModelForMultimodalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .prompting_scmmgpt import cell_request, conversation, description_question, label_text
+from .encoding_scmmgpt import TextEmbedder, similarity_scale
+from .labels_scmmgpt import Labels
+from .prompting_scmmgpt import generation_text, query_text
 
 CELLS_AT_A_TIME = 256
 PROMPTS_AT_A_TIME = 16
@@ -50,11 +53,10 @@ class CellPipeline(Pipeline):
         """One unit-length embedding per cell."""
         return self.model.get_cell_features(**chunk).pooler_output
 
-    def text_embeds(self, texts: Sequence[str]) -> torch.Tensor:
-        """One unit-length embedding per text."""
-        inputs = self.processor(text=list(texts)).to(self.model.device)
-        with torch.no_grad():
-            return self.model.get_text_features(**inputs).pooler_output
+    @cached_property
+    def embed_texts(self) -> TextEmbedder:
+        """Texts -> one unit-length embedding each."""
+        return TextEmbedder(self.model, self.processor)
 
     def with_obs(self, cells: Any, columns: Mapping[str, Sequence]) -> Any:
         """A copy of the AnnData with new columns in `obs` and the account in `uns`; rows of a dict otherwise."""
@@ -70,32 +72,52 @@ class CellPipeline(Pipeline):
 class CellAnnotationPipeline(CellPipeline):
     """Names the type of every cell among given labels, none of which need have been seen in training.
 
-    `labels` is a list of names, or a mapping from names to definitions.
+    The calls are those of `scmmgpt.annotate(..., prior_share=0)`: every cell is judged by itself, whatever else is in
+    the same call. `prior_share=None` compares the cells with each other, as `scmmgpt.annotate` does by default.
+
+    `labels` is a list of names, a mapping from names to definitions, or None for the types of the model's training.
+    `tissue` and `min_confidence` are those of `scmmgpt.annotate`.
     """
 
-    _step_of = {"labels": 1}
+    _step_of = {"min_confidence": 2}
 
-    def _forward(self, chunk: dict, labels: Sequence[str] | Mapping[str, str | None]) -> dict:
-        definitions = labels if isinstance(labels, Mapping) else dict.fromkeys(labels)
-        if self._labels != list(definitions.items()):
-            self._labels = list(definitions.items())
-            self._label_embeds = self.text_embeds([label_text(*label) for label in self._labels])
-        scores = self.cell_embeds(chunk) @ self._label_embeds.T
-        return {"logits": scores * self.model.similarity_scale(), "labels": list(definitions)}
+    def preprocess(
+        self,
+        cells: Any,
+        labels: Labels | None = None,
+        tissue: str | None = None,
+        prior_share: float | None = 0.0,
+        **options,
+    ) -> Iterator[dict]:
+        """Tensors of some cells at a time, with what the tokens themselves say about the cells."""
+        genes, annotator = self.processor.gene_tokenizer, self.processor.annotator(self.model.config)
+        candidates = annotator.candidates(
+            annotator.label_set(labels), self.embed_texts, tissue=tissue, with_profiles=prior_share != 0
+        )
+        measured = genes.measured_genes(cells) if candidates.profiles else None
+        read_tokens = annotator.token_evidence(genes, candidates)
+        question = {"annotator": annotator, "candidates": candidates, "measured": measured, "prior_share": prior_share}
+        for tokens in super().preprocess(cells, **options):
+            yield {"tokens": tokens, "evidence": read_tokens(tokens), "question": question}
 
-    _labels: list | None = None
+    def _forward(self, chunk: dict) -> dict:
+        embeds = self.cell_embeds(chunk.pop("tokens"))
+        return {**chunk, "embeds": embeds}
 
-    def postprocess(self, outputs: list[dict], cells: Any) -> Any:
-        """The best and second label of each cell, with the probability of the best."""
-        logits = torch.cat([output["logits"] for output in outputs])
-        choices = self.processor.post_process_annotation(logits, outputs[0]["labels"])
-        columns = {
-            "cell_type": [choice["labels"][0] for choice in choices],
-            "confidence": [choice["confidences"][0] for choice in choices],
-        }
-        if len(choices[0]["labels"]) > 1:
-            columns["second_choice"] = [choice["labels"][1] for choice in choices]
-        return self.with_obs(cells, columns)
+    def postprocess(self, outputs: list[dict], cells: Any, min_confidence: float | None = None) -> Any:
+        """The call, its ontology term and confidence, and the second choice of each cell."""
+        arrays = [{"embeds": output["embeds"].float().numpy(), **output["evidence"]} for output in outputs]
+        evidence = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
+        question = outputs[0]["question"]
+        scorer = question["annotator"].scorer(
+            evidence,
+            question["candidates"],
+            scale=similarity_scale(self.model),
+            measured_genes=question["measured"],
+            prior_share=question["prior_share"],
+        )
+        calls = question["annotator"].call(scorer, min_confidence=min_confidence)
+        return self.with_obs(cells, {name: values.tolist() for name, values in calls.columns.items()})
 
 
 class CellRetrievalPipeline(CellPipeline):
@@ -110,7 +132,7 @@ class CellRetrievalPipeline(CellPipeline):
         """Rows with the cell's place, its name where it has one, and its cosine similarity."""
         queries = [query] if isinstance(query, str) else list(query)
         embeds = torch.cat([output["embeds"] for output in outputs])
-        scores = (self.text_embeds(queries).to(embeds) @ embeds.T).float().cpu().numpy()
+        scores = self.embed_texts([query_text(one) for one in queries]) @ embeds.float().numpy().T
         names = list(getattr(cells, "obs_names", range(len(embeds))))
         found = [
             [
@@ -130,8 +152,7 @@ class CellToTextPipeline(CellPipeline):
 
     def preprocess(self, cells: Any, question: str | None = None, **options) -> Iterator[dict]:
         """Prompts with cells, some at a time."""
-        messages = conversation(question or description_question())
-        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        prompt = self.processor.cell_prompt(question)
         options.setdefault("chunk_size", PROMPTS_AT_A_TIME)
         for chunk in super().preprocess(cells, **options):
             # The template writes every special token itself.
@@ -159,7 +180,7 @@ class TextToCellPipeline(CellPipeline):
     def preprocess(self, texts: str | Sequence[str], **options) -> Iterator[dict]:
         """The request, in the words of training."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        yield dict(self.processor(text=[cell_request({"cell_type": text}) for text in texts], **options))
+        yield dict(self.processor(text=[generation_text(text) for text in texts], **options))
 
     def _forward(self, inputs: dict, num_cells: int = 1, **kwargs) -> dict:
         cells = self.model.generate_cells(**inputs, num_cells=num_cells, **kwargs)

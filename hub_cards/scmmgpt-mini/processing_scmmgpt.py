@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import cached_file
 
+from .calling_scmmgpt import ANNOTATION_FILES, CellAnnotator
 from .gene_tokenization_scmmgpt import HUB_ARGUMENTS
-from .prompting_scmmgpt import CELL_TOKEN, chat_template_with_cells
+from .prompting_scmmgpt import CELL_TOKEN, chat_template_with_cells, conversation, description_question
 
 try:
     import anndata
@@ -68,6 +70,8 @@ class ScMMGPTProcessor(ProcessorMixin):
         self.cell_token = cell_token
         self.cell_token_id = tokenizer.convert_tokens_to_ids(cell_token)
         self.qformer_tokenizer = qformer_tokenizer
+        # How scores become names: read where the processor was loaded from, written where it is saved.
+        self.annotation_files: dict[str, str] = {}
         template = chat_template or chat_template_with_cells(tokenizer.chat_template)
         super().__init__(feature_extractor, tokenizer, chat_template=template)
 
@@ -139,6 +143,19 @@ class ScMMGPTProcessor(ProcessorMixin):
         options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = options["text_kwargs"].pop("return_tensors", None)
         return BatchFeature(self._tokenize_text(text, num_cells, options), tensor_type=return_tensors)
+
+    def cell_prompt(self, question: str | None = None, num_cells: int = 1) -> str:
+        """A chat about cells up to where the answer begins, with one `<cell>` for each.
+
+        Parameters
+        ----------
+        question
+            What to ask; None asks for a description, as in training.
+        num_cells
+            How many cells the question is about.
+        """
+        messages = conversation(question or description_question(), num_cells=num_cells)
+        return self.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _tokenize_text(self, text: str | Sequence[str], num_cells: int | None, options: dict) -> dict[str, Any]:
         text_options = options["text_kwargs"]
@@ -213,6 +230,17 @@ class ScMMGPTProcessor(ProcessorMixin):
 
     # ---- output side
 
+    def annotator(self, config: Any = None) -> CellAnnotator:
+        """How scores of a model become names: its calibration, its ontology, its type profiles.
+
+        Parameters
+        ----------
+        config
+            The model's; its training summary names the types to choose from where no labels are given.
+        """
+        summary = getattr(config, "training_summary", None) or {}
+        return CellAnnotator.of_files(self.annotation_files, summary.get("cell_types") or ())
+
     def post_process_annotation(
         self, scores: Any, labels: Sequence[str], num_choices: int = 2
     ) -> list[dict[str, Any]]:
@@ -281,17 +309,18 @@ class ScMMGPTProcessor(ProcessorMixin):
         return ["feature_extractor", "tokenizer"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, without the second tokenizer, which has a folder of its own."""
+        """The settings, without what has files of its own: the second tokenizer and the annotation's."""
         own, self.qformer_tokenizer = self.qformer_tokenizer, None
         try:
             settings = super().to_dict()
         finally:
             self.qformer_tokenizer = own
         settings.pop("qformer_tokenizer", None)
+        settings.pop("annotation_files", None)
         return settings
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Write the settings, and beside them the vocabulary and the second tokenizer.
+        """Write the settings, and beside them the vocabulary, the second tokenizer and the annotation's files.
 
         `save_pretrained(push_to_hub=True)` uploads what was written after it listed the folder: this is the one call
         it makes in between.
@@ -301,19 +330,26 @@ class ScMMGPTProcessor(ProcessorMixin):
         self.feature_extractor.save_vocabulary(directory)
         if self.qformer_tokenizer is not None:
             self.qformer_tokenizer.save_pretrained(os.path.join(directory, QFORMER_FOLDER))
+        for name, path in self.annotation_files.items():
+            if not os.path.exists(target := os.path.join(directory, name)) or not os.path.samefile(path, target):
+                shutil.copyfile(path, target)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "ScMMGPTProcessor":
         """Load settings, gene tokenizer and text tokenizers from a folder or a Hub repository."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        folder = os.path.join(where.pop("subfolder", ""), QFORMER_FOLDER)
-        settings = f"{folder}/tokenizer_config.json"
-        found = cached_file(
-            pretrained_model_name_or_path, settings, _raise_exceptions_for_missing_entries=False, **where
-        )
-        if found:
-            processor.qformer_tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(found))
+        subfolder = where.pop("subfolder", "")
+
+        def found(name: str) -> str | None:
+            path = os.path.join(subfolder, name)
+            return cached_file(
+                pretrained_model_name_or_path, path, _raise_exceptions_for_missing_entries=False, **where
+            )
+
+        if settings := found(f"{QFORMER_FOLDER}/tokenizer_config.json"):
+            processor.qformer_tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(settings))
+        processor.annotation_files = {name: path for name in ANNOTATION_FILES if (path := found(name))}
         return processor
 
 

@@ -14,11 +14,10 @@ import anndata
 import numpy as np
 
 import scmmgpt
-from scmmgpt.embedding import embed_texts
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards.request_cells_scmmgpt import check_h5ad_apart
 from scmmgpt.loading import LoadedModel
-from scmmgpt.prompts import query_text
+from scmmgpt.processing.prompting_scmmgpt import query_text
 from scmmgpt.report import GroupGenes, find_embedding, lay_out, points_of
 
 MAX_CELLS = 20_000
@@ -90,8 +89,10 @@ class Session:
 
     # Names
 
-    def annotate(self, labels: str, min_confidence: float) -> list[list[Any]]:
-        """Name every cell; rows of (type, cells, median confidence), the most frequent first."""
+    def annotate(
+        self, labels: str, min_confidence: float | None = None, prior_share: float | None = None
+    ) -> list[list[Any]]:
+        """Name every cell, as `scmmgpt.annotate` does; rows of (type, cells, median confidence), most frequent first."""
         wanted = [line.strip() for line in labels.splitlines() if line.strip()]
         if len(wanted) > MAX_LABELS:
             raise UserError(f"{len(wanted)} labels are too many here; at most {MAX_LABELS}.")
@@ -100,6 +101,7 @@ class Session:
             wanted or None,
             model=self.model,
             min_confidence=min_confidence,
+            prior_share=prior_share,
             report=self.folder / "report.html",
             overwrite=True,
             progress=False,
@@ -197,7 +199,7 @@ class Session:
     def search(self, text: str) -> list[list[Any]]:
         """Highlight the cells that fit a text best; rows of (cell, type, score)."""
         _check_text(text, "text to search for")
-        scores = self.embeds @ embed_texts(self.model, [query_text(text)])[0]
+        scores = self.embeds @ self.model.embed_texts([query_text(text)])[0]
         best = np.argsort(-scores, kind="stable")[: max(1, min(NUM_HITS, self.cells.n_obs // 10))]
         self.highlighted = [int(row) for row in best]
         obs = self.cells.obs

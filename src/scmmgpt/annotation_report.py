@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .embedding import CELLS_PER_CHUNK
-from .processing.calling_scmmgpt import Calls
-from .processing.labels_scmmgpt import UNKNOWN, LabelSet
+from .processing.back_off_scmmgpt import Calls
+from .processing.calling_scmmgpt import Scorer
+from .processing.labels_scmmgpt import UNKNOWN
 from .report import (
     MAX_POINTS_FOR_UMAP,
     GroupGenes,
@@ -38,8 +38,7 @@ def write_report(
     record: dict[str, Any],
     calls: Calls,
     embeds: np.ndarray,
-    candidates: LabelSet,
-    probabilities: Callable[[np.ndarray], np.ndarray],
+    scorer: Scorer,
     cluster_key: str | None,
 ) -> None:
     """Write the page of one run of `annotate`."""
@@ -64,7 +63,7 @@ def write_report(
             {
                 "cluster": cluster,
                 "cells": int((clusters == cluster).sum()),
-                "nearest": _nearest(unknown[clusters == cluster], candidates, probabilities),
+                "nearest": _nearest(unknown[clusters == cluster], scorer),
                 "genes": genes.top(number_of[f"{UNKNOWN}\t{cluster}"]),
             }
             for cluster in np.unique(clusters)
@@ -72,7 +71,7 @@ def write_report(
         gene_account=_readable(record["genes"]),
         settings=_readable(
             {
-                "num_candidates": len(candidates),
+                "num_candidates": len(scorer.candidates.labels),
                 "unknown_percent": round(100 * len(unknown) / len(labels), 1),
                 "median_confidence": round(float(np.median(calls.confidence)), 3),
                 **details["settings"],
@@ -103,11 +102,9 @@ def _unknown_clusters(verb: Verb, embeds: np.ndarray, unknown: np.ndarray, clust
     return cluster_unknown(np.asarray(embeds)[unknown], given)
 
 
-def _nearest(
-    cells: np.ndarray, candidates: LabelSet, probabilities: Callable[[np.ndarray], np.ndarray]
-) -> list[tuple[str, float]]:
-    mean = probabilities(cells[:500]).mean(axis=0)
-    return [(candidates.labels[index], round(float(mean[index]), 3)) for index in np.argsort(-mean)[:3]]
+def _nearest(cells: np.ndarray, scorer: Scorer) -> list[tuple[str, float]]:
+    mean, labels = scorer.probabilities(cells[:500]).mean(axis=0), scorer.candidates.labels.labels
+    return [(labels[index], round(float(mean[index]), 3)) for index in np.argsort(-mean)[:3]]
 
 
 def _genes_of_groups(verb: Verb, group_of_cell: np.ndarray, num_groups: int) -> GroupGenes:

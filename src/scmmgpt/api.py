@@ -28,30 +28,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .embedding import (
-    Arrays,
-    MakeCompute,
-    agreeing_batch,
-    doubted_batch,
-    embed_batch,
-    embed_texts,
-    match_batch,
-    towers_of,
-)
+from .embedding import EvidenceBatch, embed_batch
 from .errors import UserError
 from .input_warnings import cell_warnings
-from .label_terms import agreement_of, candidates_of, meant_terms, speakers_for
 from .loading import LoadedModel, load
-from .processing.calling_scmmgpt import Caller, Calls, Scorer, call_cells
-from .processing.calling_scmmgpt import rerank as mix_in_matching
-from .processing.labels_scmmgpt import UNKNOWN, Labels, LabelSet
-from .prompts import label_texts, query_text
+from .processing.calling_scmmgpt import CellEvidence
+from .processing.encoding_scmmgpt import similarity_scale
+from .processing.labels_scmmgpt import Labels, LabelSet
+from .processing.prompting_scmmgpt import query_text
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
 from .text_cache import remembered
@@ -74,8 +64,6 @@ __all__ = [
     "load",
     "search",
 ]
-
-_RERANK_WEIGHT = 0.5
 
 
 def embed(adata: AnnData | str | os.PathLike, *, model: Any = None, **options: Any) -> AnnData:
@@ -154,43 +142,34 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
     verb = Verb.begin("annotate", adata, model, chosen, keys=Additions(obs=dict.fromkeys(names)))
     clusters = _clusters(verb.cells.obs, cluster_key)
-    candidates = _candidates(verb, labels)
-    least = verb.loaded.calibration.min_confidence if min_confidence is None else min_confidence
-    texts = label_texts(candidates, tissue)
-    label_embeds = remembered(verb.loaded.weights_hash, texts, lambda: embed_texts(verb.loaded, texts))
-
-    meant = meant_terms(verb.loaded, candidates, label_embeds)
-    speakers = speakers_for(verb.loaded, meant)
-    types = np.flatnonzero(speakers >= 0).tolist()
-    run = verb.start_run(texts=texts if rerank else None, rerank=rerank, types=types)
-    match = partial(match_batch, texts=texts, text_embeds=label_embeds, num_best=rerank)
-    make: MakeCompute = match if rerank else embed_batch
-    if types:
-        make = partial(agreeing_batch, make=make, types=types)
-    arrays = run.compute("annotate", partial(doubted_batch, make=make))
-    embeds = smooth_embeds(arrays["embeds"], smooth) if smooth else arrays["embeds"]
-    scorer = Scorer(
-        embeds,
-        label_embeds,
-        candidates,
-        verb.loaded.calibration,
-        scale=towers_of(verb.loaded).similarity_scale().item(),
-        prior_share=prior_share,
-        agreement=agreement_of(verb.loaded, run.source, arrays["agreement"], speakers) if types else None,
-        term_ids=meant,
+    label_set = _label_set(verb, labels)
+    annotator, loaded = verb.loaded.annotator, verb.loaded
+    least = annotator.calibration.min_confidence if min_confidence is None else min_confidence
+    candidates = annotator.candidates(
+        label_set,
+        lambda texts: remembered(loaded.weights_hash, texts, lambda: loaded.embed_texts(texts)),
+        tissue=tissue,
+        with_profiles=prior_share != 0,
     )
-    probabilities = _probabilities(scorer, arrays)
-    calls = call_cells(len(embeds), probabilities, Caller(candidates, verb.loaded.ontology, least), clusters)
-    if least > 0 and cluster_key is None:
-        _are_unknown(calls, arrays["is_empty"] | arrays["is_implausible"])
-    num_implausible = int(arrays["is_implausible"].sum())
-    for warning in cell_warnings(num_implausible, len(embeds), run.dispersion(), run.gene_account):
+    texts = label_set.texts(tissue) if rerank else []
+    run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
+    cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
+    scorer = annotator.scorer(
+        replace(cells, embeds=smooth_embeds(cells.embeds, smooth)) if smooth else cells,
+        candidates,
+        scale=similarity_scale(loaded.model),
+        measured_genes=run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None,
+        prior_share=prior_share,
+    )
+    calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
+    num_implausible = int(cells.is_implausible.sum())
+    for warning in cell_warnings(num_implausible, len(cells), run.dispersion(), run.gene_account):
         verb.note(warning)
 
     record = verb.record(
         run.gene_account,
-        labels=candidates.source,
-        num_candidates=len(candidates),
+        labels=label_set.source,
+        num_candidates=len(label_set),
         tissue=tissue,
         min_confidence=least,
         cluster_key=cluster_key,
@@ -204,17 +183,16 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     if page is not None:
         from .annotation_report import write_report
 
-        write_report(page, verb, record, calls, arrays["embeds"], candidates, probabilities, cluster_key)
-    columns = (calls.labels, calls.term_ids, calls.confidence, calls.second_choices)
-    obs = {name: _column(values) for name, values in zip(names, columns, strict=True)}
+        write_report(page, verb, record, calls, cells.embeds, scorer, cluster_key)
+    obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
     return verb.finish(Additions(obs=obs, uns={key: record}))
 
 
-def _candidates(verb: Verb, labels: Labels | None) -> LabelSet:
-    candidates = candidates_of(verb.loaded, labels)
-    for note in candidates.notes:
+def _label_set(verb: Verb, labels: Labels | None) -> LabelSet:
+    label_set = verb.loaded.annotator.label_set(labels)
+    for note in label_set.notes:
         verb.note(note)
-    return candidates
+    return label_set
 
 
 def _clusters(obs: pd.DataFrame, cluster_key: str | None) -> np.ndarray | None:
@@ -223,20 +201,6 @@ def _clusters(obs: pd.DataFrame, cluster_key: str | None) -> np.ndarray | None:
     if cluster_key not in obs:
         raise UserError(f"obs has no column {cluster_key!r}; there are: {', '.join(map(str, obs.columns[:20]))}.")
     return obs[cluster_key].astype(str).factorize()[0]
-
-
-def _probabilities(scorer: Scorer, arrays: Arrays):
-    if "match" not in arrays:
-        return scorer.probabilities
-    return lambda rows: mix_in_matching(
-        scorer.probabilities(rows), arrays["match"][rows], arrays["candidates"][rows], _RERANK_WEIGHT
-    )
-
-
-def _are_unknown(calls: Calls, doubted: np.ndarray) -> None:
-    """Whatever the model says about what is no cell is not to be told."""
-    calls.labels[doubted] = calls.term_ids[doubted] = UNKNOWN
-    calls.confidence[doubted] = 0
 
 
 def _column(values: np.ndarray) -> Any:
@@ -290,7 +254,7 @@ def search(
 
 
 def _query(loaded: LoadedModel, text: str) -> np.ndarray:
-    return embed_texts(loaded, [query_text(text)])[0]
+    return loaded.embed_texts([query_text(text)])[0]
 
 
 def _hits(obs: pd.DataFrame, number: np.ndarray, score: np.ndarray) -> pd.DataFrame:
@@ -340,7 +304,7 @@ def describe(
     keys = Additions(obs={text_key: None}, obsm={} if choices is None else {probability_key: None})
     verb = Verb.begin("describe", adata, model, chosen, keys=keys, generative=True)
     clusters = _clusters(verb.cells.obs, cluster_key)
-    candidates = None if choices is None else _candidates(verb, choices)
+    candidates = None if choices is None else _label_set(verb, choices)
     result = describe_cells(verb, clusters, prompt=prompt, choices=candidates, max_new_tokens=max_new_tokens)
     additions = Additions(
         obs={text_key: np.array(result.texts, dtype=object)},

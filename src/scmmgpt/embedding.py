@@ -15,6 +15,8 @@ from .cells import CellsInFile, CellsInMemory
 from .device import Batches
 from .input_warnings import dispersion
 from .loading import LoadedModel
+from .processing.calling_scmmgpt import Candidates
+from .processing.encoding_scmmgpt import tokenize_texts
 from .progress import Workspace, progress_bar
 
 if TYPE_CHECKING:
@@ -23,12 +25,11 @@ if TYPE_CHECKING:
     from .ray_engine import RayEngine
 
 CELLS_PER_CHUNK = 1024
-TEXTS_PER_BATCH = 64
 
 Item = TypeVar("Item")
 Arrays = dict[str, np.ndarray]
-# Inputs of one batch on the model's device -> one row per cell for each array.
-Compute = Callable[[dict[str, "torch.Tensor"]], Arrays]
+# Inputs of one batch on the model's device, and the same as numpy tokens -> one row per cell for each array.
+Compute = Callable[[dict[str, "torch.Tensor"], Arrays], Arrays]
 # What to compute, for whichever copy of the model computes it: another process makes its own.
 MakeCompute = Callable[[LoadedModel], Compute]
 
@@ -148,111 +149,73 @@ def run_chunk(features: dict[str, np.ndarray], compute: Compute, batches: Batche
     def compute_batch(part: slice) -> Arrays:
         chosen = order[part]
         longest = max(int(lengths[chosen].max()), 1)
-        inputs = {
-            name: torch.from_numpy(np.ascontiguousarray(values[chosen, :longest])).to(device)
-            for name, values in features.items()
-        }
+        tokens = {name: np.ascontiguousarray(values[chosen, :longest]) for name, values in features.items()}
+        inputs = {name: torch.from_numpy(values).to(device) for name, values in tokens.items()}
         with torch.inference_mode():
-            return compute(inputs)
+            return compute(inputs, tokens)
 
     results = [result for _, result in batches.run(len(order), compute_batch)]
     place = np.argsort(order, kind="stable")
     return {name: np.concatenate([result[name] for result in results])[place] for name in results[0]}
 
 
-def towers_of(loaded: LoadedModel) -> Any:
-    """The part of a model that embeds cells and texts."""
-    return getattr(loaded.model, "model", loaded.model)
-
-
 def embed_batch(loaded: LoadedModel) -> Compute:
     """A computation of unit vectors."""
 
-    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+    def compute(inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
         return {"embeds": loaded.model.get_cell_features(**inputs).pooler_output.cpu().numpy()}
 
     return compute
 
 
-def doubted_batch(loaded: LoadedModel, *, make: MakeCompute) -> Compute:
-    """Another computation, and which cells are empty or look like no cell."""
-    compute_results = make(loaded)
+@dataclass(frozen=True)
+class EvidenceBatch:
+    """Makes the computation of `CellEvidence` from whichever copy of the model computes: it may be pickled.
 
-    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
-        cells = {name: values.cpu().numpy() for name, values in inputs.items()}
-        is_gene = (cells["gene_ids"] >= loaded.first_gene_id) & (cells["gene_mask"] > 0)
-        implausible = loaded.processor.feature_extractor.looks_implausible(**cells)
-        return {**compute_results(inputs), "is_empty": ~is_gene.any(axis=1), "is_implausible": implausible}
-
-    return compute
-
-
-def agreeing_batch(loaded: LoadedModel, *, make: MakeCompute, types: Sequence[int]) -> Compute:
-    """Another computation, and how well each cell agrees with the profiles of some of the model's types."""
-    import torch
-    from torch.nn.functional import embedding_bag
-
-    compute_results, profiles = make(loaded), loaded.type_profiles
-    assert profiles is not None
-    vocab_size = loaded.processor.feature_extractor.vocab_size
-    table = torch.from_numpy(profiles.table(types, vocab_size, loaded.first_gene_id)).to(loaded.device)
-
-    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
-        is_gene = (inputs["gene_ids"] >= loaded.first_gene_id) & (inputs["gene_mask"] > 0)
-        values = inputs["gene_values"].float().clamp(min=0) * is_gene
-        sums = embedding_bag(inputs["gene_ids"], table, per_sample_weights=values, mode="sum")
-        lengths = values.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return {**compute_results(inputs), "agreement": (sums / lengths).cpu().numpy()}
-
-    return compute
-
-
-def embed_texts(loaded: LoadedModel, texts: Sequence[str]) -> np.ndarray:
-    """One unit vector per text, (N, D)."""
-    import torch
-
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    vectors: list[np.ndarray] = []
-    with torch.inference_mode():
-        for start in range(0, len(order), TEXTS_PER_BATCH):
-            inputs = tokenize_texts(loaded, [texts[index] for index in order[start : start + TEXTS_PER_BATCH]])
-            vectors.append(loaded.model.get_text_features(**inputs).pooler_output.cpu().numpy())
-    result = np.concatenate(vectors)
-    return result[np.argsort(order)]
-
-
-def tokenize_texts(loaded: LoadedModel, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    longest = loaded.config.qformer_config.max_position_embeddings
-    inputs = loaded.processor(text=list(texts), return_tensors="pt", padding=True, truncation=True, max_length=longest)
-    return {name: values.to(loaded.device) for name, values in inputs.items()}
-
-
-def match_batch(loaded: LoadedModel, *, texts: Sequence[str], text_embeds: np.ndarray, num_best: int) -> Compute:
-    """A computation of unit vectors and of the matching head's opinion about each cell's best texts.
-
-    The cell is encoded once for all its candidates.
+    Attributes
+    ----------
+    candidates
+        What cells may be called.
+    texts, num_best
+        Let the matching head judge so many best texts of each cell; 0: it is not asked.
     """
-    import torch
 
-    towers = towers_of(loaded)
-    tokens = tokenize_texts(loaded, texts)
-    input_ids = tokens.get("qformer_input_ids", tokens["input_ids"])
-    mask = tokens.get("qformer_attention_mask", tokens["attention_mask"])
-    text_vectors = torch.from_numpy(text_embeds).to(loaded.device)
-    num_best = min(num_best, len(texts))
+    candidates: Candidates
+    texts: Sequence[str] = ()
+    num_best: int = 0
 
-    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
-        vectors = towers.get_cell_features(**inputs).pooler_output
-        candidates = (vectors @ text_vectors.T).topk(num_best, dim=1).indices
-        states, state_mask = towers.encode_cells(**inputs)
-        match = [
-            towers.match_logits(states, state_mask, input_ids[column], mask[column]).softmax(-1)[:, 1]
-            for column in candidates.T
-        ]
-        return {
-            "embeds": vectors.cpu().numpy(),
-            "candidates": candidates.cpu().numpy(),
-            "match": torch.stack(match, dim=1).float().cpu().numpy(),
-        }
+    def __call__(self, loaded: LoadedModel) -> Compute:
+        read_tokens = loaded.annotator.token_evidence(loaded.processor.gene_tokenizer, self.candidates)
+        read_cells = self._match_batch(loaded) if self.num_best else embed_batch(loaded)
 
-    return compute
+        def compute(inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
+            return {**read_cells(inputs, tokens), **read_tokens(tokens)}
+
+        return compute
+
+    def _match_batch(self, loaded: LoadedModel) -> Compute:
+        """Unit vectors, and the matching head's opinion about each cell's best texts; a cell is encoded once for all."""
+        import torch
+
+        towers = getattr(loaded.model, "model", loaded.model)
+        text = tokenize_texts(loaded.model, loaded.processor, self.texts)
+        input_ids = text.get("qformer_input_ids", text["input_ids"])
+        mask = text.get("qformer_attention_mask", text["attention_mask"])
+        text_vectors = torch.from_numpy(self.candidates.embeds).to(loaded.device)
+        num_best = min(self.num_best, len(self.texts))
+
+        def compute(inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
+            vectors = towers.get_cell_features(**inputs).pooler_output
+            best = (vectors @ text_vectors.T).topk(num_best, dim=1).indices
+            states, state_mask = towers.encode_cells(**inputs)
+            match = [
+                towers.match_logits(states, state_mask, input_ids[column], mask[column]).softmax(-1)[:, 1]
+                for column in best.T
+            ]
+            return {
+                "embeds": vectors.cpu().numpy(),
+                "matched": best.cpu().numpy(),
+                "match": torch.stack(match, dim=1).float().cpu().numpy(),
+            }
+
+        return compute

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from . import hub_cards
 from .device import choose_device
 from .errors import UserError
-from .processing.calibration_scmmgpt import Calibration
-from .processing.ontology_scmmgpt import Ontology, read_ontology
-from .processing.type_profiles_scmmgpt import TypeProfiles
+from .processing.calling_scmmgpt import ONTOLOGY_FILE, CellAnnotator, annotation_files
+from .processing.encoding_scmmgpt import embed_texts
+from .processing.ontology_scmmgpt import Ontology
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 EMBEDDED_MODEL = Path(hub_cards.__file__).parent / "scmmgpt-mini"
@@ -44,27 +46,20 @@ class LoadedModel:
         """What the model was trained on; None when it is untrained."""
         return getattr(self.config, "training_summary", None) or None
 
+    @cached_property
+    def annotator(self) -> CellAnnotator:
+        """How its scores become names; a directory without an ontology uses the embedded model's."""
+        files = annotation_files(EMBEDDED_MODEL)
+        own = {ONTOLOGY_FILE: files[ONTOLOGY_FILE], **annotation_files(self.directory)}
+        return CellAnnotator.of_files(own, (self.training_summary or {}).get("cell_types") or ())
+
     @property
-    def first_gene_id(self) -> int:
-        """Smaller ids are special tokens."""
-        gene_tokenizer = self.processor.feature_extractor
-        return gene_tokenizer.vocab_size - len(gene_tokenizer.genes)
-
-    @cached_property
     def ontology(self) -> Ontology:
-        return read_ontology(self.directory, EMBEDDED_MODEL)
+        return self.annotator.ontology
 
-    @cached_property
-    def calibration(self) -> Calibration:
-        return Calibration.read(self.directory)
-
-    @cached_property
-    def type_profiles(self) -> TypeProfiles | None:
-        profiles = TypeProfiles.read(self.directory)
-        num_genes = len(self.processor.feature_extractor.genes)
-        if profiles is not None and profiles.gene_rows.max(initial=0) >= num_genes:
-            raise UserError(f"{str(self.directory)!r} holds profiles of other genes than its vocabulary names.")
-        return profiles
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """One unit vector per text, (N, D)."""
+        return embed_texts(self.model, self.processor, texts)
 
     @cached_property
     def weights_hash(self) -> str:

@@ -2,35 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .loading import LoadedModel
-    from .processing.labels_scmmgpt import LabelSet
-
-_ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
-
-
-def label_texts(labels: LabelSet, tissue: str | None = None) -> list[str]:
-    """What each candidate says about itself: the text that cells are compared with."""
-    from .processing.prompting_scmmgpt import cell_text
-
-    where = {"tissue": tissue} if tissue else {}
-    pairs = zip(labels.labels, labels.descriptions, strict=True)
-    return [cell_text({"cell_type": label, **where}, description) for label, description in pairs]
-
-
-def query_text(text: str) -> str:
-    """A search text, as it is compared with cells."""
-    return text.strip()
-
-
-def generation_text(text: str) -> str:
-    """A request for pseudo-cells."""
-    from .processing.prompting_scmmgpt import cell_request
-
-    return cell_request({"cell_type": _ARTICLE.sub("", text.strip())})
 
 
 def question_about_type(tissue: str | None = None) -> str:

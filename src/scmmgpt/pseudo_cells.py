@@ -9,10 +9,11 @@ from scipy import sparse
 
 from .cells import CellsInMemory
 from .device import Batches
-from .embedding import CellRun, embed_batch, embed_texts, tokenize_texts
+from .embedding import CellRun, embed_batch
 from .loading import LoadedModel
+from .processing.encoding_scmmgpt import tokenize_texts
+from .processing.prompting_scmmgpt import generation_text, query_text
 from .progress import Workspace, progress_bar
-from .prompts import generation_text, query_text
 from .verb import UNTRAINED, Options, storable, versions
 
 if TYPE_CHECKING:
@@ -50,14 +51,13 @@ def _draw(
     import torch
 
     processor = loaded.processor
-    gene_ids = torch.arange(loaded.first_gene_id, processor.feature_extractor.vocab_size)
-    inputs = tokenize_texts(loaded, [generation_text(text)])
+    inputs = tokenize_texts(loaded.model, processor, [generation_text(text)])
     blocks = []
     with progress_bar("generate", num_cells, shown=options.progress) as advance:
         for output in loaded.model.stream_cells(
             inputs["input_ids"],
             inputs["attention_mask"],
-            gene_ids=gene_ids,
+            gene_ids=torch.from_numpy(processor.gene_tokenizer.gene_ids),
             num_cells=num_cells,
             seed=seed,
             guidance_scale=guidance_scale,
@@ -86,7 +86,7 @@ def quality_of(loaded: LoadedModel, adata: AnnData, text: str, options: Options)
         batches = Batches(loaded.device, options.batch_size)
         run = CellRun(loaded, CellsInMemory(adata), batches, Workspace(None), progress=False)
         embeds = run.compute("quality", embed_batch)["embeds"]
-        quality["similarity_to_text"] = round(float((embeds @ embed_texts(loaded, [query_text(text)])[0]).mean()), 4)
+        quality["similarity_to_text"] = round(float((embeds @ loaded.embed_texts([query_text(text)])[0]).mean()), 4)
     return quality
 
 

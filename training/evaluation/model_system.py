@@ -1,14 +1,14 @@
 """The model as a `System`, measured through the same functions that people call.
 
-The imports stand inside the function because the front door imports `training`, not the other way round.
+The imports stand inside the functions because the front door imports `training`, not the other way round.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
     from scmmgpt.loading import LoadedModel
     from scmmgpt.processing.calibration_scmmgpt import Calibration
-    from scmmgpt.processing.calling_scmmgpt import Scorer
-    from scmmgpt.processing.labels_scmmgpt import LabelSet
+    from scmmgpt.processing.calling_scmmgpt import CellEvidence, EmbedTexts, Scorer
 
 
-def model_system(model: str | os.PathLike | LoadedModel | None = None, name: str | None = None) -> System:
+def model_system(
+    model: str | os.PathLike | LoadedModel | None = None,
+    name: str | None = None,
+    prior_share: float | None = None,
+) -> System:
     """Annotation, embedding, description and generation of a model directory, repository or loaded model.
 
     Labels are embedded once each; cells are embedded once for as long as the same object is asked about.
@@ -35,14 +38,14 @@ def model_system(model: str | os.PathLike | LoadedModel | None = None, name: str
         As in `scmmgpt.load`; None is the embedded model.
     name
         What tables call it; the model's own name without one.
+    prior_share
+        As in `scmmgpt.annotate`; 0 measures how each cell is named by itself.
     """
     from scmmgpt import api
-    from scmmgpt.embedding import embed_texts
-    from scmmgpt.processing.labels_scmmgpt import read_labels
-    from scmmgpt.prompts import label_texts
+    from scmmgpt.processing.encoding_scmmgpt import TextEmbedder
 
     loaded = api.load(model)
-    vector_of_text: dict[str, np.ndarray] = {}
+    embed_texts = TextEmbedder(loaded.model, loaded.processor)
     last: list = [None, None]
     last_scored: list = [None, None]
 
@@ -53,22 +56,14 @@ def model_system(model: str | os.PathLike | LoadedModel | None = None, name: str
 
     def scores(cells: AnnData) -> StudyScores:
         if last_scored[0] is not cells:
-            last_scored[:] = [cells, StudyScores.of(loaded, cells)]
+            last_scored[:] = [cells, StudyScores.of(loaded, cells, embed_texts)]
         return last_scored[1]
 
-    def embed_text(texts: Sequence[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in vector_of_text]
-        if new:
-            vector_of_text.update(zip(new, embed_texts(loaded, new), strict=True))
-        return np.stack([vector_of_text[text] for text in texts])
-
     def predict(cells: AnnData, labels: Sequence[str]) -> np.ndarray:
-        candidates = read_labels(list(labels), loaded.ontology)
-        vectors = embed_text(label_texts(candidates))
-        scorer = scores(cells).scorer(candidates, vectors)
-        probabilities = scorer.probabilities(slice(None))
+        study = scores(cells)
+        probabilities = study.scorer(labels, prior_share=prior_share).probabilities(slice(None))
         # `annotate` calls a cell without counts unknown, with confidence 0; the nearest to that is to prefer nothing.
-        probabilities[np.asarray(cells.X.sum(axis=1)).ravel() == 0] = 1 / len(labels)
+        probabilities[study.cells.is_empty] = 1 / len(labels)
         return probabilities
 
     @cache
@@ -87,75 +82,71 @@ def model_system(model: str | os.PathLike | LoadedModel | None = None, name: str
         name or loaded.name,
         predict=predict,
         embed=embed,
-        embed_text=embed_text,
+        embed_text=embed_texts,
         describe=describe if can_write else None,
         generate=generate if can_write else None,
     )
 
 
-def _can_write(loaded) -> bool:
+def _can_write(loaded: LoadedModel) -> bool:
     """Whether the checkpoint is of stage 2, which alone writes text and cells."""
     architectures = getattr(loaded.config, "architectures", None) or []
     return any("ConditionalGeneration" in name for name in architectures)
 
 
-@dataclass
+@dataclass(frozen=True)
 class StudyScores:
-    """What the model says about each cell, before any label is known.
+    """What the model says about the cells of a study before any label is known.
 
     Attributes
     ----------
-    embeds
-        (N, D) unit vectors.
-    agreement
-        (N, T) with each type that has a profile; None for a model without profiles.
+    cells
+        Evidence with the agreement with every type profile of the model.
     measured
         Rows of the vocabulary that the study measured.
     """
 
     loaded: LoadedModel
-    embeds: np.ndarray
-    agreement: np.ndarray | None
+    cells: CellEvidence
     measured: np.ndarray
+    embed_texts: EmbedTexts
 
     @classmethod
-    def of(cls, loaded: LoadedModel, cells: AnnData) -> StudyScores:
+    def of(cls, loaded: LoadedModel, cells: AnnData, embed_texts: EmbedTexts) -> StudyScores:
+        """Send the cells through the model once."""
         from scmmgpt.device import Batches
-        from scmmgpt.embedding import agreeing_batch, embed_batch, run_chunk
+        from scmmgpt.embedding import embed_batch, run_chunk
+        from scmmgpt.processing.calling_scmmgpt import CellEvidence, TokenEvidence
 
-        features = dict(loaded.processor.feature_extractor(cells, return_tensors="np"))
-        make = embed_batch
-        if loaded.type_profiles is not None:
-            make = partial(agreeing_batch, make=embed_batch, types=range(len(loaded.type_profiles.term_ids)))
-        arrays = run_chunk(features, make(loaded), Batches(loaded.device, 256), loaded.device)
-        measured = loaded.processor.feature_extractor.measured_genes(cells)
-        return cls(loaded, arrays["embeds"], arrays.get("agreement"), measured)
+        genes, profiles = loaded.processor.gene_tokenizer, loaded.annotator.type_profiles
+        tokens = dict(genes(cells, return_tensors="np"))
+        read_tokens = TokenEvidence(genes, profiles, range(len(profiles.term_ids)) if profiles else ())
+        read_cells = embed_batch(loaded)
+        arrays = run_chunk(
+            tokens,
+            lambda inputs, tokens: {**read_cells(inputs, tokens), **read_tokens(tokens)},
+            Batches(loaded.device, 256),
+            loaded.device,
+        )
+        return cls(loaded, CellEvidence(**arrays), genes.measured_genes(cells), embed_texts)
 
     def scorer(
-        self,
-        labels: LabelSet,
-        label_embeds: np.ndarray,
-        calibration: Calibration | None = None,
-        prior_share: float | None = None,
+        self, labels: Sequence[str], calibration: Calibration | None = None, prior_share: float | None = None
     ) -> Scorer:
-        """As `annotate` would score them; by another calibration than the model's if one is given."""
-        from scmmgpt.embedding import towers_of
-        from scmmgpt.label_terms import meant_terms
-        from scmmgpt.processing.calling_scmmgpt import Scorer
-        from scmmgpt.processing.type_profiles_scmmgpt import Agreement, candidate_of_type
+        """As `annotate` would score the labels; by another calibration than the model's if one is given."""
+        from scmmgpt.processing.encoding_scmmgpt import similarity_scale
 
-        loaded, profiles = self.loaded, self.loaded.type_profiles
-        meant, agreement = meant_terms(loaded, labels, label_embeds), None
-        if profiles is not None and self.agreement is not None:
-            speakers = candidate_of_type(profiles, meant, loaded.ontology)
-            agreement = Agreement.of(self.agreement[:, speakers >= 0], profiles, self.measured, speakers)
-        return Scorer(
-            self.embeds,
-            label_embeds,
-            labels,
-            calibration or loaded.calibration,
-            scale=towers_of(loaded).similarity_scale().item(),
+        annotator = self.loaded.annotator
+        if calibration is not None:
+            annotator = replace(annotator, calibration=calibration)
+        candidates = annotator.candidates(
+            annotator.label_set(list(labels)), self.embed_texts, with_profiles=prior_share != 0
+        )
+        agreement = None if self.cells.agreement is None else self.cells.agreement[:, candidates.profiles]
+        return annotator.scorer(
+            replace(self.cells, agreement=agreement if candidates.profiles else None),
+            candidates,
+            scale=similarity_scale(self.loaded.model),
+            measured_genes=self.measured,
             prior_share=prior_share,
-            agreement=agreement,
-            term_ids=meant,
         )

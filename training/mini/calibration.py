@@ -18,13 +18,11 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from scmmgpt.embedding import embed_texts
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.calibration_scmmgpt import Calibration
-from scmmgpt.processing.labels_scmmgpt import ontology_labels, read_labels
-from scmmgpt.prompts import label_texts
+from scmmgpt.processing.labels_scmmgpt import ontology_labels
 from scmmgpt.training.evaluation.metrics import expected_calibration_error, macro_f1
-from scmmgpt.training.mini.development import EmbeddedStudy, embed_study, read_studies
+from scmmgpt.training.mini.development import EmbeddedStudy, embed_studies, read_studies
 from scmmgpt.training.mini.recipe import read_recipe
 
 CHOICES = {
@@ -38,29 +36,25 @@ COVERAGE = 0.8
 
 
 class Studies:
-    """Development studies embedded once, with every label of the ontology and of the studies embedded once."""
+    """Development studies embedded once, with the names of all types that a study or the ontology knows."""
 
     def __init__(self, loaded: LoadedModel, studies: Sequence[EmbeddedStudy]):
         self.studies, summary = studies, loaded.training_summary
         self.trained: list[str] = summary["cell_types"] if summary else []
         own = sorted({name for study in studies for name in study.truth})
-        everything = list(dict.fromkeys([*own, *ontology_labels(loaded.ontology).labels]))
-        labels = read_labels(everything, loaded.ontology)
-        self.ontology, self.row_of = loaded.ontology, {label: i for i, label in enumerate(everything)}
-        self.embeds = embed_texts(loaded, label_texts(labels))
+        self.everything = list(dict.fromkeys([*own, *ontology_labels(loaded.ontology).labels]))
+        self.ontology = loaded.ontology
 
     def logits(self, study: EmbeddedStudy, labels: list[str], calibration: Calibration) -> np.ndarray:
         """What `annotate` softens with the temperature and turns into confidences."""
-        embeds = self.embeds[[self.row_of[label] for label in labels]]
-        candidates = read_labels(labels, self.ontology)
-        return study.scores.scorer(candidates, embeds, calibration).logits(slice(None))
+        return study.scores.scorer(labels, calibration).logits(slice(None))
 
     def candidates(self, study: EmbeddedStudy, number: int, generator: np.random.Generator) -> list[str]:
         """The study's types, cut or filled up by lot from the whole ontology to so many."""
         own = study.types
         if number < len(own):
             return sorted(generator.choice(own, number, replace=False))
-        others = [label for label in self.row_of if label not in own]
+        others = [label for label in self.everything if label not in own]
         return own + list(generator.choice(others, min(number - len(own), len(others)), replace=False))
 
 
@@ -89,7 +83,7 @@ def merit(studies: Studies, calibration: Calibration) -> float:
     The whole ontology must count: what hardly matters among ten own types (a bias in favour of trained types, part of
     the prior correction) decides whether the right one of 3,000 loses to types that nobody has seen.
     """
-    everything = list(studies.row_of)
+    everything = studies.everything
     scores = []
     for study in studies.studies:
         for labels in (study.types, everything):
@@ -153,8 +147,8 @@ def main() -> None:
     if not summary["development"]:
         parser.error(f"{arguments.model} has seen the development studies: train one with --development")
     names = read_recipe(arguments.config).development_studies
-    embedded = [embed_study(loaded, *one) for one in read_studies(list(names), Path(os.environ["SCMMGPT_DATA"]))]
-    studies = Studies(loaded, embedded)
+    cells = read_studies(list(names), Path(os.environ["SCMMGPT_DATA"]))
+    studies = Studies(loaded, list(embed_studies(loaded, cells)))
     calibration = fit(studies)
     print(f"merit {merit(studies, Calibration(prior_share=0.0)):.3f} -> {merit(studies, calibration):.3f}")
     for number in (None, *NUMBERS_OF_CANDIDATES):

@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
 import numpy as np
 
-from scmmgpt.embedding import embed_texts
 from scmmgpt.loading import LoadedModel, load
-from scmmgpt.processing.labels_scmmgpt import read_labels
-from scmmgpt.prompts import label_texts
+from scmmgpt.processing.encoding_scmmgpt import TextEmbedder
 from scmmgpt.training.evaluation import baselines
 from scmmgpt.training.evaluation.metrics import accuracy, expected_calibration_error, macro_f1
 from scmmgpt.training.evaluation.model_system import StudyScores
@@ -65,29 +63,29 @@ def read_studies(names: list[str], data: Path) -> Iterator[tuple[str, anndata.An
             raise ValueError(f"No study is called {name!r} in {data}.")
 
 
-def embed_study(loaded: LoadedModel, name: str, cells: anndata.AnnData) -> EmbeddedStudy:
-    return EmbeddedStudy(name, cells, cells.obs["cell_type"].astype(str).to_numpy(), StudyScores.of(loaded, cells))
+def embed_studies(loaded: LoadedModel, studies: Iterable[tuple[str, anndata.AnnData]]) -> Iterator[EmbeddedStudy]:
+    """Send studies through the model; the texts of labels are embedded once for all of them."""
+    embed_texts = TextEmbedder(loaded.model, loaded.processor)
+    for name, cells in studies:
+        truth = cells.obs["cell_type"].astype(str).to_numpy()
+        yield EmbeddedStudy(name, cells, truth, StudyScores.of(loaded, cells, embed_texts))
 
 
-def probabilities(
-    loaded: LoadedModel, study: EmbeddedStudy, labels: list[str], prior_share: float | None
-) -> np.ndarray:
+def probabilities(study: EmbeddedStudy, labels: list[str], prior_share: float | None) -> np.ndarray:
     """What annotation would say, before it backs off."""
-    candidates = read_labels(labels, loaded.ontology)
-    label_embeds = embed_texts(loaded, label_texts(candidates))
-    return study.scores.scorer(candidates, label_embeds, prior_share=prior_share).probabilities(slice(None))
+    return study.scores.scorer(labels, prior_share=prior_share).probabilities(slice(None))
 
 
-def measure(loaded: LoadedModel, study: EmbeddedStudy, tree: TypeTree, trained: set[str]) -> dict[str, float]:
+def measure(study: EmbeddedStudy, tree: TypeTree, trained: set[str]) -> dict[str, float]:
     """Accuracy and macro-F1 in every wording, with the prior correction off and as calibrated."""
     result: dict[str, float] = {"cells": len(study.truth), "candidates": len(study.types)}
     for wording in WORDINGS:
-        scores = probabilities(loaded, study, reword(study.types, wording, tree), prior_share=0.0)
+        scores = probabilities(study, reword(study.types, wording, tree), prior_share=0.0)
         named = np.array(study.types, object)[scores.argmax(1)]
         result[wording] = accuracy(study.truth, named)
         if wording == "name":
             result["name_f1"] = macro_f1(study.truth, named)
-    scores = probabilities(loaded, study, study.types, prior_share=None)
+    scores = probabilities(study, study.types, prior_share=None)
     named = np.array(study.types, object)[scores.argmax(1)]
     result["calibrated"], result["calibrated_f1"] = accuracy(study.truth, named), macro_f1(study.truth, named)
     result["ece"] = expected_calibration_error(scores.max(1), named == study.truth)
@@ -136,9 +134,9 @@ def main() -> None:
     left_out = set(recipe.development_studies) if summary["development"] else set()
     training = training_cells(recipe, data, left_out) if arguments.baselines else None
     results = {}
-    for name, cells in read_studies(names, data):
-        study = embed_study(loaded, name, cells)
-        results[name] = measure(loaded, study, tree, set(summary["cell_types"]))
+    for study in embed_studies(loaded, read_studies(names, data)):
+        name = study.name
+        results[name] = measure(study, tree, set(summary["cell_types"]))
         if training is not None:
             results[name] |= measure_baselines(training, study, tree)
         print(name, " ".join(f"{key}={value:.3f}" for key, value in results[name].items()), flush=True)

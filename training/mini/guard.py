@@ -16,20 +16,19 @@ import anndata
 import numpy as np
 
 from scmmgpt.api import generate_cells
-from scmmgpt.embedding import embed_texts
 from scmmgpt.loading import LoadedModel, load
-from scmmgpt.prompts import query_text
+from scmmgpt.processing.prompting_scmmgpt import query_text
 from scmmgpt.training.evaluation.expression import log_expression, on_genes, upper_symbols
 from scmmgpt.training.evaluation.metrics import accuracy
-from scmmgpt.training.mini.development import EmbeddedStudy, embed_study, probabilities
+from scmmgpt.training.mini.development import EmbeddedStudy, embed_studies, probabilities
 
 NUM_GENERATED, NUM_NEIGHBOURS, NUM_GENES = 8, 5, 1_000
 
 
 def guard_numbers(loaded: LoadedModel, cells: anndata.AnnData) -> dict[str, float]:
     """Accuracy among the cells' types; precision of a search for each type; k-NN accuracy of generated cells."""
-    study = embed_study(loaded, "guard", cells)
-    named = np.array(study.types, object)[probabilities(loaded, study, study.types, prior_share=0.0).argmax(1)]
+    (study,) = embed_studies(loaded, [("guard", cells)])
+    named = np.array(study.types, object)[probabilities(study, study.types, prior_share=0.0).argmax(1)]
     return {
         "accuracy": accuracy(study.truth, named),
         "retrieval": search_precision(loaded, study),
@@ -39,7 +38,7 @@ def guard_numbers(loaded: LoadedModel, cells: anndata.AnnData) -> dict[str, floa
 
 def search_precision(loaded: LoadedModel, study: EmbeddedStudy) -> float:
     """Of the cells nearest to a type's name, as many as there are of the type, the share that are of the type."""
-    similarity = embed_texts(loaded, [query_text(name) for name in study.types]) @ study.scores.embeds.T
+    similarity = loaded.embed_texts([query_text(name) for name in study.types]) @ study.scores.cells.embeds.T
     shares = []
     for name, row in zip(study.types, similarity, strict=True):
         nearest = np.argsort(-row)[: (study.truth == name).sum()]

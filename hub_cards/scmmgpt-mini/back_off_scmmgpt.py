@@ -1,0 +1,161 @@
+"""From the probabilities of candidate labels to calls, backing off in the Cell Ontology where they are too low."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from .cell_matrix_scmmgpt import parts
+from .labels_scmmgpt import UNKNOWN, LabelSet
+from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
+
+
+@dataclass
+class Calls:
+    """One call per cell: parallel arrays of length N."""
+
+    labels: np.ndarray
+    term_ids: np.ndarray
+    confidence: np.ndarray
+    second_choices: np.ndarray
+
+    @classmethod
+    def empty(cls, num_cells: int) -> "Calls":
+        """Calls that say nothing yet."""
+        names = [np.full(num_cells, UNKNOWN, dtype=object) for _ in range(3)]
+        return cls(names[0], names[1], np.zeros(num_cells, dtype=np.float32), names[2])
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The calls by the names of the `obs` columns that keep them, without prefix."""
+        return {
+            "cell_type": self.labels,
+            "cell_type_ontology_term_id": self.term_ids,
+            "confidence": self.confidence,
+            "second_choice": self.second_choices,
+        }
+
+    def put(self, rows: slice | np.ndarray, calls: "Calls") -> None:
+        """Fill some rows."""
+        for name in ("labels", "term_ids", "confidence", "second_choices"):
+            getattr(self, name)[rows] = getattr(calls, name)
+
+    def take(self, rows: np.ndarray) -> "Calls":
+        """The calls of some rows."""
+        return Calls(self.labels[rows], self.term_ids[rows], self.confidence[rows], self.second_choices[rows])
+
+    def with_unknown(self, rows: np.ndarray) -> "Calls":
+        """The same calls, with some cells unknown whatever the model says about them."""
+        return Calls(
+            np.where(rows, UNKNOWN, self.labels),
+            np.where(rows, UNKNOWN, self.term_ids),
+            np.where(rows, np.float32(0), self.confidence),
+            self.second_choices,
+        )
+
+
+class BackOff:
+    """Turns probabilities into calls; where they are too low, backs off to ancestors in the ontology: step 5."""
+
+    def __init__(self, labels: LabelSet, ontology: Ontology, min_confidence: float):
+        self.labels = labels
+        self.min_confidence = min_confidence
+        self._names = np.array(labels.labels, dtype=object)
+        self._ids = np.array([labels.term_id_or_unknown(index) for index in range(len(labels))], dtype=object)
+        # Of two names for one term the first counts.
+        self._given = dict(zip(reversed(labels.term_ids), reversed(labels.labels), strict=True))
+        self._ontology = ontology
+        self._groups, self._membership = self._collect_groups()
+        self._chance = np.asarray(self._membership.sum(axis=0)).ravel() / len(labels)
+
+    def calls(self, probabilities: np.ndarray) -> Calls:
+        """The call for each row of (N, C) probabilities."""
+        best, second = _two_best(probabilities)
+        calls = Calls(
+            self._names[best],
+            self._ids[best],
+            probabilities[np.arange(len(best)), best].astype(np.float32),
+            self._names[second] if len(self._names) > 1 else np.full(len(best), UNKNOWN, dtype=object),
+        )
+        low = np.flatnonzero(calls.confidence < self.min_confidence)
+        if len(low):
+            self._back_off(calls, low, probabilities[low], best[low])
+        return calls
+
+    def _back_off(self, calls: Calls, low: np.ndarray, probabilities: np.ndarray, best: np.ndarray) -> None:
+        calls.labels[low] = calls.term_ids[low] = UNKNOWN
+        if not self._groups:
+            return
+        mass = probabilities @ self._membership
+        holds_best = self._membership[best].toarray() > 0
+        enough = holds_best & ((mass - self._chance) / (1 - self._chance) >= self.min_confidence)
+        found = enough.any(axis=1)
+        group = enough.argmax(axis=1)  # groups are sorted: the most specific comes first
+        for row, place, chosen in zip(low[found], np.flatnonzero(found), group[found], strict=True):
+            term_id = self._groups[chosen]
+            calls.labels[row] = self._given.get(term_id, self._ontology.terms[term_id].label)
+            calls.term_ids[row] = term_id
+            calls.confidence[row] = mass[place, chosen]
+
+    def _collect_groups(self) -> tuple[list[str], sparse.csr_array]:
+        """Ancestors that hold several candidates, most specific first, and which candidates each holds."""
+        members: dict[str, list[int]] = {}
+        for index, term_id in enumerate(self.labels.term_ids):
+            for ancestor in [term_id, *self._ontology.ancestors(term_id)] if term_id else []:
+                members.setdefault(ancestor, []).append(index)
+        informative = {
+            term_id: held
+            for term_id, held in members.items()
+            if 1 < len(held) < len(self.labels)
+            and term_id not in UNINFORMATIVE_TERMS
+            and term_id in self._ontology.terms
+        }
+        if not informative or self.min_confidence == 0:
+            return [], sparse.csr_array((len(self.labels), 0))
+        # Among ancestors of the same candidates the deepest says most.
+        depth = {term_id: len(self._ontology.ancestors(term_id)) for term_id in informative}
+        groups = sorted(informative, key=lambda term_id: (len(informative[term_id]), -depth[term_id], term_id))
+        columns = np.repeat(np.arange(len(groups)), [len(informative[group]) for group in groups])
+        rows = np.concatenate([informative[group] for group in groups])
+        shape = (len(self.labels), len(groups))
+        return groups, sparse.csr_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
+
+
+def _two_best(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best and the second best column of each row, without sorting thousands of others."""
+    best = probabilities.argmax(axis=1)
+    others = probabilities.copy()
+    np.put_along_axis(others, best[:, None], -1, axis=1)
+    return best, others.argmax(axis=1)
+
+
+def call_cells(
+    num_cells: int,
+    probabilities: Callable[[slice], np.ndarray],
+    back_off: BackOff,
+    clusters: np.ndarray | None = None,
+) -> Calls:
+    """Call every cell, or every cluster by the mean probability of its cells.
+
+    Parameters
+    ----------
+    num_cells
+        N.
+    probabilities
+        Rows -> (rows, C).
+    back_off
+        What turns probabilities into calls.
+    clusters
+        A cluster number for each cell; None calls each cell by itself.
+    """
+    if clusters is None:
+        calls = Calls.empty(num_cells)
+        for rows in parts(num_cells):
+            calls.put(rows, back_off.calls(probabilities(rows)))
+        return calls
+    num_clusters = int(clusters.max()) + 1
+    total = np.zeros((num_clusters, len(back_off.labels)), dtype=np.float64)
+    for rows in parts(num_cells):
+        np.add.at(total, clusters[rows], probabilities(rows))
+    return back_off.calls(total / np.bincount(clusters, minlength=num_clusters)[:, None]).take(clusters)
