@@ -219,8 +219,8 @@ def read_body(body: Any) -> tuple[list[Any], bool]:
     if not isinstance(body, dict):
         raise BadRequest('The body is an object: {"inputs": {"task": ..., "cells": ...}}.')
     inputs, parameters = body.get("inputs", body), body.get("parameters") or {}
-    if not isinstance(parameters, dict) or not isinstance(inputs, (dict, list)):
-        raise BadRequest("`inputs` is a request or a list of requests, and `parameters` an object.")
+    if not isinstance(parameters, dict):
+        raise BadRequest("`parameters` is an object.")
     contents = inputs if isinstance(inputs, list) else [inputs]
     if len(contents) > MAX_REQUESTS:
         raise BadRequest(f"{len(contents)} requests are too many for one body; at most {MAX_REQUESTS}.")

@@ -109,7 +109,7 @@ def _write_batch(verb: Verb, question: str, max_new_tokens: int) -> Compute:
     loaded = verb.loaded
     prompt_ids = tokenize_prompt(loaded, question)
 
-    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+    def compute(inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
         cell_tokens = loaded.model.get_cell_tokens(**inputs)
         prompts = prompt_ids.expand(len(cell_tokens), -1)
         return {"ids": generate_ids(loaded, prompts, cell_tokens, max_new_tokens).cpu().numpy()}
@@ -122,7 +122,7 @@ def _choose_batch(verb: Verb, question: str, choices: LabelSet) -> Compute:
     loaded = verb.loaded
     prompt_ids, tree = tokenize_prompt(loaded, question), answers_tree(loaded, choices.labels)
 
-    def compute(inputs: dict[str, torch.Tensor]) -> Arrays:
+    def compute(inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
         cell_tokens = loaded.model.get_cell_tokens(**inputs)
         embeds = embed_prompt(loaded, prompt_ids.expand(len(cell_tokens), -1), cell_tokens)
         return {"probabilities": answer_probabilities(loaded, embeds, tree).float().cpu().numpy()}
