@@ -103,7 +103,7 @@ def _to(batch: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
 def sorted_by_length(encoder: nn.Module, cells: dict[str, np.ndarray], batch_size: int, device: str) -> np.ndarray:
     """The package's own way through a chunk of cells."""
 
-    def compute(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def compute(inputs: dict[str, torch.Tensor], tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         dtype = next(encoder.parameters()).dtype
         with torch.autocast(inputs["gene_ids"].device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             return {"states": encoder(**inputs).pooler_output.float().cpu().numpy()}

@@ -28,7 +28,7 @@ def describe_ways(model, cells, num_tokens: int, batch_size: int) -> dict:
     features = dict(model.processor.feature_extractor(cells, return_tensors="np"))
     prompt_ids = tokenize_prompt(model, question_about_cells(model, None))
 
-    def compute(inputs):
+    def compute(inputs, tokens):
         cell_tokens = model.model.get_cell_tokens(**inputs)
         prompts = prompt_ids.expand(len(cell_tokens), -1)
         ids = generate_ids(model, prompts, cell_tokens, num_tokens, min_new_tokens=num_tokens)
