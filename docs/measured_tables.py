@@ -18,7 +18,7 @@ NOTHING = "Nothing has been measured yet: there is no file of results."
 
 
 def render_placeholders(text: str) -> str:
-    """A page with `<!-- measured: NAME -->` replaced by what was measured."""
+    """A page with each `<!-- measured: NAME -->` replaced by its table."""
     tables = {
         "results": results_tables,
         "index": index_table,
@@ -51,7 +51,7 @@ def _run(run: dict) -> str:
 
 
 def _rendered(path: Path, lines_of: Callable[[dict], list[str]]) -> str:
-    """A file of measured numbers as Markdown, or that there is none."""
+    """A file of measured numbers as Markdown, or a warning that it does not exist."""
     if not path.exists():
         return f"```{{warning}}\n{NOTHING}\n```"
     return "\n".join(lines_of(json.loads(path.read_text(encoding="utf-8"))))
@@ -79,11 +79,11 @@ _INDEX_ROWS = {
     "time to build, processor": lambda row: f"{row['build']['cpu_seconds']:,.0f} s",
     "memory to build": lambda row: f"{row['build']['megabytes']:,.0f} MB",
     "memory to search": lambda row: f"{row['query']['held']['megabytes']:,.0f} MB",
-    "recall of the 20 best, mean (least)": lambda row: (
+    "recall of the top 20, mean (lowest)": lambda row: (
         f"{row['query']['recall']['mean']:.3f} ({row['query']['recall']['least']:.2f})"
     ),
     "time of a query, median (95 %)": lambda row: _milliseconds(row["query"]["approximate_ms"]),
-    "the same, through all vectors": lambda row: _milliseconds(row["query"]["exact_ms"]),
+    "the same, exact search": lambda row: _milliseconds(row["query"]["exact_ms"]),
 }
 
 
@@ -98,7 +98,7 @@ def speed_table(path: Path = SPEED) -> str:
 
 def _speed_lines(report: dict) -> list[str]:
     lines = [
-        "| task | way | rate, median (lowest to highest) | times the rival | of the limit | memory |",
+        "| task | implementation | rate, median (lowest to highest) | speed-up | share of the limit | memory |",
         "|---|---|---:|---:|---:|---:|",
     ]
     lines += [
@@ -110,7 +110,7 @@ def _speed_lines(report: dict) -> list[str]:
     about = next(iter(report["machines"].values()))
     where = f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {report['date']}"
     calm = f"The machine was quiet when these began: {', '.join(quiet)}." if quiet else "The machine was never quiet."
-    return [*lines, "", f"{where}. {calm} Beside other work only ratios mean something."]
+    return [*lines, "", f"{where}. {calm} On a busy machine only the ratios are meaningful."]
 
 
 def _rate(row: dict) -> str:
@@ -132,13 +132,13 @@ def _megabytes(size: float | None) -> str:
 
 
 def out_of_distribution_table(path: Path = OUT_OF_DISTRIBUTION) -> str:
-    """What annotation says about what it should not name: one row a condition and study, before and after the guard."""
+    """What `annotate` does with noise and unknown types: one row per condition and study, with and without the check."""
     return _rendered(path, _out_of_distribution_lines)
 
 
 def _out_of_distribution_lines(report: dict) -> list[str]:
     lines = [
-        "| cells | study | unknown | look like no cell | mean confidence | unknown without the guard | warned |",
+        "| cells | study | unknown | implausible | mean confidence | unknown without the check | warning |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
     conditions = list(dict.fromkeys(row["condition"] for row in report["rows"]))

@@ -1,4 +1,4 @@
-"""Annotate blood cells with your own labels: a name alone, or a name with a sentence that says what it means."""
+"""Annotate blood cells with your own labels: names, or names with a description."""
 
 import scanpy as sc
 

@@ -1,4 +1,4 @@
-"""Generate pseudo-cells from text, and see whether the model takes them for what was asked."""
+"""Generate pseudo-cells from text, and check whether `annotate` gives them the requested label."""
 
 import anndata as ad
 

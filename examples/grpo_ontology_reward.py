@@ -1,10 +1,10 @@
-"""Reinforce a stage-2 model with rewards that can be checked: is the named type right, are the named genes there?
+"""Train a stage-2 model with GRPO on verifiable rewards: is the named type right, are the named genes expressed?
 
     python examples/grpo_ontology_reward.py --model MODEL --cells my.h5ad --label cell_type --steps 200
 
-Two rewards, both checked without another model: how near the named type is to the true one in the Cell Ontology, and
-the share of the genes named in the answer that the cell really expresses. TRL's GRPO scores completions with a fixed list of
-arguments and would do so without the cells, without an error: the subclass below hands the cells back.
+Two rewards, computed without another model: how near the named type is to the true one in the Cell Ontology, and the share
+of the genes named in the answer that the cell expresses. TRL's GRPO trainer passes a fixed list of arguments when it scores
+completions, so it would silently score them without the cells; the subclass below adds the cells.
 """
 
 from __future__ import annotations

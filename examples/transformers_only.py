@@ -1,6 +1,6 @@
-"""Score cells against texts with transformers alone: runs where scmmgpt was never installed.
+"""Score cells against texts with transformers alone, without scmmgpt installed.
 
-Give it the directory of a saved model, or a Hub repository.
+Argument: the directory of a saved model, or a Hub repository.
 """
 
 import sys
