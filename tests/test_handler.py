@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 from tiny_repository import GENES, as_dicts, make_cells, make_repository
+from transformers import AutoModelForMultimodalLM
 
 import scmmgpt
 from scmmgpt.hub_cards.handler import EndpointHandler
@@ -96,6 +97,22 @@ def test_calls_are_those_of_the_package_without_its_correction_over_the_data(han
     np.testing.assert_allclose(
         np.array([call["confidence"] for call in calls])[known], obs["scmmgpt_confidence"].to_numpy()[known], atol=1e-6
     )
+
+
+def test_a_model_is_loaded_in_the_type_of_its_config_on_every_device(repository, monkeypatch):
+    """A GPU gives the answers of a laptop: what is asked of the loader does not depend on the device."""
+    asked = []
+    load = AutoModelForMultimodalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForMultimodalLM,
+        "from_pretrained",
+        lambda *args, **kwargs: asked.append(kwargs) or load(*args, **kwargs),
+    )
+
+    handler = EndpointHandler(str(repository), device="cpu")
+
+    assert "dtype" not in asked[0]
+    assert handler.model.dtype == scmmgpt.load(repository, device="cpu", generative=True).model.dtype
 
 
 def test_generated_cells_are_those_of_the_package(handler, repository):

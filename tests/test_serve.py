@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi")
 import httpx
 from fastapi.testclient import TestClient
-from tiny_repository import as_dicts, make_cells, make_repository
+from tiny_repository import GENES, as_dicts, make_cells, make_repository
 
 import scmmgpt.hub_cards.serve
 from scmmgpt.hub_cards.handler import EndpointHandler
@@ -28,8 +28,13 @@ def repository(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(repository):
-    with TestClient(create_app(EndpointHandler(str(repository), device="cpu"), "tiny")) as client:
+def handler(repository):
+    return EndpointHandler(str(repository), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(handler):
+    with TestClient(create_app(handler, "tiny")) as client:
         yield client
 
 
@@ -65,6 +70,29 @@ def test_the_form_of_an_inference_endpoint_is_taken_too(client):
     two = client.post("/", json={"inputs": [request, request]}).json()
 
     assert two == [one, one]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": "annotate"},
+        {"inputs": []},
+        {"inputs": {"task": "train"}},
+        {"inputs": {"task": "embed", "cells": []}, "parameters": [1]},
+        {"task": "search", "cells": [{"CD3D": 1}], "text": " "},
+        {"inputs": [{"task": "embed", "cells": [{"CD3D": 1}]}] * 33},
+        {"inputs": {"task": "annotate", "cells": [dict.fromkeys(GENES, 1)], "labels": ["a\0b"]}},
+    ],
+    ids=lambda body: str(body)[:40],
+)
+def test_a_body_means_the_same_to_the_server_and_to_an_inference_endpoint(client, handler, body):
+    answer = client.post("/", json=body)
+
+    try:
+        expected = (200, handler(body))
+    except BadRequest as reason:
+        expected = (400, {"error": str(reason)})
+    assert (answer.status_code, answer.json()) == expected
 
 
 def test_text_is_streamed_as_server_sent_events(client):

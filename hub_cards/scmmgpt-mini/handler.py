@@ -109,7 +109,8 @@ class EndpointHandler:
 
     def _annotate(self, request: Any, cells: dict[str, np.ndarray]) -> dict[str, Any]:
         """Each cell by itself: what is said about a cell never depends on the other cells of a request."""
-        label_set = self.annotator.label_set(request.labels)
+        with _explained():
+            label_set = self.annotator.label_set(request.labels)
         candidates = self.annotator.candidates(
             label_set, self._embed_texts, tissue=request.tissue, with_profiles=False
         )
