@@ -53,7 +53,7 @@ def _refuse_pickles(files: dict[str, Path]) -> None:
     pickles = [name for name in files if name.endswith(PICKLES)]
     if pickles:
         raise UserError(
-            f"{_listed(pickles)} can run code when loaded, so the Hub's readers are warned of such files. "
+            f"{_listed(pickles)} can run code when loaded (pickle), so the Hub warns users of such files. "
             "Export the model into a fresh directory: weights go into .safetensors."
         )
 

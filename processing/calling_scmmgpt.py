@@ -1,4 +1,4 @@
-"""The one rule from what a model says about cells to their names: verbs, pipelines, endpoint and evaluation call it.
+"""From cell-label similarities to labels: the one rule that verbs, pipelines, endpoint and evaluation share.
 
 The steps, in order, for N cells and C candidate labels:
 
@@ -371,7 +371,7 @@ class Scorer:
 
 
 def rerank(probabilities: np.ndarray, match: np.ndarray, candidates: np.ndarray, weight: float) -> np.ndarray:
-    """Mix the matching head's opinion into the best candidates, which keep their common share.
+    """Re-score the best candidates with the matching head; their total probability stays the same.
 
     Parameters
     ----------

@@ -130,12 +130,14 @@ def _label_set(labels: list[str], descriptions: Mapping[str, str], ontology: Ont
 def _check(labels: list[str], source: str) -> None:
     where = "" if source in ("list", "dict") else f" in {source!r}"
     if not labels:
-        raise UserError(f"No labels were given{where}; one is needed at least.")
+        raise UserError(f"No labels were given{where}: give at least one.")
     for number, label in enumerate(labels, start=1):
         if not isinstance(label, str) or not label.strip():
             raise UserError(f"Label {number}{where} is {label!r}; every label must be a text.")
         if not _can_be_stored(label):
-            raise UserError(f"Label {number}{where}, {label[:60]!r}, holds characters that no file can keep.")
+            raise UserError(
+                f"Label {number}{where}, {label[:60]!r}, contains characters that cannot be written to a file (a zero byte, or half of a surrogate pair)."
+            )
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         places = [number for number, label in enumerate(labels, start=1) if label == repeated[0]]

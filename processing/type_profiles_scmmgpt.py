@@ -1,7 +1,7 @@
-"""How the types of the training express their genes: a second opinion on the cells of a whole study, beside the text.
+"""Type profiles: mean expression of each training type, compared within a study.
 
-A cell agrees with a type where its values, weighted by how far the type lies above or below the mean of all types, are
-high for its study. What is common to the study, its platform and its ambient RNA with it, falls out.
+The score of a cell for a type is the cosine between the cell's values and the type's difference from the mean type, minus
+the mean over the study's cells. This removes effects of platform and ambient RNA that all cells of the study share.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Agreement:
 
 
 def candidate_of_type(profiles: TypeProfiles, term_ids: Sequence[str | None], ontology: Ontology) -> np.ndarray:
-    """(T,) for each type the candidate that it is a case of, by index: itself, or the nearest above it; else -1.
+    """(T,) index of the candidate label for each training type: the type itself or its nearest ancestor; -1: none.
 
     Parameters
     ----------

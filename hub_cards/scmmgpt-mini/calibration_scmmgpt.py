@@ -1,4 +1,4 @@
-"""Numbers, fitted on held-back studies, that turn similarities into honest confidences."""
+"""The calibration of a model: temperatures, class bias and thresholds, fitted on held-out studies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Calibration:
     prior_share
         The share of a label's mean logit over the data that the prior correction takes away.
     profile_weight
-        What a cosine of 1 with a type's profile adds to the logits of a candidate, among the cells of a whole study.
+        Weight of the type-profile cosine in the logits.
     min_confidence
         Below this a call is backed off to a parent term, then to "unknown".
     """

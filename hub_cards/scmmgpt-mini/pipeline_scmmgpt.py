@@ -70,7 +70,7 @@ class CellPipeline(Pipeline):
 
 
 class CellAnnotationPipeline(CellPipeline):
-    """Names the type of every cell among given labels, none of which need have been seen in training.
+    """Zero-shot cell-type annotation with any candidate labels.
 
     The calls are those of `scmmgpt.annotate(..., prior_share=0)`: every cell is judged by itself, whatever else is in
     the same call. `prior_share=None` compares the cells with each other, as `scmmgpt.annotate` does by default.
@@ -145,7 +145,7 @@ class CellRetrievalPipeline(CellPipeline):
 
 
 class CellToTextPipeline(CellPipeline):
-    """Answers a question about every cell in words; without one, describes it."""
+    """Writes a text about each cell: the answer to `question`, or a description."""
 
     _pipeline_calls_generate = True
     _step_of = {"max_new_tokens": 1, "generate_kwargs": 1}
@@ -173,7 +173,7 @@ class CellToTextPipeline(CellPipeline):
 
 
 class TextToCellPipeline(CellPipeline):
-    """Writes pseudo-cells for a text, or for each of several, as an AnnData of counts."""
+    """Generates pseudo-cells from one or more texts, as an AnnData of counts."""
 
     _step_of = {"num_cells": 1, "seed": 1, "guidance_scale": 1, "gene_ids": 1}
 

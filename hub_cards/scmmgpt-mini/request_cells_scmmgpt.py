@@ -99,7 +99,7 @@ def check_h5ad(path: str, max_cells: int = MAX_CELLS, max_unpacked_bytes: int = 
         What may be declared in it.
     """
     if h5py is None:
-        raise BadRequest("This endpoint takes no h5ad: send the cells as {gene: count} or as csr.")
+        raise BadRequest("This endpoint does not accept h5ad: send the cells as {gene: count} or as CSR.")
     try:
         with h5py.File(path, "r") as file:
             _check_shapes(file, max_cells)

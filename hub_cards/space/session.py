@@ -117,7 +117,7 @@ class Session:
 
     def _named(self) -> anndata.AnnData:
         if "scmmgpt_cell_type" not in self.cells.obs:
-            raise UserError("The cells have no names yet: press Annotate first.")
+            raise UserError("The cells have no labels yet: press Annotate first.")
         return self.cells
 
     # The map
