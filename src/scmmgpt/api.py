@@ -4,24 +4,6 @@ Results follow scanpy's conventions: `.obs`, `.obsm`, and `.uns["scmmgpt"]` with
 account of the genes. The caller's object is not changed unless `inplace=True`; what is already there is not replaced
 unless `overwrite=True`. With a path and an `output`, files of any size go through in flat memory, and a run that was
 interrupted goes on where it stopped when it is called again.
-
-Arguments that every verb takes
--------------------------------
-model
-    A directory, a Hub repository, what `load` returned, or None for the model that comes with the package.
-output
-    An .h5ad or .zarr to write; never the input.
-key_added
-    The name results are written under.
-overwrite, inplace
-    Replace results of the same name; write into the object that was given.
-device, batch_size
-    None chooses; a batch that does not fit into memory is halved.
-progress
-    Show a bar where a person watches.
-engine, address, workers
-    "local", or "ray": the cells of a file go through a Ray cluster, here or at `address`, with so many copies of the
-    model (None: as many as the cluster has room for). The result is the same.
 """
 
 from __future__ import annotations
@@ -29,11 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .arguments import shared_arguments
 from .embedding import (
     Arrays,
     MakeCompute,
@@ -47,7 +29,7 @@ from .embedding import (
 from .errors import UserError
 from .input_warnings import cell_warnings
 from .label_terms import agreement_of, candidates_of, meant_terms, speakers_for
-from .loading import LoadedModel, load
+from .loading import LoadedModel, ModelSource, load
 from .processing.calling_scmmgpt import Caller, Calls, Scorer, call_cells
 from .processing.calling_scmmgpt import rerank as mix_in_matching
 from .processing.labels_scmmgpt import UNKNOWN, Labels, LabelSet
@@ -55,10 +37,11 @@ from .prompts import label_texts, query_text
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
 from .text_cache import remembered
-from .verb import Options, Verb
+from .verb import Destination, Execution, Verb
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from anndata import AnnData
 
     from .conversation import Conversation
@@ -68,8 +51,6 @@ __all__ = [
     "chat",
     "describe",
     "embed",
-    "evaluate",
-    "finetune",
     "generate_cells",
     "load",
     "search",
@@ -78,28 +59,42 @@ __all__ = [
 _RERANK_WEIGHT = 0.5
 
 
-def embed(adata: AnnData | str | os.PathLike, *, model: Any = None, **options: Any) -> AnnData:
+@shared_arguments
+def embed(
+    adata: AnnData | str | os.PathLike,
+    *,
+    model: ModelSource = None,
+    output: str | os.PathLike | None = None,
+    key_added: str = "scmmgpt",
+    overwrite: bool = False,
+    inplace: bool = False,
+    summary_only: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
+) -> AnnData:
     """Write one unit vector per cell, in the space that text shares, to `.obsm["X_scmmgpt"]`.
 
     Parameters
     ----------
     adata
         Cells, or the path of an h5ad or zarr.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        output, key_added, overwrite, inplace, device, batch_size, progress, engine, address, workers: see the module.
     """
-    chosen = Options(**options)
-    key = f"X_{chosen.key_added}"
-    verb = Verb.begin("embed", adata, model, chosen, keys=Additions(obsm={key: None}))
+    key = f"X_{key_added}"
+    destination = Destination(output, key_added, overwrite, inplace, summary_only)
+    execution = Execution(device, batch_size, progress, engine, address, workers)
+    verb = Verb.begin("embed", adata, model, execution, destination, keys=Additions(obsm={key: None}))
     run = verb.start_run()
     embeds = run.compute("embed", embed_batch)["embeds"]
     record = verb.record(run.gene_account, dimension=embeds.shape[1])
-    return verb.finish(Additions(obsm={key: embeds}, uns={chosen.key_added: record}))
+    return verb.finish(Additions(obsm={key: embeds}, uns={key_added: record}))
 
 
-def annotate(  # noqa: PLR0913 - one argument per choice that a person may want to make
+@shared_arguments
+def annotate(
     adata: AnnData | str | os.PathLike,
     labels: Labels | None = None,
     *,
@@ -110,8 +105,18 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     rerank: int = 0,
     prior_share: float | None = None,
     report: str | os.PathLike | None = None,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    output: str | os.PathLike | None = None,
+    key_added: str = "scmmgpt",
+    overwrite: bool = False,
+    inplace: bool = False,
+    summary_only: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
 ) -> AnnData:
     """Name the type of each cell, from any list of labels, with a calibrated confidence.
 
@@ -141,18 +146,16 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
         the model's own, and off under 100 cells or when one type dominates.
     report
         Write a self-contained HTML page there.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        output, key_added, overwrite, inplace, device, batch_size, progress, engine, address, workers: see the module.
     """
-    chosen = Options(**options)
-    key = chosen.key_added
+    key = key_added
     names = [f"{key}_cell_type", f"{key}_cell_type_ontology_term_id", f"{key}_confidence", f"{key}_second_choice"]
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise UserError(f"min_confidence must lie between 0 and 1, got {min_confidence}.")
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
-    verb = Verb.begin("annotate", adata, model, chosen, keys=Additions(obs=dict.fromkeys(names)))
+    destination = Destination(output, key_added, overwrite, inplace, summary_only)
+    execution = Execution(device, batch_size, progress, engine, address, workers)
+    keys = Additions(obs=dict.fromkeys(names))
+    verb = Verb.begin("annotate", adata, model, execution, destination, keys=keys)
     clusters = _clusters(verb.cells.obs, cluster_key)
     candidates = _candidates(verb, labels)
     least = verb.loaded.calibration.min_confidence if min_confidence is None else min_confidence
@@ -245,14 +248,17 @@ def _column(values: np.ndarray) -> Any:
     return pd.Categorical(values) if values.dtype == object else values
 
 
+@shared_arguments
 def search(
     cells: AnnData | str | os.PathLike,
     text: str,
     *,
     top: int | None = 20,
     where: Sequence[str] | None = None,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """The cells that fit a text best: their scores and metadata, best first.
 
@@ -266,10 +272,6 @@ def search(
         How many cells; None gives every cell's score.
     where
         Conditions "COLUMN=VALUE" on `obs` that must all hold.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        device, batch_size, progress: see the module.
     """
     from .index import Index, best_rows, is_index, rows_where
 
@@ -277,12 +279,12 @@ def search(
         raise UserError("The text to search for is empty.")
     if is_index(cells):
         index = Index.open(cells)
-        loaded = load(model, device=options.get("device"))
+        loaded = load(model, device=device)
         index.check_model(loaded.weights_hash)
         rows = rows_where(index.obs, where) if where else None
         number, score = index.nearest(_query(loaded, text), top or index.num_cells, rows, exact=top is None)
         return _hits(index.obs, number, score)
-    verb = Verb.begin("search", cells, model, Options(**options), keys=Additions())
+    verb = Verb.begin("search", cells, model, Execution(device, batch_size, progress))
     embeds = verb.start_run().compute("search", embed_batch)["embeds"]
     rows = rows_where(verb.cells.obs, where) if where else None
     number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
@@ -299,6 +301,7 @@ def _hits(obs: pd.DataFrame, number: np.ndarray, score: np.ndarray) -> pd.DataFr
     return hits
 
 
+@shared_arguments
 def describe(
     adata: AnnData | str | os.PathLike,
     *,
@@ -306,8 +309,15 @@ def describe(
     cluster_key: str | None = None,
     choices: Labels | None = None,
     max_new_tokens: int = 64,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    output: str | os.PathLike | None = None,
+    key_added: str = "scmmgpt",
+    overwrite: bool = False,
+    inplace: bool = False,
+    summary_only: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> AnnData:
     """Let the language model describe each cell, from the cell's own tokens, in `.obs["scmmgpt_description"]`.
 
@@ -327,18 +337,15 @@ def describe(
         the probability of each.
     max_new_tokens
         The longest description.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        output, key_added, overwrite, inplace, device, batch_size, progress: see the module.
     """
     from .description import describe_cells
 
-    chosen = Options(**options)
-    key = chosen.key_added
+    key = key_added
     text_key, probability_key = f"{key}_description", f"{key}_choice_probability"
     keys = Additions(obs={text_key: None}, obsm={} if choices is None else {probability_key: None})
-    verb = Verb.begin("describe", adata, model, chosen, keys=keys, generative=True)
+    destination = Destination(output, key_added, overwrite, inplace, summary_only)
+    execution = Execution(device, batch_size, progress)
+    verb = Verb.begin("describe", adata, model, execution, destination, keys=keys, generative=True)
     clusters = _clusters(verb.cells.obs, cluster_key)
     candidates = None if choices is None else _candidates(verb, choices)
     result = describe_cells(verb, clusters, prompt=prompt, choices=candidates, max_new_tokens=max_new_tokens)
@@ -352,14 +359,19 @@ def describe(
     return verb.finish(additions)
 
 
+@shared_arguments
 def generate_cells(
     text: str,
     num_cells: int = 100,
     *,
     seed: int = 0,
     guidance_scale: float | None = None,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    output: str | os.PathLike | None = None,
+    key_added: str = "scmmgpt",
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> AnnData:
     """Pseudo-cells with whole counts over the vocabulary's genes, made from a text.
 
@@ -373,34 +385,33 @@ def generate_cells(
         The same seed gives the same matrix.
     guidance_scale
         Above 1: further away from what no text would give. None: as the model was configured.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        output, device, batch_size, progress: see the module.
     """
     from .pseudo_cells import make_cells
     from .storage import save_cells
 
-    chosen = Options(**options)
     if not text.strip():
         raise UserError("The text to make cells from is empty.")
     if num_cells < 1:
         raise UserError(f"num_cells must be at least 1, got {num_cells}.")
-    output = check_output(chosen.output) if chosen.output is not None else None
-    loaded = load(model, device=chosen.device, generative=True)
-    adata = make_cells(loaded, text, num_cells, seed=seed, guidance_scale=guidance_scale, options=chosen)
-    if output is not None:
-        save_cells(adata, output)
+    target = check_output(output) if output is not None else None
+    loaded = load(model, device=device, generative=True)
+    execution = Execution(device, batch_size, progress)
+    settings: dict[str, Any] = {"seed": seed, "guidance_scale": guidance_scale, "key_added": key_added}
+    adata = make_cells(loaded, text, num_cells, execution=execution, **settings)
+    if target is not None:
+        save_cells(adata, target)
     return adata
 
 
+@shared_arguments
 def chat(
     adata: AnnData | str | os.PathLike,
     *,
     cluster_key: str | None = None,
     select: Sequence[str] | None = None,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
 ) -> Conversation:
     """A conversation about cells or clusters: `.ask("what is this?")`, `.stream(...)`; earlier turns are kept.
 
@@ -412,39 +423,8 @@ def chat(
         A column of `.obs`: talk about clusters instead of cells.
     select
         Names of cells (or clusters), at most 8; None takes the first ones.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        device, batch_size: see the module.
     """
     from .conversation import begin_conversation
 
-    verb = Verb.begin("chat", adata, model, Options(**options), keys=Additions(), generative=True)
+    verb = Verb.begin("chat", adata, model, Execution(device, batch_size), generative=True)
     return begin_conversation(verb, cluster_key, select)
-
-
-def evaluate(
-    adata: AnnData | str | os.PathLike, label: str, *, output: str | os.PathLike, model: Any = None, **settings: Any
-) -> Any:
-    """Measure a model on labelled cells beside simple baselines; see `scmmgpt.training.evaluate`."""
-    from .training.evaluate import evaluate as evaluate_model
-
-    return evaluate_model(adata, label=label, output=Path(output), model=model, **settings)
-
-
-def finetune(
-    adata: AnnData | str | os.PathLike, label: str, *, output: str | os.PathLike, model: Any = None, **settings: Any
-) -> Any:
-    """Teach a model the labels in a column of `obs`; see `scmmgpt.training.finetune`."""
-    from . import auto  # noqa: F401 - the package's own classes, not the repository's copies
-    from .training.finetune import finetune as finetune_model
-
-    return finetune_model(adata, label=label, output=Path(output), model=model, **settings)
-
-
-def embed_for_index(atlas: Any, folder: Path, *, model: Any, **options: Any):
-    """Vectors, obs, model and workspace for `index.build_index`; the workspace lies beside the folder."""
-    verb = Verb.begin("index", atlas, model, Options(**options), keys=Additions())
-    verb.output = folder
-    run = verb.start_run()
-    return run.compute("embed", embed_batch)["embeds"], verb.cells.obs, verb.loaded, verb.workspace

@@ -64,9 +64,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error happened; works after any verb.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error happened, after any verb.")] = False,
 ) -> None:
     """Options of every verb."""
 
@@ -88,7 +86,7 @@ def info(
     from .doctor import describe_installation
 
     result = describe_installation(model)
-    say(result, as_json=json, lines=(f"{name}: {value}" for name, value in result.items()))
+    say(result, as_json=json, lines=pairs(result))
 
 
 @app.command(epilog="Example: scmmgpt doctor my.h5ad")
@@ -97,7 +95,7 @@ def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
     from .doctor import examine
 
     result = examine(cells, model=model)
-    say(result, as_json=json, lines=(f"{name}: {value}" for name, value in result.items()))
+    say(result, as_json=json, lines=pairs(result))
 
 
 @app.command(
@@ -176,7 +174,7 @@ def embed(
 
     where: dict[str, Any] = {"device": device, "engine": engine, "address": address, "workers": workers}
     how: dict[str, Any] = {"batch_size": batch_size, "key_added": key_added, "overwrite": overwrite}
-    adata = api.embed(cells, output=output, model=model, summary_only=True, **where, **how)
+    adata = api.embed(cells, model=model, output=output, summary_only=True, **where, **how)
     shape = [adata.n_obs, int(adata.uns[key_added]["embed"]["settings"]["dimension"])]
     result = {"output": str(output), "key": f"X_{key_added}", "shape": shape}
     say(result, as_json=json, lines=[f"obsm['X_{key_added}'], {shape[0]} x {shape[1]}, written to {output}"])
@@ -387,10 +385,12 @@ def finetune(
     json: AsJson = False,
 ) -> None:
     """Teach the model your own labels."""
-    from . import api
+    from . import supervised
 
-    settings = {"lora": lora, "shots": shots, "batch_key": batch_key, "recipe": recipe}
-    say_outcome(api.finetune(cells, label, output=output, model=model, **settings), output, json)
+    figures = supervised.finetune(
+        cells, label, model=model, output=output, lora=lora, shots=shots, batch_key=batch_key, recipe=recipe
+    )
+    say_outcome(figures, output, json)
 
 
 @app.command(
@@ -410,10 +410,9 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Measure a model on labelled cells, beside simple baselines."""
-    from . import api
+    from . import supervised
 
-    settings = {"tasks": task} if task else {}
-    say_outcome(api.evaluate(cells, label, output=output, model=model, **settings), output, json)
+    say_outcome(supervised.evaluate(cells, label, model=model, output=output, tasks=task or None), output, json)
 
 
 @app.command(

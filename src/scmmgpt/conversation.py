@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .device import Batches
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
 from .text_generation import generate_ids, tokenize_prompt
@@ -152,8 +151,7 @@ def _most_typical(verb: Verb, members: np.ndarray, num_looked_at: int = 256) -> 
     """The cell nearest to the mean of a cluster, among a few hundred of it."""
     looked_at = members[np.linspace(0, len(members) - 1, min(num_looked_at, len(members))).astype(int)]
     features = dict(verb.loaded.processor.feature_extractor(verb.cells.rows(looked_at), return_tensors="np"))
-    batches = Batches(verb.loaded.device, verb.options.batch_size)
-    embeds = run_chunk(features, embed_batch(verb.loaded), batches, verb.loaded.device)["embeds"]
+    embeds = run_chunk(features, embed_batch(verb.loaded), verb.batches, verb.loaded.device)["embeds"]
     return int(looked_at[(embeds @ embeds.mean(axis=0)).argmax()])
 
 

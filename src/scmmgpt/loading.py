@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import hub_cards
 from .device import choose_device
@@ -80,8 +80,12 @@ class LoadedModel:
         }
 
 
+# What every verb takes as `model=`.
+ModelSource: TypeAlias = str | os.PathLike | LoadedModel | None
+
+
 def load(
-    model: str | os.PathLike | LoadedModel | None = None,
+    model: ModelSource = None,
     *,
     device: str | torch.device | None = None,
     generative: bool = False,

@@ -13,7 +13,7 @@ from .embedding import CellRun, embed_batch, embed_texts, tokenize_texts
 from .loading import LoadedModel
 from .progress import Workspace, progress_bar
 from .prompts import generation_text, query_text
-from .verb import UNTRAINED, Options, storable, versions
+from .verb import UNTRAINED, Execution, storable, versions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,29 +22,36 @@ CELLS_PER_BATCH = 64
 
 
 def make_cells(
-    loaded: LoadedModel, text: str, num_cells: int, *, seed: int, guidance_scale: float | None, options: Options
+    loaded: LoadedModel,
+    text: str,
+    num_cells: int,
+    *,
+    seed: int,
+    guidance_scale: float | None,
+    execution: Execution,
+    key_added: str,
 ) -> AnnData:
-    """Draw cells and look at them through the model's own eyes."""
+    """Draw cells, with a summary of how they look to the model in `.uns[key_added]`."""
     import warnings
 
     notes = [UNTRAINED] if loaded.training_summary is None else []
     for note in notes:
-        warnings.warn(note, UserWarning, stacklevel=3)
-    adata = _draw(loaded, text, num_cells, seed, guidance_scale, options)
+        warnings.warn(note, UserWarning, stacklevel=4)  # of whoever called `generate_cells`
+    adata = _draw(loaded, text, num_cells, seed, guidance_scale, execution)
     settings = {"text": text, "num_cells": num_cells, "seed": seed, "guidance_scale": guidance_scale}
     details = {
         "settings": settings,
-        "quality": quality_of(loaded, adata, text, options),
+        "quality": quality_of(loaded, adata, text, execution.batch_size),
         "model": loaded.describe(),
         "versions": versions(),
         "notes": notes,
     }
-    adata.uns[options.key_added] = storable({"generate": details})
+    adata.uns[key_added] = storable({"generate": details})
     return adata
 
 
 def _draw(
-    loaded: LoadedModel, text: str, num_cells: int, seed: int, guidance_scale: float | None, options: Options
+    loaded: LoadedModel, text: str, num_cells: int, seed: int, guidance_scale: float | None, execution: Execution
 ) -> AnnData:
     import anndata
     import torch
@@ -53,7 +60,7 @@ def _draw(
     gene_ids = torch.arange(loaded.first_gene_id, processor.feature_extractor.vocab_size)
     inputs = tokenize_texts(loaded, [generation_text(text)])
     blocks = []
-    with progress_bar("generate", num_cells, shown=options.progress) as advance:
+    with progress_bar("generate", num_cells, shown=execution.progress) as advance:
         for output in loaded.model.stream_cells(
             inputs["input_ids"],
             inputs["attention_mask"],
@@ -61,7 +68,7 @@ def _draw(
             num_cells=num_cells,
             seed=seed,
             guidance_scale=guidance_scale,
-            batch_size=options.batch_size or CELLS_PER_BATCH,
+            batch_size=execution.batch_size or CELLS_PER_BATCH,
         ):
             blocks.append(processor.post_process_cells(output.counts, output.gene_ids, text))
             advance(len(output.counts))
@@ -70,7 +77,7 @@ def _draw(
     return adata
 
 
-def quality_of(loaded: LoadedModel, adata: AnnData, text: str, options: Options) -> dict[str, Any]:
+def quality_of(loaded: LoadedModel, adata: AnnData, text: str, batch_size: int | None) -> dict[str, Any]:
     """How the cells look: size, sparsity, spread, leading genes, and how near the model finds them to the text."""
     counts = adata.X
     totals, num_genes = np.asarray(counts.sum(1)).ravel(), np.diff(counts.indptr)
@@ -83,7 +90,7 @@ def quality_of(loaded: LoadedModel, adata: AnnData, text: str, options: Options)
         "top_genes": ", ".join(adata.var_names[np.argsort(-mean)[:10]]),
     }
     if totals.any():
-        batches = Batches(loaded.device, options.batch_size)
+        batches = Batches(loaded.device, batch_size)
         run = CellRun(loaded, CellsInMemory(adata), batches, Workspace(None), progress=False)
         embeds = run.compute("quality", embed_batch)["embeds"]
         quality["similarity_to_text"] = round(float((embeds @ embed_texts(loaded, [query_text(text)])[0]).mean()), 4)
