@@ -6,6 +6,7 @@ from transformers.utils import logging
 
 from .cell_matrix_scmmgpt import Cells
 from .cell_reading_scmmgpt import ChosenMatrix
+from .errors_scmmgpt import UserError
 from .gene_identity_scmmgpt import GeneMatch
 
 logger = logging.get_logger(__name__)
@@ -57,7 +58,7 @@ class InputAccount:
     def check(self) -> None:
         """Refuse cells of which too little is covered, if the caller asked for that."""
         if self.total and self.share_of_counts < self.required_share:
-            raise ValueError(
+            raise UserError(
                 f"The vocabulary covers {self.share_of_counts:.0%} of the counts, less than the {self.required_share:.0%} "
                 f"that `strict=` asks for: {self.facts['num_matched']} of {self.facts['num_genes']} genes were matched, "
                 f"unmatched are for example {', '.join(self.facts['unmatched_examples'])}. Name the column of `var` "

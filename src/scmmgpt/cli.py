@@ -29,7 +29,6 @@ from .cli_options import (
     Workers,
 )
 from .console import pairs, run_to_exit_code, say, say_outcome, say_table
-from .errors import UserError
 
 app = typer.Typer(
     help="Single cells and language: annotate, embed, describe, search, chat about and generate single cells.",
@@ -350,6 +349,7 @@ def corpus_audit(
     json: AsJson = False,
 ) -> None:
     """Check a corpus: labels at chance, and the same cells on both sides of a split or in a test set."""
+    from .errors import UserError
     from .training.corpus.build import audit_corpus
 
     report = audit_corpus(corpus, test_set=test_set, scheme=scheme)

@@ -11,6 +11,7 @@ import numpy as np
 
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
+from .prompts import checked_question
 from .text_generation import generate_ids, tokenize_prompt
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ class Conversation:
         """The answer in pieces, as it is written; the turn is kept when it is complete."""
         from transformers import TextIteratorStreamer
 
-        if not question.strip():
-            raise UserError("The question is empty.")
-        messages, input_ids = self._prompt(question, max_new_tokens)
+        messages, input_ids = self._prompt(checked_question(self.loaded, question), max_new_tokens)
         streamer = TextIteratorStreamer(self.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
         writer = Thread(target=self._write, args=(input_ids, streamer, max_new_tokens, failure), daemon=True)

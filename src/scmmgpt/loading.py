@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,21 +105,14 @@ def load(
     """
     if isinstance(model, LoadedModel):
         return _with_generation(model) if generative else model
-    from safetensors import SafetensorError
-
     from . import auto, modeling_scmmgpt, processing  # noqa: F401 - `auto` registers the processor
 
     directory = find_model(model)
     chosen = choose_device(device)
     model_class = modeling_scmmgpt.ScMMGPTForConditionalGeneration if generative else modeling_scmmgpt.ScMMGPTModel
-    try:
+    with damage_refused(directory):
         network = model_class.from_pretrained(directory)
         processor = processing.ScMMGPTProcessor.from_pretrained(directory)
-    except UserError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        message = f"The model directory {str(directory)!r} is incomplete or damaged: {_first_line(error)}"
-        raise UserError(message) from error
     name = "scmmgpt-mini" if directory == EMBEDDED_MODEL else str(model)
     network = network.eval().to(chosen)
     if not generative and chosen.type == "cpu":
@@ -126,6 +121,21 @@ def load(
         if pays():
             pack_linears(network)
     return LoadedModel(name, directory, network, processor, chosen)
+
+
+@contextmanager
+def damage_refused(directory: Path) -> Iterator[None]:
+    """Whatever cannot be read from a model directory, as a reason that names the directory."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        message = f"The model directory {str(directory)!r} is incomplete or damaged: {_first_line(error)}"
+        raise UserError(message) from error
 
 
 def _with_generation(loaded: LoadedModel) -> LoadedModel:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from .errors import UserError
+
 if TYPE_CHECKING:
     from .loading import LoadedModel
     from .processing.labels_scmmgpt import LabelSet
@@ -44,5 +46,14 @@ def question_about_cells(loaded: LoadedModel, question: str | None = None, num_c
     """A prompt with one `<cell>` for each cell, up to where the answer begins."""
     from .processing.prompting_scmmgpt import conversation, description_question
 
-    messages = conversation(question or description_question(), num_cells=num_cells)
+    messages = conversation(checked_question(loaded, question or description_question()), num_cells=num_cells)
     return loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def checked_question(loaded: LoadedModel, question: str) -> str:
+    """A question that can be asked: it has words, and leaves the cells' places to us."""
+    if not question.strip():
+        raise UserError("The question is empty.")
+    if loaded.processor.cell_token in question:
+        raise UserError(f"The question must not hold {loaded.processor.cell_token!r}: the cells are put before it.")
+    return question

@@ -153,7 +153,7 @@ class CellWorker:
                 self.job.source, CELLS_PER_CHUNK, start=start, stop=stop, return_tensors="np"
             ):
                 results.append(run_chunk(dict(features), self.compute, self.batches, self.loaded.device))
-        except ValueError as error:
+        except UserError as error:
             return str(error)
         arrays = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
         return start, stop, arrays, dict(tokenizer.account)

@@ -54,6 +54,12 @@ class Execution:
     address: str | None = None
     workers: int | None = None
 
+    def __post_init__(self):
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}.")
+
 
 @dataclass
 class Verb:
@@ -174,8 +180,6 @@ def _engine(execution: Execution, cells: CellsInMemory | CellsInFile) -> RayEngi
         return None
     if cells.path is None:
         raise UserError("The engine 'ray' reads cells from a file that all workers see: give a path, not AnnData.")
-    if execution.workers is not None and execution.workers < 1:
-        raise UserError(f"workers must be at least 1, got {execution.workers}.")
     import_ray(execution.address)
     return RayEngine(execution.address, execution.workers, execution.device)
 

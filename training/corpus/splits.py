@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from scmmgpt.errors import UserError
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -34,10 +35,10 @@ class SplitSettings:
 
     def __post_init__(self):
         if not 0 <= self.validation + self.test < 1:
-            raise ValueError(f"validation + test must lie in [0, 1), got {self.validation} + {self.test}.")
+            raise UserError(f"validation + test must lie in [0, 1), got {self.validation} + {self.test}.")
         for scheme, chosen in self.held_out.items():
             if scheme not in SCHEMES or not set(chosen) <= set(SPLITS):
-                raise ValueError(f"held_out takes {SCHEMES} and {SPLITS} below them, got {scheme}: {list(chosen)}.")
+                raise UserError(f"held_out takes {SCHEMES} and {SPLITS} below them, got {scheme}: {list(chosen)}.")
 
 
 def study_family(dataset: str, study: str, families: Mapping[str, Iterable[str]]) -> str:
@@ -73,7 +74,7 @@ def split_scheme(num_cells: Mapping[str, int], scheme: str, settings: SplitSetti
     unknown = sorted(set(chosen) - set(num_cells))
     if unknown:
         known = ", ".join(sorted(num_cells)[:10])
-        raise ValueError(f"held_out names {scheme} {', '.join(unknown)}, not in the corpus ({known}, ...).")
+        raise UserError(f"held_out names {scheme} {', '.join(unknown)}, not in the corpus ({known}, ...).")
     bundles = _clades(num_cells, ontology) if scheme == "cell_type" else {group: [group] for group in num_cells}
     split_of = _assign(num_cells, bundles, chosen, settings)
     return {split: sorted(group for group in num_cells if split_of[group] == split) for split in SPLITS}
