@@ -35,10 +35,10 @@ class SplitSettings:
 
     def __post_init__(self):
         if not 0 <= self.validation + self.test < 1:
-            raise UserError(f"validation + test must lie in [0, 1), got {self.validation} + {self.test}.")
+            raise ValueError(f"validation + test must lie in [0, 1), got {self.validation} + {self.test}.")
         for scheme, chosen in self.held_out.items():
             if scheme not in SCHEMES or not set(chosen) <= set(SPLITS):
-                raise UserError(f"held_out takes {SCHEMES} and {SPLITS} below them, got {scheme}: {list(chosen)}.")
+                raise ValueError(f"held_out takes {SCHEMES} and {SPLITS} below them, got {scheme}: {list(chosen)}.")
 
 
 def study_family(dataset: str, study: str, families: Mapping[str, Iterable[str]]) -> str:
