@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .accounts import joined_accounts
 from .cells import CellsInFile, CellsInMemory
 from .device import Batches
 from .input_warnings import dispersion
 from .loading import LoadedModel
+from .processing.input_account_scmmgpt import joined_accounts
 from .progress import Workspace, progress_bar
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .accounts import joined_accounts
 from .errors import UserError, require
 from .processing.cell_matrix_scmmgpt import parts
+from .processing.input_account_scmmgpt import joined_accounts
 
 if TYPE_CHECKING:
     from .embedding import Arrays, CellRun, MakeCompute
