@@ -5,21 +5,20 @@ python benchmarks/gene_coverage.py [FOLDER_OR_FILE ...]
 
 import argparse
 import os
-from importlib.resources import files
 from pathlib import Path
 
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.gene_identity_scmmgpt import ROUTES, GeneNames
 from scmmgpt.processing.gene_vocabulary_scmmgpt import GeneVocabulary
 
-TABLES = Path(str(files("scmmgpt.hub_cards"))) / "scmmgpt-mini"
 COLUMNS = ("genes", "known", *ROUTES, "merged", "counts covered", "matrix", "species")
 
 
 def embedded_gene_tokenizer() -> ScMMGPTGeneTokenizer:
     """The gene tokenizer over the embedded model's vocabulary."""
-    vocabulary = GeneVocabulary.read(TABLES / "gene_vocabulary.tsv.gz")
-    names = GeneNames.read(TABLES / "gene_names.tsv.gz")
+    vocabulary = GeneVocabulary.read(EMBEDDED_MODEL / "gene_vocabulary.tsv.gz")
+    names = GeneNames.read(EMBEDDED_MODEL / "gene_names.tsv.gz")
     return ScMMGPTGeneTokenizer(vocabulary.genes, vocabulary.ensembl_ids, gene_names=names, max_genes=None)
 
 

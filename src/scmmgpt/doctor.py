@@ -8,8 +8,10 @@ from typing import Any
 
 from .cells import open_cells
 from .embedding import CELLS_PER_CHUNK
+from .hashes import hash_of_files
+from .hub_cards import EMBEDDED_MODEL
 from .input_warnings import cell_warnings, dispersion, input_warnings
-from .loading import EMBEDDED_MODEL, damage_refused, find_model, hash_of_files
+from .loading import damage_refused, find_model
 from .verb import UNTRAINED, versions
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -13,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import hub_cards
 from .device import choose_device
 from .errors import UserError
+from .hashes import hash_of_files
+from .hub_cards import EMBEDDED_MODEL
 from .processing.calibration_scmmgpt import Calibration
 from .processing.ontology_scmmgpt import Ontology, read_ontology
 from .processing.type_profiles_scmmgpt import TypeProfiles
@@ -23,7 +23,6 @@ from .processing.type_profiles_scmmgpt import TypeProfiles
 if TYPE_CHECKING:
     import torch
 
-EMBEDDED_MODEL = Path(hub_cards.__file__).parent / "scmmgpt-mini"
 _REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -179,16 +178,6 @@ def _download(repository: str) -> Path:
         raise UserError(
             f"There is no directory {repository!r}, and it could not be fetched from the Hub: {_first_line(error)}"
         ) from error
-
-
-def hash_of_files(paths: list[Path]) -> str:
-    """One SHA-256 over the contents of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:
