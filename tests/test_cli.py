@@ -139,7 +139,7 @@ def test_an_audit_that_fails_says_so(shell, tmp_path):
 
     assert code == 2
     assert "'at_chance': True" in out
-    assert "does not pass the audit" in err
+    assert "fails the audit" in err
 
 
 def test_an_audit_names_the_split_schemes_that_there_are(shell, tmp_path):

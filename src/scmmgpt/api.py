@@ -33,6 +33,7 @@ from .loading import LoadedModel, ModelSource, load
 from .processing.calling_scmmgpt import Caller, Calls, Scorer, call_cells
 from .processing.calling_scmmgpt import rerank as mix_in_matching
 from .processing.labels_scmmgpt import UNKNOWN, Labels, LabelSet
+from .processing.result_keys_scmmgpt import ResultKeys
 from .prompts import label_texts, query_text
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
@@ -83,7 +84,7 @@ def embed(
     adata
         Cells, or the path of an h5ad or zarr.
     """
-    key = f"X_{key_added}"
+    key = ResultKeys(key_added).embedding
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress, engine, address, workers)
     verb = Verb.begin("embed", adata, model, execution, destination, keys=Additions(obsm={key: None}))
@@ -147,15 +148,14 @@ def annotate(
     report
         Write a self-contained HTML page there.
     """
-    key = key_added
-    names = [f"{key}_cell_type", f"{key}_cell_type_ontology_term_id", f"{key}_confidence", f"{key}_second_choice"]
+    keys = ResultKeys(key_added)
+    names = [keys.cell_type, keys.term_id, keys.confidence, keys.second_choice]
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise UserError(f"min_confidence must lie between 0 and 1, got {min_confidence}.")
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress, engine, address, workers)
-    keys = Additions(obs=dict.fromkeys(names))
-    verb = Verb.begin("annotate", adata, model, execution, destination, keys=keys)
+    verb = Verb.begin("annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys(names)))
     clusters = _clusters(verb.cells.obs, cluster_key)
     candidates = _candidates(verb, labels)
     least = verb.loaded.calibration.min_confidence if min_confidence is None else min_confidence
@@ -210,7 +210,7 @@ def annotate(
         write_report(page, verb, record, calls, arrays["embeds"], candidates, probabilities, cluster_key)
     columns = (calls.labels, calls.term_ids, calls.confidence, calls.second_choices)
     obs = {name: _column(values) for name, values in zip(names, columns, strict=True)}
-    return verb.finish(Additions(obs=obs, uns={key: record}))
+    return verb.finish(Additions(obs=obs, uns={key_added: record}))
 
 
 def _candidates(verb: Verb, labels: Labels | None) -> LabelSet:
@@ -340,22 +340,21 @@ def describe(
     """
     from .description import describe_cells
 
-    key = key_added
-    text_key, probability_key = f"{key}_description", f"{key}_choice_probability"
-    keys = Additions(obs={text_key: None}, obsm={} if choices is None else {probability_key: None})
+    keys = ResultKeys(key_added)
+    added = Additions(obs={keys.description: None}, obsm={} if choices is None else {keys.choice_probability: None})
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress)
-    verb = Verb.begin("describe", adata, model, execution, destination, keys=keys, generative=True)
+    verb = Verb.begin("describe", adata, model, execution, destination, keys=added, generative=True)
     clusters = _clusters(verb.cells.obs, cluster_key)
     candidates = None if choices is None else _candidates(verb, choices)
     result = describe_cells(verb, clusters, prompt=prompt, choices=candidates, max_new_tokens=max_new_tokens)
     additions = Additions(
-        obs={text_key: np.array(result.texts, dtype=object)},
-        uns={key: verb.record(result.gene_account, prompt=result.prompt, cluster_key=cluster_key)},
+        obs={keys.description: np.array(result.texts, dtype=object)},
+        uns={key_added: verb.record(result.gene_account, prompt=result.prompt, cluster_key=cluster_key)},
     )
     if candidates is not None:
-        additions.obsm[probability_key] = result.probabilities
-        additions.uns[key]["describe"]["choices"] = np.array(candidates.labels, dtype=object)
+        additions.obsm[keys.choice_probability] = result.probabilities
+        additions.uns[key_added]["describe"]["choices"] = np.array(candidates.labels, dtype=object)
     return verb.finish(additions)
 
 

@@ -170,13 +170,15 @@ def embed(
 ) -> None:
     """Write one vector per cell, in the space that text shares, to obsm."""
     from . import api
+    from .processing.result_keys_scmmgpt import ResultKeys
 
     where: dict[str, Any] = {"device": device, "engine": engine, "address": address, "workers": workers}
     how: dict[str, Any] = {"batch_size": batch_size, "key_added": key_added, "overwrite": overwrite}
     adata = api.embed(cells, model=model, output=output, summary_only=True, **where, **how)
     shape = [adata.n_obs, int(adata.uns[key_added]["embed"]["settings"]["dimension"])]
-    result = {"output": str(output), "key": f"X_{key_added}", "shape": shape}
-    say(result, as_json=json, lines=[f"obsm['X_{key_added}'], {shape[0]} x {shape[1]}, written to {output}"])
+    key = ResultKeys(key_added).embedding
+    result = {"output": str(output), "key": key, "shape": shape}
+    say(result, as_json=json, lines=[f"obsm[{key!r}], {shape[0]} x {shape[1]}, written to {output}"])
 
 
 @app.command(epilog="Example: scmmgpt describe my.h5ad --output out.h5ad --cluster-key leiden")
@@ -194,6 +196,7 @@ def describe(
 ) -> None:
     """Let the language model describe each cell (or cluster) in words; genes it names are checked in the cell."""
     from . import api
+    from .processing.result_keys_scmmgpt import ResultKeys
 
     adata = api.describe(
         cells,
@@ -206,7 +209,7 @@ def describe(
         device=device,
         batch_size=batch_size,
     )
-    texts = adata.obs[f"{key_added}_description"].astype(str)
+    texts = adata.obs[ResultKeys(key_added).description].astype(str)
     first = dict(zip(adata.obs_names[:5], texts[:5], strict=True))
     result = {"output": str(output), "cells": adata.n_obs, "distinct": int(texts.nunique()), "first": first}
     lines = [*(f"{name}: {text}" for name, text in first.items()), f"{adata.n_obs} descriptions written to {output}"]
@@ -355,8 +358,7 @@ def corpus_audit(
     report = audit_corpus(corpus, test_set=test_set, scheme=scheme)
     say(report, as_json=json, lines=pairs(report))
     if not report["passed"]:
-        message = f"{corpus} does not pass the audit: mend its labels or splits, or drop the cells named above."
-        raise UserError(message)
+        raise UserError(f"{corpus} fails the audit: mend its labels or splits, or drop the cells named above.")
 
 
 @app.command(epilog="Example: scmmgpt convert scgpt scgpt-whole-human --output scgpt-hf")
