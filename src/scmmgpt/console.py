@@ -85,7 +85,7 @@ def say(result: dict[str, Any], *, as_json: bool, lines: Iterable[str] = ()) -> 
         Console(highlight=False, soft_wrap=True).print(line, markup=False)
 
 
-def say_table(rows: list[dict[str, Any]], *, as_json: bool, title: str | None = None) -> None:
+def say_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     """Rows as a table, or as a JSON list."""
     if as_json:
         print(json.dumps(rows, default=str))  # noqa: T201
@@ -97,7 +97,7 @@ def say_table(rows: list[dict[str, Any]], *, as_json: bool, title: str | None = 
     console = Console(highlight=False)
     texts = [{name: _short(value) for name, value in row.items()} for row in rows]
     shown = _columns_that_fit(texts, console.width)
-    table = Table(*shown, title=title)
+    table = Table(*shown)
     for row in texts:
         table.add_row(*(Text(row[name]) for name in shown))
     console.print(table)

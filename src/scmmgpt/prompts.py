@@ -35,18 +35,18 @@ def generation_text(text: str) -> str:
     return cell_request({"cell_type": _ARTICLE.sub("", text.strip())})
 
 
-def question_about_type(tissue: str | None = None) -> str:
+def question_about_type() -> str:
     """The question that a name of a type answers."""
     from .processing.prompting_scmmgpt import annotation_question
 
-    return annotation_question(tissue=tissue)
+    return annotation_question()
 
 
-def question_about_cells(loaded: LoadedModel, question: str | None = None, num_cells: int = 1) -> str:
-    """A prompt with one `<cell>` for each cell, up to where the answer begins."""
+def question_about_cells(loaded: LoadedModel, question: str | None = None) -> str:
+    """A prompt with one `<cell>`, up to where the answer begins; without a question it asks for a description."""
     from .processing.prompting_scmmgpt import conversation, description_question
 
-    messages = conversation(checked_question(loaded, question or description_question()), num_cells=num_cells)
+    messages = conversation(checked_question(loaded, question or description_question()))
     return loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
