@@ -82,8 +82,10 @@ class InputAccount:
     def log(self) -> None:
         """Say it in one line; loudly where a result may suffer."""
         facts = self.summary()
-        doubtful = self.share_of_counts < STRICT_SHARE or self.empty_cells or facts["matrix_state"] != "counts"
-        (logger.warning_once if doubtful else logger.info)(account_line(facts))
+        may_spoil_results = (
+            self.share_of_counts < STRICT_SHARE or self.empty_cells or facts["matrix_state"] != "counts"
+        )
+        (logger.warning_once if may_spoil_results else logger.info)(account_line(facts))
 
 
 _SUMS = ("num_cells", "empty_cells", "cells_turned_back_into_counts", "counts_in_all", "counts_covered")

@@ -188,7 +188,7 @@ def annotate(
         _are_unknown(calls, arrays["is_empty"] | arrays["is_implausible"])
     num_implausible = int(arrays["is_implausible"].sum())
     for warning in cell_warnings(num_implausible, len(embeds), run.dispersion(), run.gene_account):
-        verb.note(warning)
+        verb.warn(warning)
 
     record = verb.record(
         run.gene_account,
@@ -215,8 +215,8 @@ def annotate(
 
 def _candidates(verb: Verb, labels: Labels | None) -> LabelSet:
     candidates = candidates_of(verb.loaded, labels)
-    for note in candidates.notes:
-        verb.note(note)
+    for warning in candidates.notes:
+        verb.warn(warning)
     return candidates
 
 

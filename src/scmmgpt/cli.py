@@ -90,7 +90,7 @@ def info(
 
 @app.command(epilog="Example: scmmgpt doctor my.h5ad")
 def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
-    """Say what would be read from a file: which matrix, which genes, which species; and what is doubtful."""
+    """Say what would be read from a file: which matrix, genes and species; with warnings."""
     from .doctor import examine
 
     result = examine(cells, model=model)

@@ -115,7 +115,7 @@ def begin_conversation(verb: Verb, cluster_key: str | None, select: Sequence[str
     import torch
 
     names, rows = _chosen_cells(verb, select) if cluster_key is None else _chosen_clusters(verb, cluster_key, select)
-    features = verb.loaded.processor.feature_extractor(verb.cells.rows(rows), return_tensors="pt")
+    features = verb.loaded.processor.gene_tokenizer(verb.cells.rows(rows), return_tensors="pt")
     with torch.inference_mode():
         inputs = {name: values.to(verb.loaded.device) for name, values in features.items()}
         return Conversation(verb.loaded, names, verb.loaded.model.get_cell_tokens(**inputs))
@@ -149,7 +149,7 @@ def _check_names(names: list[str], present: set[str], what: str) -> None:
 def _most_typical(verb: Verb, members: np.ndarray, num_looked_at: int = 256) -> int:
     """The cell nearest to the mean of a cluster, among a few hundred of it."""
     looked_at = members[np.linspace(0, len(members) - 1, min(num_looked_at, len(members))).astype(int)]
-    features = dict(verb.loaded.processor.feature_extractor(verb.cells.rows(looked_at), return_tensors="np"))
+    features = dict(verb.loaded.processor.gene_tokenizer(verb.cells.rows(looked_at), return_tensors="np"))
     embeds = run_chunk(features, embed_batch(verb.loaded), verb.batches, verb.loaded.device)["embeds"]
     return int(looked_at[(embeds @ embeds.mean(axis=0)).argmax()])
 

@@ -16,7 +16,7 @@ from .verb import UNTRAINED, versions
 
 
 def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
-    """What the processor would decide about some cells: matrix, genes, species, and what is doubtful."""
+    """What the processor would decide about some cells: matrix, genes, species, with warnings."""
     from . import auto, processing  # noqa: F401 - `auto` registers the processor
 
     opened = open_cells(cells)

@@ -1,4 +1,4 @@
-"""What in some cells may spoil results, said in words that name a remedy."""
+"""Warnings about input that may spoil results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GENES_FOR_DISPERSION = 100
 
 
 def input_warnings(account: Mapping[str, Any]) -> list[str]:
-    """What an account of genes gives reason to doubt, each with a remedy."""
+    """Warnings about the matrix and the genes that were read, each with a remedy."""
     found = []
     if account.get("share_of_counts", 1) < _FEW_COVERED:
         found.append(
@@ -41,7 +41,7 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
 def cell_warnings(
     num_implausible: int, num_cells: int, dispersion: float | None, account: Mapping[str, Any]
 ) -> list[str]:
-    """What the cells' own values give reason to doubt.
+    """Warnings about the values of the cells, each with a remedy.
 
     Parameters
     ----------

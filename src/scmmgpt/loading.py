@@ -48,7 +48,7 @@ class LoadedModel:
     @property
     def first_gene_id(self) -> int:
         """Smaller ids are special tokens."""
-        gene_tokenizer = self.processor.feature_extractor
+        gene_tokenizer = self.processor.gene_tokenizer
         return gene_tokenizer.vocab_size - len(gene_tokenizer.genes)
 
     @cached_property
@@ -62,7 +62,7 @@ class LoadedModel:
     @cached_property
     def type_profiles(self) -> TypeProfiles | None:
         profiles = TypeProfiles.read(self.directory)
-        num_genes = len(self.processor.feature_extractor.genes)
+        num_genes = len(self.processor.gene_tokenizer.genes)
         if profiles is not None and profiles.gene_rows.max(initial=0) >= num_genes:
             raise UserError(f"{str(self.directory)!r} holds profiles of other genes than its vocabulary names.")
         return profiles

@@ -34,9 +34,9 @@ def make_cells(
     """Draw cells, with a summary of how they look to the model in `.uns[key_added]`."""
     import warnings
 
-    notes = [UNTRAINED] if loaded.training_summary is None else []
-    for note in notes:
-        warnings.warn(note, UserWarning, stacklevel=4)  # of whoever called `generate_cells`
+    is_trained = loaded.training_summary is not None
+    if not is_trained:
+        warnings.warn(UNTRAINED, UserWarning, stacklevel=4)  # of whoever called `generate_cells`
     adata = _draw(loaded, text, num_cells, seed, guidance_scale, execution)
     settings = {"text": text, "num_cells": num_cells, "seed": seed, "guidance_scale": guidance_scale}
     details = {
@@ -44,7 +44,7 @@ def make_cells(
         "quality": quality_of(loaded, adata, text, execution.batch_size),
         "model": loaded.describe(),
         "versions": versions(),
-        "notes": notes,
+        "notes": [] if is_trained else [UNTRAINED],
     }
     adata.uns[key_added] = storable({"generate": details})
     return adata
@@ -57,7 +57,7 @@ def _draw(
     import torch
 
     processor = loaded.processor
-    gene_ids = torch.arange(loaded.first_gene_id, processor.feature_extractor.vocab_size)
+    gene_ids = torch.arange(loaded.first_gene_id, processor.gene_tokenizer.vocab_size)
     inputs = tokenize_texts(loaded, [generation_text(text)])
     blocks = []
     with progress_bar("generate", num_cells, shown=execution.progress) as advance:

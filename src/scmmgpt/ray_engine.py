@@ -146,17 +146,17 @@ class CellWorker:
         """Bounds, results and account; or why these cells are refused, which no other worker would see differently."""
         from .embedding import CELLS_PER_CHUNK, run_chunk
 
-        tokenizer = self.loaded.processor.feature_extractor
+        gene_tokenizer = self.loaded.processor.gene_tokenizer
         results = []
         try:
-            for features in tokenizer.iter_chunks(
+            for features in gene_tokenizer.iter_chunks(
                 self.job.source, CELLS_PER_CHUNK, start=start, stop=stop, return_tensors="np"
             ):
                 results.append(run_chunk(dict(features), self.compute, self.batches, self.loaded.device))
         except UserError as error:
             return str(error)
         arrays = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
-        return start, stop, arrays, dict(tokenizer.account)
+        return start, stop, arrays, dict(gene_tokenizer.account)
 
 
 def _in_order(ray: Any) -> Any:

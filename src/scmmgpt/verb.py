@@ -1,4 +1,4 @@
-"""What every verb does around its own work: check first, note what was decided, write at the end."""
+"""What every verb does around its own work: check first, record what was decided, write at the end."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ class Verb:
     destination: Destination
     output: Path | None
     batches: Batches
-    settings: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     workspace: Workspace | None = None
     given: Any = None
     engine: RayEngine | None = None
@@ -104,12 +103,12 @@ class Verb:
         batches = Batches(loaded.device, execution.batch_size)
         verb = cls(name, cells, loaded, execution, destination, output, batches, given=data, engine=engine)
         if loaded.training_summary is None:
-            verb.note(UNTRAINED)
+            verb.warn(UNTRAINED)
         return verb
 
-    def note(self, message: str) -> None:
-        """Tell the person now, and keep it with the result."""
-        self.notes.append(message)
+    def warn(self, message: str) -> None:
+        """Warn the person now, and keep the warning with the result."""
+        self.warnings.append(message)
         warnings.warn(message, UserWarning, stacklevel=5)  # of whoever called the verb
 
     def start_run(self, **settings: Any) -> CellRun:
@@ -131,14 +130,14 @@ class Verb:
         )
 
     def record(self, gene_account: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-        """What `uns` keeps: the genes that were read, and settings, model, versions and notes of this verb."""
+        """What `uns` keeps: the genes that were read, and settings, model, versions and warnings of this verb."""
         for warning in input_warnings(gene_account):
-            self.note(warning)
+            self.warn(warning)
         details = {
-            "settings": {**self.settings, **settings},
+            "settings": settings,
             "model": self.loaded.describe(),
             "versions": versions(),
-            "notes": self.notes,
+            "notes": self.warnings,
         }
         return storable({"genes": gene_account, self.name: details})
 
