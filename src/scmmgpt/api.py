@@ -1,9 +1,9 @@
 """The verbs: AnnData (or a path) in, AnnData out.
 
-Results follow scanpy's conventions: `.obs`, `.obsm`, and `.uns["scmmgpt"]` with settings, versions, hashes and the
-account of the genes. The caller's object is not changed unless `inplace=True`; what is already there is not replaced
-unless `overwrite=True`. With a path and an `output`, files of any size go through in flat memory, and a run that was
-interrupted goes on where it stopped when it is called again.
+Results are written as scanpy does, to `.obs` and `.obsm`; `.uns["scmmgpt"]` keeps settings, versions, warnings and
+which genes were read. The AnnData that was given is not changed unless `inplace=True`, and results that are there are
+not replaced unless `overwrite=True`. With a path and an `output`, memory use does not grow with the file, and a call
+that was interrupted resumes when it is repeated.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def embed(
     address: str | None = None,
     workers: int | None = None,
 ) -> AnnData:
-    """Write one unit vector per cell, in the space that text shares, to `.obsm["X_scmmgpt"]`.
+    """Write an embedding of each cell, comparable with embeddings of text, to `.obsm["X_scmmgpt"]`.
+
+    Embeddings have unit length, so that a dot product is a cosine similarity.
 
     Parameters
     ----------
@@ -129,24 +131,24 @@ def annotate(
     adata
         Cells, or the path of an h5ad or zarr.
     labels
-        Names, {name: description}, a file with one name a line, or "cell-ontology"; None: the types that the model
-        was trained on. Their text is embedded once, so any number of labels costs one matrix product.
+        Names, {name: description}, a file with one name a line, or "cell-ontology" for all of its types. None: the
+        types that the model was trained on.
     tissue
-        Where the cells come from, as a hint in the labels' text.
+        The tissue of the cells, added to the text of every label.
     min_confidence
-        Below it a call backs off to the nearest parent term that reaches it, then to "unknown", and what looks like
-        no cell is unknown. 0 never does either. None takes the model's own.
+        A cell type below it is replaced by its nearest parent term that reaches it, else by "unknown"; a cell that
+        is empty or looks like noise is "unknown" too. 0 switches both off. None: the model's own threshold.
     cluster_key
-        A column of `.obs`: each cluster gets one call, by the mean of its cells.
+        A column of `.obs` with clusters: each gets one cell type, from the mean of its cells.
     smooth
-        Average over this many nearest cells first; 0 is off.
+        Average each embedding over so many nearest neighbours first; 0 switches it off.
     rerank
-        Let the matching head judge this many best labels of each cell; 0 is off.
+        Score so many best labels of each cell again with the matching head; 0 switches it off.
     prior_share
-        Share of a label's mean score over the data that is taken away from it; 0 judges each cell by itself. None:
-        the model's own, and off under 100 cells or when one type dominates.
+        Share of a label's mean score over all cells to subtract from its scores, against labels that fit every
+        cell; 0 scores each cell by itself. None: the model's own, and 0 under 100 cells or when one type dominates.
     report
-        Write a self-contained HTML page there.
+        The path of an HTML report to write, in one file.
     """
     keys = ResultKeys(key_added)
     names = [keys.cell_type, keys.term_id, keys.confidence, keys.second_choice]
@@ -260,7 +262,7 @@ def search(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The cells that fit a text best: their scores and metadata, best first.
+    """The cells that fit a text best, with their scores and `obs`, best first.
 
     Parameters
     ----------
@@ -269,9 +271,9 @@ def search(
     text
         What to look for, in words.
     top
-        How many cells; None gives every cell's score.
+        How many cells; None returns all.
     where
-        Conditions "COLUMN=VALUE" on `obs` that must all hold.
+        Conditions "COLUMN=VALUE" on `obs`, all of which a cell must meet.
     """
     from .index import Index, best_rows, is_index, rows_where
 
@@ -319,10 +321,9 @@ def describe(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> AnnData:
-    """Let the language model describe each cell, from the cell's own tokens, in `.obs["scmmgpt_description"]`.
+    """Write a description of each cell by the language model to `.obs["scmmgpt_description"]`.
 
-    Genes that a description names are looked up in the cell; those that it does not express are marked
-    "[not detected]".
+    Genes that a description names but the cell does not express are marked "[not detected]".
 
     Parameters
     ----------
@@ -331,12 +332,12 @@ def describe(
     prompt
         What to ask about each cell; None asks as in training.
     cluster_key
-        A column of `.obs`: the cell nearest to a cluster's mean speaks for the cluster.
+        A column of `.obs` with clusters: the cell nearest to a cluster's mean is described, for all of its cells.
     choices
-        Labels, as in `annotate`: the answer is held to one of them, and `.obsm["scmmgpt_choice_probability"]` gets
-        the probability of each.
+        Labels, as in `annotate`: the description is the most probable of them, and
+        `.obsm["scmmgpt_choice_probability"]` holds the probability of each.
     max_new_tokens
-        The longest description.
+        The greatest length of a description.
     """
     from .description import describe_cells
 
@@ -372,24 +373,24 @@ def generate_cells(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> AnnData:
-    """Pseudo-cells with whole counts over the vocabulary's genes, made from a text.
+    """Generate cells from a text: integer counts of every gene of the vocabulary.
 
     Parameters
     ----------
     text
-        What cells to make: "a naive B cell from lymph node".
+        The cells to generate, such as "a naive B cell from lymph node".
     num_cells
         How many.
     seed
         The same seed gives the same matrix.
     guidance_scale
-        Above 1: further away from what no text would give. None: as the model was configured.
+        Above 1: cells follow the text more closely (classifier-free guidance). None: as in the model's config.
     """
     from .pseudo_cells import make_cells
     from .storage import save_cells
 
     if not text.strip():
-        raise UserError("The text to make cells from is empty.")
+        raise UserError("The text to generate cells from is empty.")
     if num_cells < 1:
         raise UserError(f"num_cells must be at least 1, got {num_cells}.")
     target = check_output(output) if output is not None else None
@@ -412,14 +413,14 @@ def chat(
     device: str | torch.device | None = None,
     batch_size: int | None = None,
 ) -> Conversation:
-    """A conversation about cells or clusters: `.ask("what is this?")`, `.stream(...)`; earlier turns are kept.
+    """A conversation about cells or clusters, with `.ask("what is this?")` and `.stream(...)`; turns are kept.
 
     Parameters
     ----------
     adata
         Cells, or the path of an h5ad or zarr.
     cluster_key
-        A column of `.obs`: talk about clusters instead of cells.
+        A column of `.obs` with clusters to talk about instead of cells.
     select
         Names of cells (or clusters), at most 8; None takes the first ones.
     """

@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 # In the order in which every verb takes them.
 SHARED_ARGUMENTS = {
     "model": "A directory, a Hub repository, what `load` returned, or None for the model that comes with the package.",
-    "output": "An .h5ad or .zarr to write; never the input. With a path and an output, files of any size go through in "
-    "flat memory, and the same call goes on where an interrupted one stopped.",
+    "output": "An .h5ad or .zarr file to write; never the input. With a path as input, memory use does not grow with "
+    "the file, and the same call resumes an interrupted one.",
     "key_added": "The name that results are written under.",
     "overwrite": "Replace results of the same name.",
     "inplace": "Write into the object that was given instead of a copy.",

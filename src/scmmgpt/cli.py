@@ -70,7 +70,7 @@ def options(
 
 @app.command(epilog="Example: scmmgpt demo")
 def demo(output: Folder = Path("demo"), model: Model = None, device: Device = None, json: AsJson = False) -> None:
-    """Annotate real cells (700 of the blood data that come with scanpy) and say where the result is."""
+    """Annotate 700 blood cells that come with scanpy, and write a report."""
     from .demo import run_demo
 
     result, lines = run_demo(output, model=model, device=device)
@@ -90,7 +90,7 @@ def info(
 
 @app.command(epilog="Example: scmmgpt doctor my.h5ad")
 def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
-    """Say what would be read from a file: which matrix, genes and species; with warnings."""
+    """Show what would be read from a file: matrix, genes, species; with warnings."""
     from .doctor import examine
 
     result = examine(cells, model=model)
@@ -106,14 +106,14 @@ def annotate(
     output: Output,
     model: Model = None,
     labels: Annotated[str | None, typer.Option(help='A file with one label a line, or "cell-ontology".')] = None,
-    tissue: Annotated[str | None, typer.Option(help="Where the cells come from, as a hint.")] = None,
+    tissue: Annotated[str | None, typer.Option(help="The tissue of the cells.")] = None,
     min_confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Below it: the parent term, then unknown. 0 never backs off.")
+        float | None, typer.Option(min=0, max=1, help="Below it: the parent term, else unknown. 0: never.")
     ] = None,
     cluster_key: ClusterKey = None,
-    smooth: Annotated[int, typer.Option(min=0, help="Average over this many neighbours.")] = 0,
-    rerank: Annotated[int, typer.Option(min=0, help="Let the matching head judge this many best labels.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
+    smooth: Annotated[int, typer.Option(min=0, help="Average over so many nearest neighbours first.")] = 0,
+    rerank: Annotated[int, typer.Option(min=0, help="Score so many best labels again with the matching head.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="An HTML report to write, in one file.")] = None,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
     device: Device = None,
@@ -123,7 +123,7 @@ def annotate(
     workers: Workers = None,
     json: AsJson = False,
 ) -> None:
-    """Name the type of each cell, from any list of labels, with a confidence."""
+    """Name the type of each cell, from any list of labels, with a calibrated confidence."""
     from . import api
     from .summary import annotation_summary
 
@@ -168,7 +168,7 @@ def embed(
     workers: Workers = None,
     json: AsJson = False,
 ) -> None:
-    """Write one vector per cell, in the space that text shares, to obsm."""
+    """Write an embedding of each cell, comparable with embeddings of text, to obsm."""
     from . import api
     from .processing.result_keys_scmmgpt import ResultKeys
 
@@ -187,14 +187,14 @@ def describe(
     output: Output,
     model: Model = None,
     cluster_key: ClusterKey = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest description.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The greatest length of a description.")] = 64,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
     device: Device = None,
     batch_size: BatchSize = None,
     json: AsJson = False,
 ) -> None:
-    """Let the language model describe each cell (or cluster) in words; genes it names are checked in the cell."""
+    """Write a description of each cell or cluster by the language model; its genes are checked in the cell."""
     from . import api
     from .processing.result_keys_scmmgpt import ResultKeys
 
@@ -289,7 +289,7 @@ def index_push(
 
 @app.command(epilog='Example: scmmgpt generate "a naive B cell from lymph node" --num-cells 500 --output out.h5ad')
 def generate(
-    text: Annotated[str, typer.Argument(help="What cells to make, in words.")],
+    text: Annotated[str, typer.Argument(help="The cells to generate, in words.")],
     output: Output,
     num_cells: Annotated[int, typer.Option(min=1)] = 100,
     seed: Seed = 0,
@@ -298,7 +298,7 @@ def generate(
     batch_size: BatchSize = None,
     json: AsJson = False,
 ) -> None:
-    """Make pseudo-cells, with whole counts, from a text."""
+    """Generate cells, as integer counts, from a text."""
     from . import api
 
     adata = api.generate_cells(
@@ -368,7 +368,7 @@ def convert(
     output: Folder,
     json: AsJson = False,
 ) -> None:
-    """Turn a public checkpoint into one of ours."""
+    """Convert a public checkpoint to a model of this package."""
     from .training.convert import convert_checkpoint
 
     say_outcome(convert_checkpoint(kind, source, output), output, json)
@@ -386,7 +386,7 @@ def finetune(
     recipe: Annotated[Path | None, typer.Option(help="A YAML file with the settings of the run.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Teach the model your own labels."""
+    """Fine-tune a model on your own labels."""
     from . import supervised
 
     figures = supervised.finetune(

@@ -1,4 +1,4 @@
-"""Talking about cells: turns are kept, cells are encoded once, answers come as they are written."""
+"""Conversations about cells: cells are encoded once, turns are kept, answers can be streamed."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _most_typical(verb: Verb, members: np.ndarray, num_looked_at: int = 256) -> 
 
 
 def talk_at_the_terminal(conversation: Conversation) -> None:
-    """Ask and answer until the person has had enough."""
+    """Answer questions at the terminal until an empty line."""
     from rich.console import Console
 
     console = Console(highlight=False)

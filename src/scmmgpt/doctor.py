@@ -1,4 +1,4 @@
-"""What would be read from a file, and what is installed: said before any work is done."""
+"""What would be read from a file, and what is installed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def describe_installation(model: Any = None) -> dict[str, Any]:
         "model_size_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),
         "weights_sha256": hash_of_files(sorted(directory.glob("*.safetensors"))),
         "trained": summary is not None,
-        "training": UNTRAINED if summary is None else _in_short(summary),
+        "training": UNTRAINED if summary is None else _without_long_lists(summary),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") == "1",
         "directory": str(Path(directory)),
     }
@@ -73,6 +73,6 @@ def _counts(config: Any) -> dict[str, str]:
     return {part: readable(count) for part, count in count_parameters(config).items() if count > 1}
 
 
-def _in_short(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary without its long lists."""
+def _without_long_lists(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the lengths of its lists in their place."""
     return {name: len(value) if isinstance(value, list) else value for name, value in summary.items()}

@@ -1,4 +1,4 @@
-"""Which words the verbs use. All templates are those of training: `processing/prompting_scmmgpt.py`."""
+"""The prompts of the verbs, from the templates of the training: `processing/prompting_scmmgpt.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
 
 
 def label_texts(labels: LabelSet, tissue: str | None = None) -> list[str]:
-    """What each candidate says about itself: the text that cells are compared with."""
+    """The text of each label, which cells are compared with."""
     from .processing.prompting_scmmgpt import cell_text
 
     where = {"tissue": tissue} if tissue else {}
@@ -29,7 +29,7 @@ def query_text(text: str) -> str:
 
 
 def generation_text(text: str) -> str:
-    """A request for pseudo-cells."""
+    """The text that generated cells are asked for with."""
     from .processing.prompting_scmmgpt import cell_request
 
     return cell_request({"cell_type": _ARTICLE.sub("", text.strip())})
@@ -51,7 +51,7 @@ def question_about_cells(loaded: LoadedModel, question: str | None = None) -> st
 
 
 def checked_question(loaded: LoadedModel, question: str) -> str:
-    """A question that can be asked: it has words, and leaves the cells' places to us."""
+    """The question; refused when it is empty or places cells itself."""
     if not question.strip():
         raise UserError("The question is empty.")
     if loaded.processor.cell_token in question:

@@ -1,4 +1,4 @@
-"""Pseudo-cells from a text, as AnnData with a summary of how good they look."""
+"""Cells generated from a text, as AnnData, with measures of their quality."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _draw(
 
 
 def quality_of(loaded: LoadedModel, adata: AnnData, text: str, batch_size: int | None) -> dict[str, Any]:
-    """How the cells look: size, sparsity, spread, leading genes, and how near the model finds them to the text."""
+    """Size, sparsity, variety, top genes, and similarity to the text in the embedding space."""
     counts = adata.X
     totals, num_genes = np.asarray(counts.sum(1)).ravel(), np.diff(counts.indptr)
     mean = np.asarray(counts.mean(0)).ravel()
@@ -86,7 +86,7 @@ def quality_of(loaded: LoadedModel, adata: AnnData, text: str, batch_size: int |
         "median_counts": float(np.median(totals)),
         "median_genes": float(np.median(num_genes)),
         "share_of_zeros": round(1 - counts.nnz / np.prod(counts.shape), 4),
-        "distinct_cells": len({row.tobytes() for row in _signatures(counts)}),
+        "distinct_cells": len({row.tobytes() for row in _contents(counts)}),
         "top_genes": ", ".join(adata.var_names[np.argsort(-mean)[:10]]),
     }
     if totals.any():
@@ -97,7 +97,7 @@ def quality_of(loaded: LoadedModel, adata: AnnData, text: str, batch_size: int |
     return quality
 
 
-def _signatures(counts: sparse.csr_matrix) -> list[np.ndarray]:
+def _contents(counts: sparse.csr_matrix) -> list[np.ndarray]:
     return [
         np.concatenate([counts.indices[start:stop], counts.data[start:stop]])
         for start, stop in zip(counts.indptr[:-1], counts.indptr[1:], strict=True)

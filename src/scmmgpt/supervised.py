@@ -29,7 +29,7 @@ def evaluate(
     most_cells: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure a model on labelled cells beside simple baselines, and return the figures of the page it writes.
+    """Measure a model on labelled cells, beside simple baselines; returns the scores and writes a report.
 
     The model sees no label. The baselines learn from half of the cells (whole donors where there are two or more),
     and everything is tested on the other half.
@@ -52,7 +52,7 @@ def evaluate(
     most_cells
         Larger data are cut to so many cells, drawn at random.
     seed
-        Of every draw.
+        Of every random draw.
     """
     from .training import evaluate as evaluation
 

@@ -1,4 +1,4 @@
-"""The language model at work on prompts that hold cells."""
+"""Text that the language model writes to prompts with cells."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tokenize_prompt(loaded: LoadedModel, prompt: str) -> torch.Tensor:
 
 
 def embed_prompt(loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torch.Tensor) -> torch.Tensor:
-    """Prompts (B, S) as vectors (B, S, H), with the cells (cells, Q, H) in their places in reading order."""
+    """Input embeddings (B, S, H) of prompts (B, S), with cell tokens (cells, Q, H) in place of `<cell>`, in order."""
     words = loaded.model.get_input_embeddings()(input_ids)
     return loaded.model.model.place_cells(input_ids, words, cell_tokens)
 

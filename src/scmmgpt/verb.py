@@ -170,7 +170,7 @@ class Verb:
 
 
 def _engine(execution: Execution, cells: CellsInMemory | CellsInFile) -> RayEngine | None:
-    """What else than this process computes, if it can."""
+    """The Ray engine, if one is asked for; None computes in this process."""
     if execution.engine not in ("local", "ray"):
         raise UserError(f"The engine must be 'local' or 'ray', got {execution.engine!r}.")
     if execution.engine == "local":
