@@ -1,11 +1,6 @@
 """Names of the columns and matrices that hold results in an AnnData."""
 
-from dataclasses import dataclass
 
-DEFAULT_NAME = "scmmgpt"
-
-
-@dataclass(frozen=True)
 class ResultKeys:
     """Keys of what is written under a name; the name itself is the key in `uns`.
 
@@ -15,39 +10,14 @@ class ResultKeys:
     'mine_cell_type'
     """
 
-    name: str = DEFAULT_NAME
-
-    @property
-    def embedding(self) -> str:
-        """In `obsm`: one vector per cell."""
-        return f"X_{self.name}"
-
-    @property
-    def cell_type(self) -> str:
-        """In `obs`, as all that follow."""
-        return f"{self.name}_cell_type"
-
-    @property
-    def term_id(self) -> str:
-        """The Cell Ontology id of the cell type."""
-        return f"{self.name}_cell_type_ontology_term_id"
-
-    @property
-    def confidence(self) -> str:
-        """Of the cell type."""
-        return f"{self.name}_confidence"
-
-    @property
-    def second_choice(self) -> str:
-        """The next best cell type."""
-        return f"{self.name}_second_choice"
-
-    @property
-    def description(self) -> str:
-        """What the language model says about the cell."""
-        return f"{self.name}_description"
-
-    @property
-    def choice_probability(self) -> str:
-        """In `obsm`: of each answer that the description could choose."""
-        return f"{self.name}_choice_probability"
+    def __init__(self, name: str = "scmmgpt"):
+        self.name = name
+        # obs
+        self.cell_type = f"{name}_cell_type"
+        self.term_id = f"{name}_cell_type_ontology_term_id"
+        self.confidence = f"{name}_confidence"
+        self.second_choice = f"{name}_second_choice"
+        self.description = f"{name}_description"
+        # obsm
+        self.embedding = f"X_{name}"
+        self.choice_probability = f"{name}_choice_probability"
