@@ -84,7 +84,7 @@ def over_genes(model, num_cells: int, repeats: int) -> dict[int, list[float]]:
     """Seconds to embed cells that express so many genes."""
     import scmmgpt
 
-    genes, random, found = model.processor.feature_extractor.genes, np.random.default_rng(0), {}
+    genes, random, found = model.processor.gene_tokenizer.genes, np.random.default_rng(0), {}
     for size in [size for size in GENES if size < len(genes)] + [min(GENES[-1], len(genes))]:
         columns = np.concatenate([np.sort(random.choice(len(genes), size, replace=False)) for _ in range(num_cells)])
         counts = random.poisson(2, len(columns)).astype(np.float32) + 1

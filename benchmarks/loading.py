@@ -139,13 +139,13 @@ def _anonymous_mb() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
-def memory_of_a_corpus_ten_times_as_large(folder: Path, num_cells: int, tokenizer: ScMMGPTGeneTokenizer) -> dict:
+def memory_of_a_corpus_ten_times_as_large(folder: Path, num_cells: int, gene_tokenizer: ScMMGPTGeneTokenizer) -> dict:
     found = {}
     for times in (1, 10):
-        cells = synthetic_cells(num_cells * times, len(tokenizer.genes), 300, seed=times)
+        cells = synthetic_cells(num_cells * times, len(gene_tokenizer.genes), 300, seed=times)
         place = folder / f"times{times}.h5ad"
         cells.write_h5ad(place)
-        corpus = build_corpus([str(place)], folder / f"times{times}", processor=tokenizer, say=lambda line: None)
+        corpus = build_corpus([str(place)], folder / f"times{times}", processor=gene_tokenizer, say=lambda line: None)
         call = [sys.executable, "-m", "benchmarks.loading", "--own-memory", str(corpus.path)]
         answer = subprocess.run(call, check=True, capture_output=True, text=True).stdout
         found[f"{num_cells * times} cells"] = float(answer.split()[-1])
@@ -172,13 +172,13 @@ def main() -> None:
         files = {"gzip": folder / "gzip.h5ad", "plain": folder / "plain.h5ad"}
         cells.write_h5ad(files["gzip"], compression="gzip")
         cells.write_h5ad(files["plain"])
-        tokenizer = ScMMGPTGeneTokenizer(genes=list(cells.var_names), max_genes=settings.max_genes)
+        gene_tokenizer = ScMMGPTGeneTokenizer(genes=list(cells.var_names), max_genes=settings.max_genes)
         corpora = {
             mode: build_corpus(
                 [str(files["plain"])],
                 folder / mode,
                 recipe=CorpusRecipe(tokens={"value_mode": mode}),
-                processor=tokenizer,
+                processor=gene_tokenizer,
                 say=lambda line: None,
             )
             for mode in ("log1p", "counts")
@@ -190,7 +190,7 @@ def main() -> None:
             "tokens_per_cell": round(tokens_per_cell, 1),
             "cells_per_second": rates(corpora["log1p"], corpora["counts"], files, settings.seconds),
             "machine": machine(),
-            "own_memory_mb": memory_of_a_corpus_ten_times_as_large(folder, settings.num_cells // 4, tokenizer),
+            "own_memory_mb": memory_of_a_corpus_ten_times_as_large(folder, settings.num_cells // 4, gene_tokenizer),
         }
     ways = report["cells_per_second"]
     plain = ways["plain h5ad, uncompressed, random rows -> csr"]["per_second"]

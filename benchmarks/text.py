@@ -25,7 +25,7 @@ def describe_ways(model, cells, num_tokens: int, batch_size: int) -> dict:
     from scmmgpt.embedding import run_chunk
     from scmmgpt.text_generation import generate_ids, tokenize_prompt
 
-    features = dict(model.processor.feature_extractor(cells, return_tensors="np"))
+    features = dict(model.processor.gene_tokenizer(cells, return_tensors="np"))
     prompt_ids = tokenize_prompt(model, question_about_cells(model, None))
 
     def compute(inputs, tokens):

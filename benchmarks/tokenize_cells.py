@@ -88,21 +88,21 @@ def kernel(cells: sparse.csr_matrix, medians: np.ndarray, quantiles: np.ndarray)
     return work
 
 
-def whole_call(tokenizer: ScMMGPTGeneTokenizer, adata: ad.AnnData, batch: int = 1024) -> Callable[[], int]:
+def whole_call(gene_tokenizer: ScMMGPTGeneTokenizer, adata: ad.AnnData, batch: int = 1024) -> Callable[[], int]:
     """The call on one AnnData after another, gene matching, masks and fresh arrays included."""
     parts = [adata[start : start + batch].copy() for start in range(0, adata.n_obs, batch)]
 
     def work() -> int:
         for part in parts:
-            tokenizer(part)
+            gene_tokenizer(part)
         return adata.n_obs
 
     return work
 
 
-def from_file(tokenizer: ScMMGPTGeneTokenizer, path: Path) -> Callable[[], int]:
+def from_file(gene_tokenizer: ScMMGPTGeneTokenizer, path: Path) -> Callable[[], int]:
     """The call on an h5ad file, in chunks of as many cells as Geneformer's."""
-    return lambda: sum(len(chunk["gene_ids"]) for chunk in tokenizer.iter_chunks(path, chunk_size=FILE_CHUNK))
+    return lambda: sum(len(chunk["gene_ids"]) for chunk in gene_tokenizer.iter_chunks(path, chunk_size=FILE_CHUNK))
 
 
 # ---- what the machine allows
@@ -178,12 +178,12 @@ def scgpt_way(cells: sparse.csr_matrix, most: int) -> Callable[[], int]:
 # ---- memory
 
 
-def peak_of_a_million(tokenizer: ScMMGPTGeneTokenizer, num_cells: int, folder: Path) -> list[str]:
+def peak_of_a_million(gene_tokenizer: ScMMGPTGeneTokenizer, num_cells: int, folder: Path) -> list[str]:
     """Tokenise a file of many cells in chunks; the peak after the first tenth must be the peak at the end."""
     path = folder / "many.h5ad"
     write_repeated(made_cells(BLOCK, seed=1, mean_counts=600), num_cells, path)
     start, done, lines = time.process_time(), 0, []
-    for chunk in tokenizer.iter_chunks(path, chunk_size=BLOCK):
+    for chunk in gene_tokenizer.iter_chunks(path, chunk_size=BLOCK):
         done += len(chunk["gene_ids"])
         if done % max(num_cells // 10, 1) < BLOCK:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from .errors_scmmgpt import UserError
+
 CHUNK_SIZE = 4096
 MAX_DENSE_BYTES = 128 * 1024**2
 CELLS_PER_PART = 2048
@@ -97,7 +99,7 @@ def parts(num_cells: int, start: int = 0, size: int = CELLS_PER_PART) -> Iterato
 def check_bounds(indptr: np.ndarray, num_entries: int) -> None:
     """Refuse row (or column) bounds that point outside the entries: the kernels read where they are told to."""
     if indptr.size == 0 or indptr[0] != 0 or indptr[-1] > num_entries or (np.diff(indptr) < 0).any():
-        raise ValueError(
+        raise UserError(
             "The matrix is damaged: its `indptr` does not run from 0 upwards to the number of its entries."
         )
 
@@ -105,7 +107,7 @@ def check_bounds(indptr: np.ndarray, num_entries: int) -> None:
 def check_places(indices: np.ndarray, size: int) -> None:
     """Refuse entries that lie outside the matrix, for the same reason."""
     if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < size:
-        raise ValueError(
+        raise UserError(
             f"The matrix is damaged: its `indices` reach from {indices.min()} to {indices.max()} of {size}."
         )
 
@@ -113,7 +115,7 @@ def check_places(indices: np.ndarray, size: int) -> None:
 def in_memory(name: str, matrix: Any, var: Any, var_names: Sequence[str]) -> Matrix:
     """A matrix that is at hand; csr is read without a copy."""
     if matrix.shape[1] != len(var_names):
-        raise ValueError(f"`{name}` has {matrix.shape[1]} columns, but there are {len(var_names)} gene names.")
+        raise UserError(f"`{name}` has {matrix.shape[1]} columns, but there are {len(var_names)} gene names.")
     if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
         check_bounds(matrix.indptr, min(len(matrix.indices), len(matrix.data)))
         check_places(matrix.indices, matrix.shape[matrix.format == "csr"])

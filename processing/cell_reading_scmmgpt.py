@@ -9,6 +9,7 @@ from scipy import sparse
 
 from .cell_files_scmmgpt import log_base, on_disk, open_path, rna_modality
 from .cell_matrix_scmmgpt import Cells, CsrRows, Matrix, in_memory
+from .errors_scmmgpt import UserError
 from .matrix_state_scmmgpt import MatrixState, count_bad_values, linear_values, recognise, recover_counts
 
 SAMPLE_BLOCKS, SAMPLE_ROWS = 4, 32
@@ -59,7 +60,7 @@ class ChosenMatrix(NamedTuple):
                 gene = self.matrix.var_names[int(rows.indices[rows.entries][entry])]
                 place = f"first in cell {cell}, gene {str(gene)!r}"
         found = ", ".join(f"{count} {name}" for name, count in totals.items())
-        raise ValueError(
+        raise UserError(
             f"`{self.matrix.name}` holds {found} value{'s' if sum(totals.values()) > 1 else ''} ({place}). "
             "Expression cannot be negative or undefined: mend them, or name another matrix with `layer=`."
         )
@@ -120,7 +121,7 @@ def choose_matrix(cells: Cells, layer: str | None = None, counts: bool | None = 
         if rank == 0:
             break
     if chosen is None:
-        raise ValueError(
+        raise UserError(
             "No raw counts were found, and z-scored values cannot be turned back into expression. Looked at "
             + "; ".join(f"`{name}`: {what}" for name, what in looked_at.items())
             + ". Put the counts in a layer, for example `adata.layers['counts']`, or name the right one with `layer=`."
@@ -151,7 +152,7 @@ def _named(matrices: list[Matrix], layer: str | None) -> list[Matrix]:
     if layer is not None:
         asked = [matrix for matrix in matrices if matrix.name in (layer, f"layers[{layer!r}]")]
         if not asked:
-            raise ValueError(f"There is no layer {layer!r}; found {', '.join(matrix.name for matrix in matrices)}.")
+            raise UserError(f"There is no layer {layer!r}; found {', '.join(matrix.name for matrix in matrices)}.")
         return asked[:1]
 
     def place(matrix: Matrix) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors_scmmgpt import UserError
+
 SPECIAL_TOKENS = ("<pad>", "<cls>", "<mask>")
 PAD_ID, CLS_ID, MASK_ID = range(len(SPECIAL_TOKENS))
 Numbers = Sequence[float] | np.ndarray
@@ -41,7 +43,7 @@ class GeneVocabulary:
     ):
         self.genes = [str(gene) for gene in genes]
         if len(set(self.genes)) < len(self.genes):
-            raise ValueError(f"The vocabulary names {len(self.genes) - len(set(self.genes))} genes twice.")
+            raise UserError(f"The vocabulary names {len(self.genes) - len(set(self.genes))} genes twice.")
         self.ensembl_ids = ["" if not gene_id else str(gene_id) for gene_id in ensembl_ids or [""] * len(self.genes)]
         seen = self._numbers("medians", medians)
         known = seen > 0
@@ -52,12 +54,12 @@ class GeneVocabulary:
         total = shares.sum() or 1.0
         self.masses = (shares if abs(total - 1) < 1e-4 else shares / total).astype(np.float32).astype(np.float64)
         if len(self.ensembl_ids) != len(self.genes):
-            raise ValueError(f"There are {len(self.ensembl_ids)} Ensembl ids for {len(self.genes)} genes.")
+            raise UserError(f"There are {len(self.ensembl_ids)} Ensembl ids for {len(self.genes)} genes.")
 
     def _numbers(self, name: str, numbers: Numbers | None) -> np.ndarray:
         found = np.ones(len(self.genes)) if numbers is None else np.nan_to_num(np.asarray(numbers, np.float64))
         if found.shape != (len(self.genes),) or (found < 0).any():
-            raise ValueError(f"`{name}` must hold one number, zero or more, for each of the {len(self.genes)} genes.")
+            raise UserError(f"`{name}` must hold one number, zero or more, for each of the {len(self.genes)} genes.")
         return found
 
     def __deepcopy__(self, memo: dict) -> "GeneVocabulary":
@@ -88,7 +90,7 @@ class GeneVocabulary:
         try:
             text = (gzip.decompress(content) if content.startswith(GZIP) else content).decode()
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+            raise UserError(f"{str(path)!r} is damaged: {error}") from error
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))[1:]
         genes, ensembl_ids, medians, masses = zip(*rows, strict=True) if rows else ((), (), (), ())
         return cls(genes, ensembl_ids, np.array(medians, np.float64), np.array(masses, np.float64))

@@ -12,9 +12,11 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .encoding_scmmgpt import TextEmbedder, similarity_scale
 from .labels_scmmgpt import Labels
 from .prompting_scmmgpt import generation_text, query_text
+from .result_keys_scmmgpt import ResultKeys
 
 CELLS_AT_A_TIME = 256
 PROMPTS_AT_A_TIME = 16
+KEYS = ResultKeys()
 
 
 class CellPipeline(Pipeline):
@@ -64,8 +66,8 @@ class CellPipeline(Pipeline):
             return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         annotated = cells.to_memory() if getattr(cells, "isbacked", False) else cells.copy()
         for name, values in columns.items():
-            annotated.obs[f"scmmgpt_{name}"] = list(values)
-        annotated.uns["scmmgpt"] = {**annotated.uns.get("scmmgpt", {}), "genes": self.processor.account}
+            annotated.obs[KEYS.of(name)] = list(values)
+        annotated.uns[KEYS.name] = {**annotated.uns.get(KEYS.name, {}), "genes": self.processor.account}
         return annotated
 
 

@@ -24,6 +24,7 @@ REMOTE_PACKAGES = {"huggingface_hub", "numpy", "safetensors", "scipy", "torch", 
 GROUND_FLOOR = {
     *(
         "errors",
+        "hashes",
         "prompts",
         "progress",
         "atomic_files",

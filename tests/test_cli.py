@@ -1,6 +1,7 @@
 """The shell command answers at once, says what went wrong in a few lines, and ends with the right code."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -138,7 +139,7 @@ def test_an_audit_that_fails_says_so(shell, tmp_path):
 
     assert code == 2
     assert "'at_chance': True" in out
-    assert "does not pass the audit" in err
+    assert "fails the audit" in err
 
 
 def test_an_audit_names_the_split_schemes_that_there_are(shell, tmp_path):
@@ -349,6 +350,51 @@ def test_an_operation_that_fails_inside_our_code_is_no_mistake_of_the_user(capsy
 
     assert run_to_exit_code(lambda: best_rows(np.ones((3, 4)), np.ones(5), 1)) == 1
     assert "not yours" in capsys.readouterr().err
+
+
+def test_a_check_of_our_own_that_fails_is_no_mistake_of_the_user(capsys):
+    from scmmgpt.training.evaluation.metrics import accuracy
+
+    assert run_to_exit_code(lambda: accuracy(["T cell"], [])) == 1
+    assert "not yours" in capsys.readouterr().err
+
+
+def test_the_processor_raises_user_errors_alone():
+    """Whatever `processing` refuses is for the person to mend, so that nobody has to guess who raised an error."""
+    cells = tiny_cells(3)
+    cells.var_names = [f"nothing{number}" for number in range(cells.n_vars)]
+
+    with pytest.raises(errors.UserError, match="in the vocabulary"):
+        gene_tokenizer()(cells)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "damaged"],
+        ["doctor", "cells.h5ad", "--model", "damaged"],
+        ["search", "cells.h5ad", "a", "--model", "damaged"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_damaged_model_is_named(arguments, shell, folder):
+    if not (folder / "damaged").exists():
+        shutil.copytree(folder / "model", folder / "damaged")
+        config = json.loads((folder / "damaged" / "config.json").read_text())
+        config["qformer_config"]["num_query_tokens"] = 0
+        (folder / "damaged" / "config.json").write_text(json.dumps(config))
+
+    code, _, err = shell(*arguments)
+
+    assert code == 2
+    assert "'damaged' is incomplete or damaged" in err
+
+
+def test_a_question_leaves_the_place_of_the_cells_to_us(shell):
+    code, _, err = shell("chat", "cells.h5ad", "--model", "model", "--ask", "What is <cell>?")
+
+    assert code == 2
+    assert "must not hold '<cell>'" in err
 
 
 def test_an_interruption_says_how_to_go_on(shell, monkeypatch):

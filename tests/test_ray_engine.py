@@ -61,11 +61,6 @@ def test_what_the_engine_cannot_do_is_refused_before_the_model_is_loaded(file, g
         scmmgpt.embed(file if given == "path" else tiny_cells(), model="no/such-model", **options)
 
 
-def test_a_description_stays_in_one_process(file):
-    with pytest.raises(UserError, match="one process"):
-        scmmgpt.describe(file, model="no/such-model", engine="ray")
-
-
 def test_without_ray_the_extra_is_named(file, monkeypatch):
     def absent(name):
         if name == "ray":

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from scmmgpt import hub_cards
 from scmmgpt.errors import UserError
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.modeling_scmmgpt import (
     ScMMGPTCellConfig,
     ScMMGPTCellEncoderForMaskedValues,
@@ -255,7 +255,7 @@ def _take_rows(table: torch.Tensor, rows: Sequence[int | None]) -> torch.Tensor:
 
 def _gene_tokenizer(genes: Sequence[str], **settings: Any) -> ScMMGPTGeneTokenizer:
     """With the table of gene names that comes with the package, so that symbols find Ensembl ids and back."""
-    names = Path(hub_cards.__file__).parent / "scmmgpt-mini" / GENE_NAMES_FILE
+    names = EMBEDDED_MODEL / GENE_NAMES_FILE
     return ScMMGPTGeneTokenizer(genes, gene_names=GeneNames.read(names) if names.exists() else None, **settings)
 
 

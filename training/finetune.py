@@ -277,7 +277,7 @@ def _read(data: Any) -> AnnData:
 
 
 def _ontology(base: Path) -> Ontology:
-    from scmmgpt.loading import EMBEDDED_MODEL
+    from scmmgpt.hub_cards import EMBEDDED_MODEL
     from scmmgpt.processing.ontology_scmmgpt import read_ontology
 
     return read_ontology(base, EMBEDDED_MODEL)

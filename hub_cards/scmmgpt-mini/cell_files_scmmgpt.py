@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from .cell_matrix_scmmgpt import Cells, Matrix, check_bounds, check_places
+from .errors_scmmgpt import UserError
 
 try:
     import anndata
@@ -32,7 +33,7 @@ def rna_modality(modalities: Any) -> str:
     names = list(modalities)
     chosen = next((name for name in names if name.lower() in RNA_NAMES), None)
     if chosen is None:
-        raise ValueError(f"None of the modalities {names} is called rna; pass the one that holds gene expression.")
+        raise UserError(f"None of the modalities {names} is called rna; pass the one that holds gene expression.")
     return chosen
 
 
@@ -56,7 +57,7 @@ def open_path(path: str) -> Cells:
     except Exception as error:  # h5py, zarr and anndata each have their own ways to say "damaged"
         if close is not None:
             close()
-        raise ValueError(f"{path} cannot be read as h5ad, zarr or h5mu; it may be cut short ({error}).") from error
+        raise UserError(f"{path} cannot be read as h5ad, zarr or h5mu; it may be cut short ({error}).") from error
 
 
 def _from_group(group: Any, modality: str | None, close: Callable[[], None] | None) -> Cells:
@@ -98,7 +99,7 @@ def _explained(name: str, read: Callable[[int, int], Any]) -> Callable[[int, int
         try:
             return read(start, stop)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"`{name}` cannot be read; the file may be damaged ({error}).") from error
+            raise UserError(f"`{name}` cannot be read; the file may be damaged ({error}).") from error
 
     return read_or_refuse
 
@@ -107,7 +108,7 @@ def _checked_indptr(matrix: Any, size: int) -> np.ndarray:
     """Bounds of the rows or columns of a matrix on disk."""
     indptr = np.asarray(matrix.group["indptr"][:], dtype=np.int64)
     if len(indptr) != size + 1:
-        raise ValueError(f"The matrix is damaged: its `indptr` has {len(indptr)} entries, not {size + 1}.")
+        raise UserError(f"The matrix is damaged: its `indptr` has {len(indptr)} entries, not {size + 1}.")
     check_bounds(indptr, min(matrix.group["indices"].shape[0], matrix.group["data"].shape[0]))
     return indptr
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .errors_scmmgpt import UserError
+
 GENE_NAMES_FILE = "gene_names.tsv.gz"
 NAME_COLUMNS = (
     "feature_name",
@@ -265,7 +267,7 @@ class GeneIdentifier:
     def _check_species(self, species: str) -> None:
         known = self.gene_names.species if self.gene_names is not None else ["human"]
         if species not in known and self.gene_names is not None:
-            raise ValueError(
+            raise UserError(
                 f"The genes are those of {species}, for which there is no table of orthologs. Known species: "
                 f"{', '.join(known)}. Map the genes to human Ensembl ids or symbols first, or pass `species=`."
             )
@@ -309,7 +311,7 @@ def scheme_of(names: Sequence[str]) -> str:
 def gene_name_columns(var, var_names: Sequence[str], gene_column: str | None = None) -> dict[str, Sequence[str]]:
     """The index of `var` and those of its columns that hold gene names."""
     if gene_column is not None and gene_column not in var:
-        raise ValueError(f"`gene_column={gene_column!r}` is no column of `var`; it has {list(var)}.")
+        raise UserError(f"`gene_column={gene_column!r}` is no column of `var`; it has {list(var)}.")
     columns: dict[str, Any] = {"index": var_names}
     for column in ([gene_column] if gene_column is not None else []) + list(NAME_COLUMNS):
         if var is not None and column in var:

@@ -10,6 +10,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import cached_file
 
 from .cell_reading_scmmgpt import choose_matrix, open_cells
+from .errors_scmmgpt import UserError
 from .gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneMatch, GeneNames, gene_name_columns
 from .gene_layout_scmmgpt import CellBlock, Layout, lay_out, sum_duplicates
 from .gene_vocabulary_scmmgpt import SPECIAL_TOKENS, GeneVocabulary, Numbers
@@ -109,9 +110,9 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
     ):
         super().__init__(**kwargs)
         if value_mode not in VALUE_MODES:
-            raise ValueError(f"`value_mode` must be one of {VALUE_MODES}, got {value_mode!r}.")
+            raise UserError(f"`value_mode` must be one of {VALUE_MODES}, got {value_mode!r}.")
         if gene_order not in GENE_ORDERS:
-            raise ValueError(f"`gene_order` must be one of {GENE_ORDERS}, got {gene_order!r}.")
+            raise UserError(f"`gene_order` must be one of {GENE_ORDERS}, got {gene_order!r}.")
         self.value_mode = value_mode
         self.max_genes = max_genes
         self.target_sum = target_sum
@@ -247,7 +248,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         for source in cells if isinstance(cells, list) else [cells]:
             blocks += self._read(source, account, layer, counts, gene_column, species or self.species)
         if not blocks:
-            raise ValueError("There are no cells to read.")
+            raise UserError("There are no cells to read.")
         features, totals = lay_out(blocks, self._layout(max_genes or self.max_genes, packed, sample_seed))
         for block, block_totals in zip(blocks, totals, strict=True):
             account.add(block_totals, block.total, block.turned_back)
@@ -318,7 +319,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Blocks of cells with their genes' places in the vocabulary."""
         with open_cells(source) as cells:
             if not cells.matrices or cells.matrices[0].shape[0] == 0:
-                raise ValueError("There are no cells to read.")
+                raise UserError("There are no cells to read.")
             chosen = choose_matrix(cells, layer, counts)
             names = gene_name_columns(chosen.matrix.var, chosen.matrix.var_names, gene_column)
             match = self._match(names, species, gene_column)
@@ -350,7 +351,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         if num_matched >= needed:
             return
         found = f"Only {num_matched}" if num_matched else "None"
-        raise ValueError(
+        raise UserError(
             f"{found} of the {len(match.rows)} genes {'are' if num_matched > 1 else 'is'} in the vocabulary; at least "
             f"{needed} are needed to mean anything. The names look like {match.scheme}; the first are "
             f"{', '.join(map(str, match.names[:3]))}. If symbols or Ensembl ids are in a column of `var`, name it in "

@@ -1,11 +1,14 @@
 """The account of a call: which matrix and which genes were read, how they were recognised, what was left out."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 from transformers.utils import logging
 
 from .cell_matrix_scmmgpt import Cells
 from .cell_reading_scmmgpt import ChosenMatrix
+from .errors_scmmgpt import UserError
 from .gene_identity_scmmgpt import GeneMatch
 
 logger = logging.get_logger(__name__)
@@ -52,12 +55,12 @@ class InputAccount:
     @property
     def share_of_counts(self) -> float:
         """Share of all counts that lies in genes of the vocabulary."""
-        return min(self.covered / self.total, 1.0) if self.total else 0.0
+        return _share(self.covered, self.total)
 
     def check(self) -> None:
         """Refuse cells of which too little is covered, if the caller asked for that."""
         if self.total and self.share_of_counts < self.required_share:
-            raise ValueError(
+            raise UserError(
                 f"The vocabulary covers {self.share_of_counts:.0%} of the counts, less than the {self.required_share:.0%} "
                 f"that `strict=` asks for: {self.facts['num_matched']} of {self.facts['num_genes']} genes were matched, "
                 f"unmatched are for example {', '.join(self.facts['unmatched_examples'])}. Name the column of `var` "
@@ -79,8 +82,33 @@ class InputAccount:
     def log(self) -> None:
         """Say it in one line; loudly where a result may suffer."""
         facts = self.summary()
-        doubtful = self.share_of_counts < STRICT_SHARE or self.empty_cells or facts["matrix_state"] != "counts"
-        (logger.warning_once if doubtful else logger.info)(account_line(facts))
+        may_spoil_results = (
+            self.share_of_counts < STRICT_SHARE or self.empty_cells or facts["matrix_state"] != "counts"
+        )
+        (logger.warning_once if may_spoil_results else logger.info)(account_line(facts))
+
+
+_SUMS = ("num_cells", "empty_cells", "cells_turned_back_into_counts", "counts_in_all", "counts_covered")
+
+
+def joined_accounts(first: Mapping[str, Any] | None, second: Mapping[str, Any]) -> dict[str, Any]:
+    """The account of two parts of the same cells together; what was decided before reading is the same in both.
+
+    Examples
+    --------
+    >>> part = {"num_cells": 2, "counts_in_all": 10.0, "counts_covered": 5.0}
+    >>> joined_accounts(part, {**part, "counts_covered": 10.0})
+    {'num_cells': 4, 'counts_in_all': 20.0, 'counts_covered': 15.0, 'share_of_counts': 0.75}
+    """
+    if not first:
+        return dict(second)
+    sums = {name: first[name] + second[name] for name in _SUMS if name in second}
+    return {**second, **sums, "share_of_counts": round(_share(sums["counts_covered"], sums["counts_in_all"]), 6)}
+
+
+def _share(covered: float, total: float) -> float:
+    """Rounding may let the genes of the vocabulary hold more than all genes do."""
+    return min(covered / total, 1.0) if total else 0.0
 
 
 def account_line(account: dict) -> str:

@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import cached_file
 
 from .calling_scmmgpt import ANNOTATION_FILES, CellAnnotator
+from .errors_scmmgpt import UserError
 from .gene_tokenization_scmmgpt import HUB_ARGUMENTS
 from .prompting_scmmgpt import CELL_TOKEN, chat_template_with_cells, conversation, description_question
 
@@ -116,9 +117,9 @@ class ScMMGPTProcessor(ProcessorMixin):
             `packed`, `sample_seed`), and of the text tokenizer (`padding`, `truncation`, `max_length`, ...).
         """
         if images is not None or videos is not None or audio is not None:
-            raise ValueError("scmmgpt takes cells and text, no images, videos or audio.")
+            raise UserError("scmmgpt takes cells and text, no images, videos or audio.")
         if cells is None and text is None:
-            raise ValueError("Nothing to process: pass `cells=`, `text=`, or both.")
+            raise UserError("Nothing to process: pass `cells=`, `text=`, or both.")
         cell_options = {name: kwargs.pop(name) for name in CELL_OPTIONS if name in kwargs}
         options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = options["text_kwargs"].pop("return_tensors", None)
@@ -180,13 +181,13 @@ class ScMMGPTProcessor(ProcessorMixin):
         if num_placed == (num_cells or 0):
             return texts
         if num_cells is None:
-            raise ValueError(f"The text has {num_placed} `{self.cell_token}` but no `cells=` were passed.")
+            raise UserError(f"The text has {num_placed} `{self.cell_token}` but no `cells=` were passed.")
         if isinstance(text, str) and num_placed <= 1:
             texts = texts * num_cells
         texts = [one if self.cell_token in one else f"{self.cell_token} {one}" for one in texts]
         num_placed = sum(one.count(self.cell_token) for one in texts)
         if num_placed != num_cells:
-            raise ValueError(
+            raise UserError(
                 f"{len(texts)} texts with {num_placed} `{self.cell_token}` in all cannot take {num_cells} cells. Pass "
                 f"one text for every cell, one per cell, or as many `{self.cell_token}` as there are cells."
             )
@@ -257,7 +258,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         """
         logits = np.asarray(scores.detach().float().cpu() if hasattr(scores, "detach") else scores, dtype=np.float64)
         if logits.ndim != 2 or logits.shape[1] != len(labels):
-            raise ValueError(
+            raise UserError(
                 f"`scores` has shape {logits.shape}; expected one column for each of {len(labels)} labels."
             )
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))

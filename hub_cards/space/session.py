@@ -18,6 +18,7 @@ from scmmgpt.errors import UserError
 from scmmgpt.hub_cards.request_cells_scmmgpt import check_h5ad_apart
 from scmmgpt.loading import LoadedModel
 from scmmgpt.processing.prompting_scmmgpt import query_text
+from scmmgpt.processing.result_keys_scmmgpt import ResultKeys
 from scmmgpt.report import GroupGenes, find_embedding, lay_out, points_of
 
 MAX_CELLS = 20_000
@@ -28,6 +29,7 @@ MAX_TEXT = 2_000
 MAX_GENERATED = 500
 MAX_CELLS_FOR_GENES = 4_000
 NUM_HITS = 50
+KEYS = ResultKeys()
 
 
 @dataclass(eq=False, repr=False)
@@ -73,13 +75,13 @@ class Session:
 
     def _embed(self) -> None:
         self.adata = scmmgpt.embed(self.adata, model=self.model, overwrite=True, progress=False)
-        key = find_embedding([key for key in self.adata.obsm if key != "X_scmmgpt"])
+        key = find_embedding([key for key in self.adata.obsm if key != KEYS.embedding])
         given = self.adata.obsm[key] if key is not None else None
         self.coordinates = np.asarray(given)[:, :2] if given is not None else lay_out(self.embeds)[0]
 
     @property
     def embeds(self) -> np.ndarray:
-        return self.cells.obsm["X_scmmgpt"]
+        return self.cells.obsm[KEYS.embedding]
 
     @property
     def cells(self) -> anndata.AnnData:
@@ -111,12 +113,12 @@ class Session:
     def composition(self, rows: Sequence[int]) -> list[list[Any]]:
         """(type, cells, median confidence) of some cells."""
         obs = self._named().obs.iloc[list(rows)]
-        groups = obs.groupby("scmmgpt_cell_type", observed=True)["scmmgpt_confidence"]
+        groups = obs.groupby(KEYS.cell_type, observed=True)[KEYS.confidence]
         table = groups.agg(["size", "median"]).sort_values("size", ascending=False)
         return [[name, int(row["size"]), round(float(row["median"]), 2)] for name, row in table.iterrows()]
 
     def _named(self) -> anndata.AnnData:
-        if "scmmgpt_cell_type" not in self.cells.obs:
+        if KEYS.cell_type not in self.cells.obs:
             raise UserError("The cells have no labels yet: press Annotate first.")
         return self.cells
 
@@ -125,9 +127,9 @@ class Session:
     def points(self) -> dict[str, Any]:
         """What the map draws."""
         obs, num_cells = self.cells.obs, self.cells.n_obs
-        is_named = "scmmgpt_cell_type" in obs
-        labels = obs["scmmgpt_cell_type"].astype(str).to_numpy() if is_named else np.full(num_cells, "not named yet")
-        confidence = obs["scmmgpt_confidence"].to_numpy() if is_named else np.zeros(num_cells)
+        is_named = KEYS.cell_type in obs
+        labels = obs[KEYS.cell_type].astype(str).to_numpy() if is_named else np.full(num_cells, "not named yet")
+        confidence = obs[KEYS.confidence].to_numpy() if is_named else np.zeros(num_cells)
         points = points_of(self.coordinates, "", labels, confidence)
         return points | {"selected": self.selected, "highlighted": self.highlighted}
 
@@ -138,7 +140,7 @@ class Session:
         self.conversation = None
         if not self.selected:
             return "No cells are selected."
-        if "scmmgpt_cell_type" not in self.cells.obs:
+        if KEYS.cell_type not in self.cells.obs:
             return f"{len(self.selected)} cells are selected."
         parts = [f"{count} {name}" for name, count, _ in self.composition(self.selected)[:4]]
         return f"{len(self.selected)} cells are selected: {', '.join(parts)}."
@@ -162,7 +164,7 @@ class Session:
         name = self.cells.obs_names[typical]
         described = scmmgpt.describe(self.cells[[typical]].copy(), model=self.model, overwrite=True, progress=False)
         who = f"Cell {name}" if len(rows) == 1 else f"The most typical of {len(rows)} cells ({name})"
-        return f"**{who}**\n\n{described.obs['scmmgpt_description'].iloc[0]}"
+        return f"**{who}**\n\n{described.obs[KEYS.description].iloc[0]}"
 
     def compare(self) -> list[list[Any]]:
         """Genes that stand out in the selection: (gene, percent of its cells, percent of the others)."""
@@ -203,7 +205,7 @@ class Session:
         best = np.argsort(-scores, kind="stable")[: max(1, min(NUM_HITS, self.cells.n_obs // 10))]
         self.highlighted = [int(row) for row in best]
         obs = self.cells.obs
-        types = obs["scmmgpt_cell_type"].astype(str) if "scmmgpt_cell_type" in obs else None
+        types = obs[KEYS.cell_type].astype(str) if KEYS.cell_type in obs else None
         names = self.cells.obs_names
         return [
             [names[row], types.iloc[row] if types is not None else "", round(float(scores[row]), 3)] for row in best
@@ -216,7 +218,7 @@ class Session:
         path = self.folder / "generated.h5ad"
         path.unlink(missing_ok=True)
         made = scmmgpt.generate_cells(text, num_cells, seed=int(seed), model=self.model, output=path, progress=False)
-        quality = made.uns["scmmgpt"]["generate"]["quality"]
+        quality = made.uns[KEYS.name]["generate"]["quality"]
         lines = [f"- {name.replace('_', ' ')}: {value}" for name, value in quality.items()]
         return "\n".join([f"**{made.n_obs} pseudo-cells** x {made.n_vars} genes", "", *lines]), str(path)
 

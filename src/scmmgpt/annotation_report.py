@@ -78,7 +78,7 @@ def write_report(
             }
         ),
         versions=_readable({**details["model"], **details["versions"]}),
-        warnings=verb.notes,
+        warnings=verb.warnings,
     ).write(page)
 
 
@@ -109,17 +109,17 @@ def _nearest(cells: np.ndarray, scorer: Scorer) -> list[tuple[str, float]]:
 
 def _genes_of_groups(verb: Verb, group_of_cell: np.ndarray, num_groups: int) -> GroupGenes:
     """Sums over the same number of cells of each group, as the model sees them."""
-    tokenizer = verb.loaded.processor.feature_extractor
+    gene_tokenizer = verb.loaded.processor.gene_tokenizer
     most = max(_MIN_CELLS_PER_GROUP, _MAX_CELLS_FOR_GENES // num_groups)
     shuffled = np.random.default_rng(0).permutation(len(group_of_cell))
     chosen = np.sort(
         np.concatenate([shuffled[group_of_cell[shuffled] == group][:most] for group in range(num_groups)])
     )
-    genes = GroupGenes.empty(tokenizer.genes, num_groups)
+    genes = GroupGenes.empty(gene_tokenizer.genes, num_groups)
     for start in range(0, len(chosen), CELLS_PER_CHUNK):
         rows = chosen[start : start + CELLS_PER_CHUNK]
-        features = tokenizer(verb.cells.rows(rows), return_tensors="np")
-        gene_rows = tokenizer.gene_rows(features["gene_ids"])
+        features = gene_tokenizer(verb.cells.rows(rows), return_tensors="np")
+        gene_rows = gene_tokenizer.gene_rows(features["gene_ids"])
         cell, place = np.nonzero((gene_rows >= 0) & (features["gene_mask"] > 0))
         genes.add(group_of_cell[rows], gene_rows[cell, place], features["gene_values"][cell, place], cell)
     return genes

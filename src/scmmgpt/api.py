@@ -1,27 +1,9 @@
 """The verbs: AnnData (or a path) in, AnnData out.
 
-Results follow scanpy's conventions: `.obs`, `.obsm`, and `.uns["scmmgpt"]` with settings, versions, hashes and the
-account of the genes. The caller's object is not changed unless `inplace=True`; what is already there is not replaced
-unless `overwrite=True`. With a path and an `output`, files of any size go through in flat memory, and a run that was
-interrupted goes on where it stopped when it is called again.
-
-Arguments that every verb takes
--------------------------------
-model
-    A directory, a Hub repository, what `load` returned, or None for the model that comes with the package.
-output
-    An .h5ad or .zarr to write; never the input.
-key_added
-    The name results are written under.
-overwrite, inplace
-    Replace results of the same name; write into the object that was given.
-device, batch_size
-    None chooses; a batch that does not fit into memory is halved.
-progress
-    Show a bar where a person watches.
-engine, address, workers
-    "local", or "ray": the cells of a file go through a Ray cluster, here or at `address`, with so many copies of the
-    model (None: as many as the cluster has room for). The result is the same.
+Results are written as scanpy does, to `.obs` and `.obsm`; `.uns["scmmgpt"]` keeps settings, versions, warnings and
+which genes were read. The AnnData that was given is not changed unless `inplace=True`, and results that are there are
+not replaced unless `overwrite=True`. With a path and an `output`, memory use does not grow with the file, and a call
+that was interrupted resumes when it is repeated.
 """
 
 from __future__ import annotations
@@ -29,26 +11,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .arguments import shared_arguments
 from .embedding import EvidenceBatch, embed_batch
 from .errors import UserError
 from .input_warnings import cell_warnings
-from .loading import LoadedModel, load
+from .loading import LoadedModel, ModelSource, load
 from .processing.calling_scmmgpt import CellEvidence
 from .processing.encoding_scmmgpt import similarity_scale
 from .processing.labels_scmmgpt import Labels, LabelSet
 from .processing.prompting_scmmgpt import query_text
+from .processing.result_keys_scmmgpt import ResultKeys
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
 from .text_cache import remembered
-from .verb import Options, Verb
+from .verb import Destination, Execution, Verb
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from anndata import AnnData
 
     from .conversation import Conversation
@@ -58,36 +42,50 @@ __all__ = [
     "chat",
     "describe",
     "embed",
-    "evaluate",
-    "finetune",
     "generate_cells",
     "load",
     "search",
 ]
 
 
-def embed(adata: AnnData | str | os.PathLike, *, model: Any = None, **options: Any) -> AnnData:
-    """Write one unit vector per cell, in the space that text shares, to `.obsm["X_scmmgpt"]`.
+@shared_arguments
+def embed(
+    adata: AnnData | str | os.PathLike,
+    *,
+    model: ModelSource = None,
+    output: str | os.PathLike | None = None,
+    key_added: str = "scmmgpt",
+    overwrite: bool = False,
+    inplace: bool = False,
+    summary_only: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
+) -> AnnData:
+    """Write an embedding of each cell, comparable with embeddings of text, to `.obsm["X_scmmgpt"]`.
+
+    Embeddings have unit length, so that a dot product is a cosine similarity.
 
     Parameters
     ----------
     adata
         Cells, or the path of an h5ad or zarr.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        output, key_added, overwrite, inplace, device, batch_size, progress, engine, address, workers: see the module.
     """
-    chosen = Options(**options)
-    key = f"X_{chosen.key_added}"
-    verb = Verb.begin("embed", adata, model, chosen, keys=Additions(obsm={key: None}))
+    key = ResultKeys(key_added).embedding
+    destination = Destination(output, key_added, overwrite, inplace, summary_only)
+    execution = Execution(device, batch_size, progress, engine, address, workers)
+    verb = Verb.begin("embed", adata, model, execution, destination, keys=Additions(obsm={key: None}))
     run = verb.start_run()
     embeds = run.compute("embed", embed_batch)["embeds"]
     record = verb.record(run.gene_account, dimension=embeds.shape[1])
-    return verb.finish(Additions(obsm={key: embeds}, uns={chosen.key_added: record}))
+    return verb.finish(Additions(obsm={key: embeds}, uns={key_added: record}))
 
 
-def annotate(  # noqa: PLR0913 - one argument per choice that a person may want to make
+@shared_arguments
+def annotate(
     adata: AnnData | str | os.PathLike,
     labels: Labels | None = None,
     *,
@@ -98,8 +96,18 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     rerank: int = 0,
     prior_share: float | None = None,
     report: str | os.PathLike | None = None,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    output: str | os.PathLike | None = None,
+    key_added: str = "scmmgpt",
+    overwrite: bool = False,
+    inplace: bool = False,
+    summary_only: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
 ) -> AnnData:
     """Name the type of each cell, from any list of labels, with a calibrated confidence.
 
@@ -111,36 +119,33 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     adata
         Cells, or the path of an h5ad or zarr.
     labels
-        Names, {name: description}, a file with one name a line, or "cell-ontology"; None: the types that the model
-        was trained on. Their text is embedded once, so any number of labels costs one matrix product.
+        Names, {name: description}, a file with one name a line, or "cell-ontology" for all of its types. None: the
+        types that the model was trained on.
     tissue
-        Where the cells come from, as a hint in the labels' text.
+        The tissue of the cells, added to the text of every label.
     min_confidence
-        Below it a call backs off to the nearest parent term that reaches it, then to "unknown", and what looks like
-        no cell is unknown. 0 never does either. None takes the model's own.
+        A cell type below it is replaced by its nearest parent term that reaches it, else by "unknown"; a cell that
+        is empty or looks like noise is "unknown" too. 0 switches both off. None: the model's own threshold.
     cluster_key
-        A column of `.obs`: each cluster gets one call, by the mean of its cells.
+        A column of `.obs` with clusters: each gets one cell type, from the mean of its cells.
     smooth
-        Average over this many nearest cells first; 0 is off.
+        Average each embedding over so many nearest neighbours first; 0 switches it off.
     rerank
-        Let the matching head judge this many best labels of each cell; 0 is off.
+        Score so many best labels of each cell again with the matching head; 0 switches it off.
     prior_share
-        Share of a label's mean score over the data that is taken away from it; 0 judges each cell by itself. None:
-        the model's own, and off under 100 cells or when one type dominates.
+        Share of a label's mean score over all cells to subtract from its scores, against labels that fit every
+        cell; 0 scores each cell by itself. None: the model's own, and 0 under 100 cells or when one type dominates.
     report
-        Write a self-contained HTML page there.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        output, key_added, overwrite, inplace, device, batch_size, progress, engine, address, workers: see the module.
+        The path of an HTML report to write, in one file.
     """
-    chosen = Options(**options)
-    key = chosen.key_added
-    names = [f"{key}_cell_type", f"{key}_cell_type_ontology_term_id", f"{key}_confidence", f"{key}_second_choice"]
+    keys = ResultKeys(key_added)
+    names = [keys.cell_type, keys.term_id, keys.confidence, keys.second_choice]
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise UserError(f"min_confidence must lie between 0 and 1, got {min_confidence}.")
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
-    verb = Verb.begin("annotate", adata, model, chosen, keys=Additions(obs=dict.fromkeys(names)))
+    destination = Destination(output, key_added, overwrite, inplace, summary_only)
+    execution = Execution(device, batch_size, progress, engine, address, workers)
+    verb = Verb.begin("annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys(names)))
     clusters = _clusters(verb.cells.obs, cluster_key)
     label_set = _label_set(verb, labels)
     annotator, loaded = verb.loaded.annotator, verb.loaded
@@ -164,7 +169,7 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
     num_implausible = int(cells.is_implausible.sum())
     for warning in cell_warnings(num_implausible, len(cells), run.dispersion(), run.gene_account):
-        verb.note(warning)
+        verb.warn(warning)
 
     record = verb.record(
         run.gene_account,
@@ -185,13 +190,13 @@ def annotate(  # noqa: PLR0913 - one argument per choice that a person may want 
 
         write_report(page, verb, record, calls, cells.embeds, scorer, cluster_key)
     obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
-    return verb.finish(Additions(obs=obs, uns={key: record}))
+    return verb.finish(Additions(obs=obs, uns={key_added: record}))
 
 
 def _label_set(verb: Verb, labels: Labels | None) -> LabelSet:
     label_set = verb.loaded.annotator.label_set(labels)
-    for note in label_set.notes:
-        verb.note(note)
+    for warning in label_set.notes:
+        verb.warn(warning)
     return label_set
 
 
@@ -209,16 +214,19 @@ def _column(values: np.ndarray) -> Any:
     return pd.Categorical(values) if values.dtype == object else values
 
 
+@shared_arguments
 def search(
     cells: AnnData | str | os.PathLike,
     text: str,
     *,
     top: int | None = 20,
     where: Sequence[str] | None = None,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """The cells that fit a text best: their scores and metadata, best first.
+    """The cells that fit a text best, with their scores and `obs`, best first.
 
     Parameters
     ----------
@@ -227,13 +235,9 @@ def search(
     text
         What to look for, in words.
     top
-        How many cells; None gives every cell's score.
+        How many cells; None returns all.
     where
-        Conditions "COLUMN=VALUE" on `obs` that must all hold.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        device, batch_size, progress: see the module.
+        Conditions "COLUMN=VALUE" on `obs`, all of which a cell must meet.
     """
     from .index import Index, best_rows, is_index, rows_where
 
@@ -241,12 +245,12 @@ def search(
         raise UserError("The text to search for is empty.")
     if is_index(cells):
         index = Index.open(cells)
-        loaded = load(model, device=options.get("device"))
+        loaded = load(model, device=device)
         index.check_model(loaded.weights_hash)
         rows = rows_where(index.obs, where) if where else None
         number, score = index.nearest(_query(loaded, text), top or index.num_cells, rows, exact=top is None)
         return _hits(index.obs, number, score)
-    verb = Verb.begin("search", cells, model, Options(**options), keys=Additions())
+    verb = Verb.begin("search", cells, model, Execution(device, batch_size, progress))
     embeds = verb.start_run().compute("search", embed_batch)["embeds"]
     rows = rows_where(verb.cells.obs, where) if where else None
     number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
@@ -263,6 +267,7 @@ def _hits(obs: pd.DataFrame, number: np.ndarray, score: np.ndarray) -> pd.DataFr
     return hits
 
 
+@shared_arguments
 def describe(
     adata: AnnData | str | os.PathLike,
     *,
@@ -270,13 +275,19 @@ def describe(
     cluster_key: str | None = None,
     choices: Labels | None = None,
     max_new_tokens: int = 64,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    output: str | os.PathLike | None = None,
+    key_added: str = "scmmgpt",
+    overwrite: bool = False,
+    inplace: bool = False,
+    summary_only: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> AnnData:
-    """Let the language model describe each cell, from the cell's own tokens, in `.obs["scmmgpt_description"]`.
+    """Write a description of each cell by the language model to `.obs["scmmgpt_description"]`.
 
-    Genes that a description names are looked up in the cell; those that it does not express are marked
-    "[not detected]".
+    Genes that a description names but the cell does not express are marked "[not detected]".
 
     Parameters
     ----------
@@ -285,130 +296,99 @@ def describe(
     prompt
         What to ask about each cell; None asks as in training.
     cluster_key
-        A column of `.obs`: the cell nearest to a cluster's mean speaks for the cluster.
+        A column of `.obs` with clusters: the cell nearest to a cluster's mean is described, for all of its cells.
     choices
-        Labels, as in `annotate`: the answer is held to one of them, and `.obsm["scmmgpt_choice_probability"]` gets
-        the probability of each.
+        Labels, as in `annotate`: the description is the most probable of them, and
+        `.obsm["scmmgpt_choice_probability"]` holds the probability of each.
     max_new_tokens
-        The longest description.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        output, key_added, overwrite, inplace, device, batch_size, progress: see the module.
+        The greatest length of a description.
     """
     from .description import describe_cells
 
-    chosen = Options(**options)
-    key = chosen.key_added
-    text_key, probability_key = f"{key}_description", f"{key}_choice_probability"
-    keys = Additions(obs={text_key: None}, obsm={} if choices is None else {probability_key: None})
-    verb = Verb.begin("describe", adata, model, chosen, keys=keys, generative=True)
+    keys = ResultKeys(key_added)
+    added = Additions(obs={keys.description: None}, obsm={} if choices is None else {keys.choice_probability: None})
+    destination = Destination(output, key_added, overwrite, inplace, summary_only)
+    execution = Execution(device, batch_size, progress)
+    verb = Verb.begin("describe", adata, model, execution, destination, keys=added, generative=True)
     clusters = _clusters(verb.cells.obs, cluster_key)
     candidates = None if choices is None else _label_set(verb, choices)
     result = describe_cells(verb, clusters, prompt=prompt, choices=candidates, max_new_tokens=max_new_tokens)
     additions = Additions(
-        obs={text_key: np.array(result.texts, dtype=object)},
-        uns={key: verb.record(result.gene_account, prompt=result.prompt, cluster_key=cluster_key)},
+        obs={keys.description: np.array(result.texts, dtype=object)},
+        uns={key_added: verb.record(result.gene_account, prompt=result.prompt, cluster_key=cluster_key)},
     )
     if candidates is not None:
-        additions.obsm[probability_key] = result.probabilities
-        additions.uns[key]["describe"]["choices"] = np.array(candidates.labels, dtype=object)
+        additions.obsm[keys.choice_probability] = result.probabilities
+        additions.uns[key_added]["describe"]["choices"] = np.array(candidates.labels, dtype=object)
     return verb.finish(additions)
 
 
+@shared_arguments
 def generate_cells(
     text: str,
     num_cells: int = 100,
     *,
     seed: int = 0,
     guidance_scale: float | None = None,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    output: str | os.PathLike | None = None,
+    key_added: str = "scmmgpt",
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> AnnData:
-    """Pseudo-cells with whole counts over the vocabulary's genes, made from a text.
+    """Generate cells from a text: integer counts of every gene of the vocabulary.
 
     Parameters
     ----------
     text
-        What cells to make: "a naive B cell from lymph node".
+        The cells to generate, such as "a naive B cell from lymph node".
     num_cells
         How many.
     seed
         The same seed gives the same matrix.
     guidance_scale
-        Above 1: further away from what no text would give. None: as the model was configured.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        output, device, batch_size, progress: see the module.
+        Above 1: cells follow the text more closely (classifier-free guidance). None: as in the model's config.
     """
     from .pseudo_cells import make_cells
     from .storage import save_cells
 
-    chosen = Options(**options)
     if not text.strip():
-        raise UserError("The text to make cells from is empty.")
+        raise UserError("The text to generate cells from is empty.")
     if num_cells < 1:
         raise UserError(f"num_cells must be at least 1, got {num_cells}.")
-    output = check_output(chosen.output) if chosen.output is not None else None
-    loaded = load(model, device=chosen.device, generative=True)
-    adata = make_cells(loaded, text, num_cells, seed=seed, guidance_scale=guidance_scale, options=chosen)
-    if output is not None:
-        save_cells(adata, output)
+    target = check_output(output) if output is not None else None
+    loaded = load(model, device=device, generative=True)
+    execution = Execution(device, batch_size, progress)
+    settings: dict[str, Any] = {"seed": seed, "guidance_scale": guidance_scale, "key_added": key_added}
+    adata = make_cells(loaded, text, num_cells, execution=execution, **settings)
+    if target is not None:
+        save_cells(adata, target)
     return adata
 
 
+@shared_arguments
 def chat(
     adata: AnnData | str | os.PathLike,
     *,
     cluster_key: str | None = None,
     select: Sequence[str] | None = None,
-    model: Any = None,
-    **options: Any,
+    model: ModelSource = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
 ) -> Conversation:
-    """A conversation about cells or clusters: `.ask("what is this?")`, `.stream(...)`; earlier turns are kept.
+    """A conversation about cells or clusters, with `.ask("what is this?")` and `.stream(...)`; turns are kept.
 
     Parameters
     ----------
     adata
         Cells, or the path of an h5ad or zarr.
     cluster_key
-        A column of `.obs`: talk about clusters instead of cells.
+        A column of `.obs` with clusters to talk about instead of cells.
     select
         Names of cells (or clusters), at most 8; None takes the first ones.
-    model
-        A directory, a Hub repository, what `load` returned, or None for the embedded model.
-    **options
-        device, batch_size: see the module.
     """
     from .conversation import begin_conversation
 
-    verb = Verb.begin("chat", adata, model, Options(**options), keys=Additions(), generative=True)
+    verb = Verb.begin("chat", adata, model, Execution(device, batch_size), generative=True)
     return begin_conversation(verb, cluster_key, select)
-
-
-def evaluate(
-    adata: AnnData | str | os.PathLike, label: str, *, output: str | os.PathLike, model: Any = None, **settings: Any
-) -> Any:
-    """Measure a model on labelled cells beside simple baselines; see `scmmgpt.training.evaluate`."""
-    from .training.evaluate import evaluate as evaluate_model
-
-    return evaluate_model(adata, label=label, output=Path(output), model=model, **settings)
-
-
-def finetune(
-    adata: AnnData | str | os.PathLike, label: str, *, output: str | os.PathLike, model: Any = None, **settings: Any
-) -> Any:
-    """Teach a model the labels in a column of `obs`; see `scmmgpt.training.finetune`."""
-    from . import auto  # noqa: F401 - the package's own classes, not the repository's copies
-    from .training.finetune import finetune as finetune_model
-
-    return finetune_model(adata, label=label, output=Path(output), model=model, **settings)
-
-
-def embed_for_index(atlas: Any, folder: Path, *, model: Any, **options: Any):
-    """Vectors, obs, model and workspace for `index.build_index`; the workspace lies beside the folder."""
-    verb = Verb.begin("index", atlas, model, Options(**options), keys=Additions())
-    verb.output = folder
-    run = verb.start_run()
-    return run.compute("embed", embed_batch)["embeds"], verb.cells.obs, verb.loaded, verb.workspace

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError
-from .storage import check_input, unreadable
+from .storage import check_input, open_store, unreadable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,56 +47,46 @@ class CellsInMemory:
 
     @property
     def present(self) -> dict[str, set[str]]:
+        """Names of the columns of `obs` and of the matrices in `obsm`."""
         return {"obs": set(self.adata.obs), "obsm": set(self.adata.obsm)}
 
 
 class CellsInFile:
-    """Cells of an .h5ad or .zarr file. `obs` and `var` are in memory, matrices are read row by row."""
+    """Cells of an .h5ad or .zarr file. `obs` and `var` are in memory, matrices are read row by row.
+
+    The file is open only while it is read, so that nobody has to close it.
+    """
 
     def __init__(self, path: Path):
         from anndata.io import read_elem
 
         self.path = path
         try:
-            self._store = self._open(path)
-            self.obs: pd.DataFrame = read_elem(self._store["obs"])
-            self._var: pd.DataFrame = read_elem(self._store["var"])
-        except UserError:
-            raise
+            with open_store(path) as store:
+                self.obs: pd.DataFrame = read_elem(store["obs"])
+                self._var: pd.DataFrame = read_elem(store["var"])
+                obsm = set(store["obsm"]) if "obsm" in store else set()
         except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
             raise unreadable(path, error) from error
         self.num_cells: int = len(self.obs)
-
-    @staticmethod
-    def _open(path: Path) -> Any:
-        if path.suffix == ".zarr":
-            import zarr
-
-            return zarr.open_group(path, mode="r")
-        import h5py
-
-        return h5py.File(path, "r")
+        self.present: dict[str, set[str]] = {"obs": set(self.obs), "obsm": obsm}
 
     def rows(self, rows: slice | np.ndarray) -> AnnData:
         from anndata import AnnData
+        from anndata.io import read_elem
 
-        store = self._store
-        layers = {name: _read_rows(store["layers"][name], rows) for name in store.get("layers", {})}
-        matrix = _read_rows(store["X"], rows) if "X" in store else None
-        adata = AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self._var.copy(), layers=layers)
-        if "raw" in store and "X" in store["raw"]:
-            from anndata.io import read_elem
-
-            raw = store["raw"]
-            adata.raw = AnnData(_read_rows(raw["X"], rows), obs=adata.obs[[]], var=read_elem(raw["var"]))
+        with open_store(self.path) as store:
+            layers = {name: _read_rows(store["layers"][name], rows) for name in store.get("layers", {})}
+            matrix = _read_rows(store["X"], rows) if "X" in store else None
+            adata = AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self._var.copy(), layers=layers)
+            if "raw" in store and "X" in store["raw"]:
+                raw = store["raw"]
+                adata.raw = AnnData(_read_rows(raw["X"], rows), obs=adata.obs[[]], var=read_elem(raw["var"]))
         return adata
 
     def embedding(self, key: str) -> np.ndarray:
-        return np.asarray(self._store["obsm"][key][:])
-
-    @property
-    def present(self) -> dict[str, set[str]]:
-        return {"obs": set(self.obs), "obsm": set(self._store["obsm"]) if "obsm" in self._store else set()}
+        with open_store(self.path) as store:
+            return np.asarray(store["obsm"][key][:])
 
 
 def _read_rows(element: Any, rows: slice | np.ndarray) -> Any:

@@ -29,7 +29,6 @@ from .cli_options import (
     Workers,
 )
 from .console import pairs, run_to_exit_code, say, say_outcome, say_table
-from .errors import UserError
 
 app = typer.Typer(
     help="Single cells and language: annotate, embed, describe, search, chat about and generate single cells.",
@@ -64,16 +63,14 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error happened; works after any verb.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error happened, after any verb.")] = False,
 ) -> None:
     """Options of every verb."""
 
 
 @app.command(epilog="Example: scmmgpt demo")
 def demo(output: Folder = Path("demo"), model: Model = None, device: Device = None, json: AsJson = False) -> None:
-    """Annotate real cells (700 of the blood data that come with scanpy) and say where the result is."""
+    """Annotate 700 blood cells that come with scanpy, and write a report."""
     from .demo import run_demo
 
     result, lines = run_demo(output, model=model, device=device)
@@ -88,16 +85,16 @@ def info(
     from .doctor import describe_installation
 
     result = describe_installation(model)
-    say(result, as_json=json, lines=(f"{name}: {value}" for name, value in result.items()))
+    say(result, as_json=json, lines=pairs(result))
 
 
 @app.command(epilog="Example: scmmgpt doctor my.h5ad")
 def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
-    """Say what would be read from a file: which matrix, which genes, which species; and what is doubtful."""
+    """Show what would be read from a file: matrix, genes, species; with warnings."""
     from .doctor import examine
 
     result = examine(cells, model=model)
-    say(result, as_json=json, lines=(f"{name}: {value}" for name, value in result.items()))
+    say(result, as_json=json, lines=pairs(result))
 
 
 @app.command(
@@ -109,14 +106,14 @@ def annotate(
     output: Output,
     model: Model = None,
     labels: Annotated[str | None, typer.Option(help='A file with one label a line, or "cell-ontology".')] = None,
-    tissue: Annotated[str | None, typer.Option(help="Where the cells come from, as a hint.")] = None,
+    tissue: Annotated[str | None, typer.Option(help="The tissue of the cells.")] = None,
     min_confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Below it: the parent term, then unknown. 0 never backs off.")
+        float | None, typer.Option(min=0, max=1, help="Below it: the parent term, else unknown. 0: never.")
     ] = None,
     cluster_key: ClusterKey = None,
-    smooth: Annotated[int, typer.Option(min=0, help="Average over this many neighbours.")] = 0,
-    rerank: Annotated[int, typer.Option(min=0, help="Let the matching head judge this many best labels.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
+    smooth: Annotated[int, typer.Option(min=0, help="Average over so many nearest neighbours first.")] = 0,
+    rerank: Annotated[int, typer.Option(min=0, help="Score so many best labels again with the matching head.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="An HTML report to write, in one file.")] = None,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
     device: Device = None,
@@ -126,7 +123,7 @@ def annotate(
     workers: Workers = None,
     json: AsJson = False,
 ) -> None:
-    """Name the type of each cell, from any list of labels, with a confidence."""
+    """Name the type of each cell, from any list of labels, with a calibrated confidence."""
     from . import api
     from .summary import annotation_summary
 
@@ -171,15 +168,17 @@ def embed(
     workers: Workers = None,
     json: AsJson = False,
 ) -> None:
-    """Write one vector per cell, in the space that text shares, to obsm."""
+    """Write an embedding of each cell, comparable with embeddings of text, to obsm."""
     from . import api
+    from .processing.result_keys_scmmgpt import ResultKeys
 
     where: dict[str, Any] = {"device": device, "engine": engine, "address": address, "workers": workers}
     how: dict[str, Any] = {"batch_size": batch_size, "key_added": key_added, "overwrite": overwrite}
-    adata = api.embed(cells, output=output, model=model, summary_only=True, **where, **how)
+    adata = api.embed(cells, model=model, output=output, summary_only=True, **where, **how)
     shape = [adata.n_obs, int(adata.uns[key_added]["embed"]["settings"]["dimension"])]
-    result = {"output": str(output), "key": f"X_{key_added}", "shape": shape}
-    say(result, as_json=json, lines=[f"obsm['X_{key_added}'], {shape[0]} x {shape[1]}, written to {output}"])
+    key = ResultKeys(key_added).embedding
+    result = {"output": str(output), "key": key, "shape": shape}
+    say(result, as_json=json, lines=[f"obsm[{key!r}], {shape[0]} x {shape[1]}, written to {output}"])
 
 
 @app.command(epilog="Example: scmmgpt describe my.h5ad --output out.h5ad --cluster-key leiden")
@@ -188,15 +187,16 @@ def describe(
     output: Output,
     model: Model = None,
     cluster_key: ClusterKey = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest description.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The greatest length of a description.")] = 64,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
     device: Device = None,
     batch_size: BatchSize = None,
     json: AsJson = False,
 ) -> None:
-    """Let the language model describe each cell (or cluster) in words; genes it names are checked in the cell."""
+    """Write a description of each cell or cluster by the language model; its genes are checked in the cell."""
     from . import api
+    from .processing.result_keys_scmmgpt import ResultKeys
 
     adata = api.describe(
         cells,
@@ -209,7 +209,7 @@ def describe(
         device=device,
         batch_size=batch_size,
     )
-    texts = adata.obs[f"{key_added}_description"].astype(str)
+    texts = adata.obs[ResultKeys(key_added).description].astype(str)
     first = dict(zip(adata.obs_names[:5], texts[:5], strict=True))
     result = {"output": str(output), "cells": adata.n_obs, "distinct": int(texts.nunique()), "first": first}
     lines = [*(f"{name}: {text}" for name, text in first.items()), f"{adata.n_obs} descriptions written to {output}"]
@@ -289,7 +289,7 @@ def index_push(
 
 @app.command(epilog='Example: scmmgpt generate "a naive B cell from lymph node" --num-cells 500 --output out.h5ad')
 def generate(
-    text: Annotated[str, typer.Argument(help="What cells to make, in words.")],
+    text: Annotated[str, typer.Argument(help="The cells to generate, in words.")],
     output: Output,
     num_cells: Annotated[int, typer.Option(min=1)] = 100,
     seed: Seed = 0,
@@ -298,7 +298,7 @@ def generate(
     batch_size: BatchSize = None,
     json: AsJson = False,
 ) -> None:
-    """Make pseudo-cells, with whole counts, from a text."""
+    """Generate cells, as integer counts, from a text."""
     from . import api
 
     adata = api.generate_cells(
@@ -352,13 +352,13 @@ def corpus_audit(
     json: AsJson = False,
 ) -> None:
     """Check a corpus: labels at chance, and the same cells on both sides of a split or in a test set."""
+    from .errors import UserError
     from .training.corpus.build import audit_corpus
 
     report = audit_corpus(corpus, test_set=test_set, scheme=scheme)
     say(report, as_json=json, lines=pairs(report))
     if not report["passed"]:
-        message = f"{corpus} does not pass the audit: mend its labels or splits, or drop the cells named above."
-        raise UserError(message)
+        raise UserError(f"{corpus} fails the audit: mend its labels or splits, or drop the cells named above.")
 
 
 @app.command(epilog="Example: scmmgpt convert scgpt scgpt-whole-human --output scgpt-hf")
@@ -368,7 +368,7 @@ def convert(
     output: Folder,
     json: AsJson = False,
 ) -> None:
-    """Turn a public checkpoint into one of ours."""
+    """Convert a public checkpoint to a model of this package."""
     from .training.convert import convert_checkpoint
 
     say_outcome(convert_checkpoint(kind, source, output), output, json)
@@ -386,11 +386,13 @@ def finetune(
     recipe: Annotated[Path | None, typer.Option(help="A YAML file with the settings of the run.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Teach the model your own labels."""
-    from . import api
+    """Fine-tune a model on your own labels."""
+    from . import supervised
 
-    settings = {"lora": lora, "shots": shots, "batch_key": batch_key, "recipe": recipe}
-    say_outcome(api.finetune(cells, label, output=output, model=model, **settings), output, json)
+    figures = supervised.finetune(
+        cells, label, model=model, output=output, lora=lora, shots=shots, batch_key=batch_key, recipe=recipe
+    )
+    say_outcome(figures, output, json)
 
 
 @app.command(
@@ -410,10 +412,9 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Measure a model on labelled cells, beside simple baselines."""
-    from . import api
+    from . import supervised
 
-    settings = {"tasks": task} if task else {}
-    say_outcome(api.evaluate(cells, label, output=output, model=model, **settings), output, json)
+    say_outcome(supervised.evaluate(cells, label, model=model, output=output, tasks=task or None), output, json)
 
 
 @app.command(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import io
 import json
 import os
@@ -33,8 +32,6 @@ def run_to_exit_code(command: Callable[[], Any], *, debug: bool = False) -> int:
 def _run(command: Callable[[], Any], debug: bool) -> int:
     import typer
 
-    from .errors import UserError
-
     try:
         code = command()
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
@@ -45,43 +42,22 @@ def _run(command: Callable[[], Any], debug: bool) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has seen enough
         return FINE
-    except UserError as error:
-        return _fail(str(error), USERS_MISTAKE, debug)
     except typer.exceptions.TyperException as error:
         return _fail(getattr(error, "format_message", error.__str__)(), USERS_MISTAKE, debug)
-    except ModuleNotFoundError as error:
-        return _fail_for_missing_package(error, debug)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        if _raised_by_us(error):
-            return _fail(str(error), USERS_MISTAKE, debug)
-        return _fail_for_bug(error, debug)
     except Exception as error:  # the last line of defence: no traceback unless asked for
-        return _fail_for_bug(error, debug)
+        return _fail_because_of(error, debug)
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether a `raise` of our own refused the input, with a reason that is written for people.
+def _fail_because_of(error: Exception, debug: bool) -> int:
+    from .errors import MissingExtraError, UserError  # here: `--help` answers before transformers could be loaded
 
-    An operation that failed inside our code (numpy's shapes, say) ends in the same frames but not in a `raise`.
-    """
-    place = error.__traceback__
-    while place.tb_next is not None:
-        place = place.tb_next
-    instruction = dis.opname[place.tb_frame.f_code.co_code[place.tb_lasti]]
-    return instruction == "RAISE_VARARGS" and place.tb_frame.f_globals.get("__name__", "").startswith("scmmgpt")
-
-
-def _fail_for_missing_package(error: ModuleNotFoundError, debug: bool) -> int:
-    from .errors import MissingExtraError
-
-    if not error.name or error.name.startswith("scmmgpt"):
-        return _fail_for_bug(error, debug)
-    return _fail(str(MissingExtraError(error.name)), USERS_MISTAKE, debug)
-
-
-def _fail_for_bug(error: BaseException, debug: bool) -> int:
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("scmmgpt"):
+        error = MissingExtraError(error.name)
+    if isinstance(error, UserError):
+        return _fail(str(error), USERS_MISTAKE, debug)
     reason = f"{type(error).__name__}: {error}"
-    return _fail(f"This is an error of scmmgpt, not yours. {reason}\nAdd --debug to see where it happened.", 1, debug)
+    message = f"This is an error of scmmgpt, not yours. {reason}\nAdd --debug to see where it happened."
+    return _fail(message, OUR_FAULT, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
@@ -109,7 +85,7 @@ def say(result: dict[str, Any], *, as_json: bool, lines: Iterable[str] = ()) -> 
         Console(highlight=False, soft_wrap=True).print(line, markup=False)
 
 
-def say_table(rows: list[dict[str, Any]], *, as_json: bool, title: str | None = None) -> None:
+def say_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     """Rows as a table, or as a JSON list."""
     if as_json:
         print(json.dumps(rows, default=str))  # noqa: T201
@@ -121,7 +97,7 @@ def say_table(rows: list[dict[str, Any]], *, as_json: bool, title: str | None = 
     console = Console(highlight=False)
     texts = [{name: _short(value) for name, value in row.items()} for row in rows]
     shown = _columns_that_fit(texts, console.width)
-    table = Table(*shown, title=title)
+    table = Table(*shown)
     for row in texts:
         table.add_row(*(Text(row[name]) for name in shown))
     console.print(table)

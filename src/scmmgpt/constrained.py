@@ -1,8 +1,8 @@
-"""Generation that cannot leave a list of answers, with the probability of each answer."""
+"""How probable each of some given answers is when a language model may write nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -14,7 +14,7 @@ Tokens = tuple[int, ...]
 
 
 class PrefixTree:
-    """Which tokens may follow which, so that only the given answers can be spelt.
+    """Which tokens may follow which, so that only the given answers can be written.
 
     Parameters
     ----------
@@ -34,18 +34,6 @@ class PrefixTree:
                 choices = self._following.setdefault(answer[:place], [])
                 if token not in choices:
                     choices.append(token)
-
-    def allowed(self, prefix: Sequence[int]) -> list[int]:
-        """Tokens that may come next; none after a complete answer."""
-        return self._following.get(tuple(prefix), [])
-
-    def allowed_tokens_function(self, prompt_length: int, end: int) -> Callable[[int, torch.Tensor], list[int]]:
-        """What `generate(prefix_allowed_tokens_fn=...)` asks; finished rows of a batch go on with the end token."""
-
-        def allowed(_row: int, input_ids: torch.Tensor) -> list[int]:
-            return self.allowed(input_ids[prompt_length:].tolist()) or [end]
-
-        return allowed
 
     def log_probability(self, answer: int, logits: torch.Tensor) -> torch.Tensor:
         """How probable constrained sampling makes an answer.

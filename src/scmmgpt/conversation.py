@@ -1,4 +1,4 @@
-"""Talking about cells: turns are kept, cells are encoded once, answers come as they are written."""
+"""Conversations about cells: cells are encoded once, turns are kept, answers can be streamed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .device import Batches
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
+from .prompts import checked_question
 from .text_generation import generate_ids, tokenize_prompt
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ class Conversation:
         """The answer in pieces, as it is written; the turn is kept when it is complete."""
         from transformers import TextIteratorStreamer
 
-        if not question.strip():
-            raise UserError("The question is empty.")
-        messages, input_ids = self._prompt(question, max_new_tokens)
+        messages, input_ids = self._prompt(checked_question(self.loaded, question), max_new_tokens)
         streamer = TextIteratorStreamer(self.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
         writer = Thread(target=self._write, args=(input_ids, streamer, max_new_tokens, failure), daemon=True)
@@ -117,7 +115,7 @@ def begin_conversation(verb: Verb, cluster_key: str | None, select: Sequence[str
     import torch
 
     names, rows = _chosen_cells(verb, select) if cluster_key is None else _chosen_clusters(verb, cluster_key, select)
-    features = verb.loaded.processor.feature_extractor(verb.cells.rows(rows), return_tensors="pt")
+    features = verb.loaded.processor.gene_tokenizer(verb.cells.rows(rows), return_tensors="pt")
     with torch.inference_mode():
         inputs = {name: values.to(verb.loaded.device) for name, values in features.items()}
         return Conversation(verb.loaded, names, verb.loaded.model.get_cell_tokens(**inputs))
@@ -151,14 +149,13 @@ def _check_names(names: list[str], present: set[str], what: str) -> None:
 def _most_typical(verb: Verb, members: np.ndarray, num_looked_at: int = 256) -> int:
     """The cell nearest to the mean of a cluster, among a few hundred of it."""
     looked_at = members[np.linspace(0, len(members) - 1, min(num_looked_at, len(members))).astype(int)]
-    features = dict(verb.loaded.processor.feature_extractor(verb.cells.rows(looked_at), return_tensors="np"))
-    batches = Batches(verb.loaded.device, verb.options.batch_size)
-    embeds = run_chunk(features, embed_batch(verb.loaded), batches, verb.loaded.device)["embeds"]
+    features = dict(verb.loaded.processor.gene_tokenizer(verb.cells.rows(looked_at), return_tensors="np"))
+    embeds = run_chunk(features, embed_batch(verb.loaded), verb.batches, verb.loaded.device)["embeds"]
     return int(looked_at[(embeds @ embeds.mean(axis=0)).argmax()])
 
 
 def talk_at_the_terminal(conversation: Conversation) -> None:
-    """Ask and answer until the person has had enough."""
+    """Answer questions at the terminal until an empty line."""
     from rich.console import Console
 
     console = Console(highlight=False)

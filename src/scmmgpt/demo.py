@@ -1,4 +1,4 @@
-"""The first thing a person runs: real cells, annotated, with a report to look at."""
+"""A demonstration: real cells, annotated, with a report."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def run_demo(folder: Path, *, model: Any = None, device: Any = None) -> tuple[di
     annotated = api.annotate(adata, tissue="blood", report=report, model=loaded, output=output)
     result, lines = annotation_summary(annotated, "scmmgpt")
     rows = [f"  {row['cells']:4d}  {row['cell_type']}" for row in result["cell_types"][:12]]
-    result |= {"output": str(output), "report": str(report), "model": what_is_known(loaded)}
+    result |= {"output": str(output), "report": str(report), "model": training_status(loaded)}
     where = [f"Annotated cells: {output.resolve()}", f"Report:          {report.resolve()}"]
-    return result, [*lines, f"{annotated.n_obs} cells:", *rows, what_is_known(loaded), *where]
+    return result, [*lines, f"{annotated.n_obs} cells:", *rows, training_status(loaded), *where]
 
 
-def what_is_known(loaded: LoadedModel) -> str:
+def training_status(loaded: LoadedModel) -> str:
     """Whether the model is trained, and whether it has seen the demo's study."""
     summary = loaded.training_summary
     if summary is None:

@@ -1,4 +1,4 @@
-"""Descriptions of cells: written by the language model from each cell's own tokens, then checked against the cell."""
+"""Descriptions of cells by the language model; genes that they name are looked up in the cell."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Descriptions:
 def describe_cells(
     verb: Verb, clusters: np.ndarray | None, *, prompt: str | None, choices: LabelSet | None, max_new_tokens: int
 ) -> Descriptions:
-    """Describe every cell, or let each cluster's most typical cell speak for it."""
+    """Describe every cell, or only the most typical cell of each cluster, for all of its cells."""
     question = question_about_cells(verb.loaded, prompt or (question_about_type() if choices else None))
     if choices is None:
         compute = _write_batch(verb, question, max_new_tokens)

@@ -44,8 +44,6 @@ class Batches:
     """Runs a computation over rows in batches; a batch that does not fit is halved, and stays so."""
 
     def __init__(self, device: torch.device, batch_size: int | None = None):
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"The batch size must be at least 1, got {batch_size}.")
         self.size = batch_size or _BATCH_SIZE.get(device.type, 128)
 
     def run(self, num_rows: int, compute: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:

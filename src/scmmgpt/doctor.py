@@ -1,4 +1,4 @@
-"""What would be read from a file, and what is installed: said before any work is done."""
+"""What would be read from a file, and what is installed."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from typing import Any
 
 from .cells import open_cells
 from .embedding import CELLS_PER_CHUNK
+from .hashes import hash_of_files
+from .hub_cards import EMBEDDED_MODEL
 from .input_warnings import cell_warnings, dispersion, input_warnings
-from .loading import EMBEDDED_MODEL, find_model, hash_of_files
+from .loading import damage_refused, find_model
 from .verb import UNTRAINED, versions
 
 
 def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
-    """What the processor would decide about some cells: matrix, genes, species, and what is doubtful."""
+    """What the processor would decide about some cells: matrix, genes, species, with warnings."""
     from . import auto, processing  # noqa: F401 - `auto` registers the processor
 
     opened = open_cells(cells)
-    tokenizer = processing.ScMMGPTProcessor.from_pretrained(find_model(model)).feature_extractor
+    directory = find_model(model)
+    with damage_refused(directory):
+        gene_tokenizer = processing.ScMMGPTProcessor.from_pretrained(directory).gene_tokenizer
     source = opened.path if opened.path is not None else opened.adata
     num_genes: list[int] = []
     num_implausible, spread = 0, None
-    for features in tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):
-        is_gene = (features["gene_mask"] > 0) & (tokenizer.gene_rows(features["gene_ids"]) >= 0)
+    for features in gene_tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):
+        is_gene = (features["gene_mask"] > 0) & (gene_tokenizer.gene_rows(features["gene_ids"]) >= 0)
         num_genes += is_gene.sum(axis=1).tolist()
-        num_implausible += int(tokenizer.looks_implausible(**features).sum())
-        spread = dispersion(tokenizer, features) if spread is None else spread
-    account = dict(tokenizer.account)
+        num_implausible += int(gene_tokenizer.looks_implausible(**features).sum())
+        spread = dispersion(gene_tokenizer, features) if spread is None else spread
+    account = dict(gene_tokenizer.account)
     account["median_genes_per_cell"] = sorted(num_genes)[len(num_genes) // 2]
     account["embeddings"] = sorted(opened.present["obsm"])
     account["warnings"] = [*input_warnings(account), *cell_warnings(num_implausible, len(num_genes), spread, account)]
@@ -36,28 +40,27 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
 
 def describe_installation(model: Any = None) -> dict[str, Any]:
     """Versions, devices, and what the model's directory says about it."""
-    import json
-
     import torch
 
     from .modeling_scmmgpt import ScMMGPTConfig
     from .training.parameters import paper_config
 
     directory = find_model(model)
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    with damage_refused(directory):
+        config = ScMMGPTConfig.from_pretrained(directory)
     files = [path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    summary = config.get("training_summary")
+    summary = getattr(config, "training_summary", None)
     return {
         **versions(),
         "devices": ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]),
         "threads": torch.get_num_threads(),
         "model": "scmmgpt-mini (embedded)" if directory == EMBEDDED_MODEL else str(directory),
-        "parameters": _counts(ScMMGPTConfig.from_pretrained(directory)),
+        "parameters": _counts(config),
         "parameters_at_paper_size": _counts(paper_config()),
         "model_size_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),
         "weights_sha256": hash_of_files(sorted(directory.glob("*.safetensors"))),
         "trained": summary is not None,
-        "training": UNTRAINED if summary is None else _in_short(summary),
+        "training": UNTRAINED if summary is None else _without_long_lists(summary),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") == "1",
         "directory": str(Path(directory)),
     }
@@ -70,6 +73,6 @@ def _counts(config: Any) -> dict[str, str]:
     return {part: readable(count) for part, count in count_parameters(config).items() if count > 1}
 
 
-def _in_short(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary without its long lists."""
+def _without_long_lists(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the lengths of its lists in their place."""
     return {name: len(value) if isinstance(value, list) else value for name, value in summary.items()}

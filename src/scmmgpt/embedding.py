@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .accounts import joined_accounts
 from .cells import CellsInFile, CellsInMemory
 from .device import Batches
 from .input_warnings import dispersion
 from .loading import LoadedModel
 from .processing.calling_scmmgpt import Candidates
 from .processing.encoding_scmmgpt import tokenize_texts
+from .processing.input_account_scmmgpt import joined_accounts
 from .progress import Workspace, progress_bar
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The two ways in which a request can fail before any work is done."""
+"""The ways in which a request can fail before any work is done."""
 
 from importlib import import_module
 from types import ModuleType
@@ -29,6 +29,10 @@ _EXTRA_OF_MODULE = {
     "umap": "eval",
     "uvicorn": "serve",
 }
+
+
+class UnknownArgumentError(UserError, TypeError):
+    """A keyword argument that a verb does not take; the message names the nearest one that it takes."""
 
 
 class MissingExtraError(UserError, ImportError):

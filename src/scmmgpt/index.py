@@ -18,11 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import atomic_files
+from .arguments import shared_arguments
 from .errors import UserError, require
 from .processing.cell_matrix_scmmgpt import parts
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
+    from anndata import AnnData
+
+    from .loading import ModelSource
 
 DESCRIPTION, VECTORS, CELLS = "index.json", "vectors.npy", "cells.h5ad"
 APPROXIMATE, LISTS = "approximate.faiss", "approximate.ivfdata"
@@ -218,28 +223,39 @@ def _write_approximate(vectors: np.ndarray, folder: Path) -> None:
         Path(shard).unlink()
 
 
+@shared_arguments
 def build_index(
-    atlas: Any,
+    atlas: AnnData | str | os.PathLike,
     output: str | os.PathLike,
     *,
-    model: Any = None,
-    device: Any = None,
+    model: ModelSource = None,
+    device: str | torch.device | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Index:
-    """Embed an atlas, which may be larger than memory, and write its index. Interrupted, it goes on where it was."""
-    from .api import embed_for_index
+    """Embed an atlas, which may be larger than memory, and write its index. Interrupted, it goes on where it was.
+
+    Parameters
+    ----------
+    atlas
+        Cells, or the path of an h5ad or zarr.
+    output
+        The folder of the index, which must not exist yet.
+    """
+    from .embedding import embed_batch
+    from .verb import Execution, Verb
 
     folder = Path(output)
     if folder.exists():
         raise UserError(f"{str(folder)!r} is already there; choose another folder, or remove it first.")
     if not folder.parent.is_dir():
         raise UserError(f"The folder {str(folder.parent)!r} does not exist; create it first.")
-    vectors, obs, loaded, workspace = embed_for_index(
-        atlas, folder, model=model, device=device, batch_size=batch_size, progress=progress
-    )
-    index = write_index(folder, vectors, obs, loaded.describe())
-    workspace.remove()
+    verb = Verb.begin("index", atlas, model, Execution(device, batch_size, progress))
+    verb.output = folder  # what is unfinished lies beside it
+    run = verb.start_run()
+    vectors = run.compute("embed", embed_batch)["embeds"]
+    index = write_index(folder, vectors, verb.cells.obs, verb.loaded.describe())
+    run.workspace.remove()
     return index
 
 

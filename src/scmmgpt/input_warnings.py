@@ -1,4 +1,4 @@
-"""What in some cells may spoil results, said in words that name a remedy."""
+"""Warnings about input that may spoil results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from .processing.matrix_state_scmmgpt import recover_counts
 
 _FEW_COVERED = 0.5
 # Cells of one pure type, shallowly sequenced, come down to 1.02; counts drawn from one profile lie at 1.
@@ -15,7 +17,7 @@ _GENES_FOR_DISPERSION = 100
 
 
 def input_warnings(account: Mapping[str, Any]) -> list[str]:
-    """What an account of genes gives reason to doubt, each with a remedy."""
+    """Warnings about the matrix and the genes that were read, each with a remedy."""
     found = []
     if account.get("share_of_counts", 1) < _FEW_COVERED:
         found.append(
@@ -39,7 +41,7 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
 def cell_warnings(
     num_implausible: int, num_cells: int, dispersion: float | None, account: Mapping[str, Any]
 ) -> list[str]:
-    """What the cells' own values give reason to doubt.
+    """Warnings about the values of the cells, each with a remedy.
 
     Parameters
     ----------
@@ -75,11 +77,17 @@ def dispersion(gene_tokenizer: Any, features: Mapping[str, np.ndarray]) -> float
     features
         Tokens of cells that came as counts.
     """
+    if gene_tokenizer.value_mode != "log1p":
+        return None
     gene_rows = gene_tokenizer.gene_rows(features["gene_ids"])
     is_gene = (gene_rows >= 0) & (features["gene_values"] > 0)
-    if gene_tokenizer.value_mode != "log1p" or np.count_nonzero(is_gene.any(axis=1)) < _MIN_CELLS_FOR_DISPERSION:
+    bounds = np.concatenate([[0], is_gene.sum(axis=1).cumsum()])
+    counts = np.zeros(is_gene.shape)
+    counts[is_gene], found = recover_counts(bounds, np.expm1(features["gene_values"][is_gene].astype(np.float64)))
+    usable = found & is_gene.any(axis=1)
+    if np.count_nonzero(usable) < _MIN_CELLS_FOR_DISPERSION:
         return None
-    counts = _counts(np.where(is_gene, features["gene_values"], 0).astype(np.float64))
+    counts, gene_rows, is_gene = counts[usable], gene_rows[usable], is_gene[usable]
     totals = counts.sum(axis=1, keepdims=True)
     places = np.where(is_gene, gene_rows, 0).ravel()
     sums, squares = (
@@ -89,11 +97,4 @@ def dispersion(gene_tokenizer: Any, features: Mapping[str, np.ndarray]) -> float
     highest = highest[sums[highest] > 0]
     # Pearson's X2 of each gene against the same share of every cell, per cell.
     chi_squares = squares[highest] * totals.sum() / sums[highest] - sums[highest]
-    return float(np.median(chi_squares) / np.count_nonzero(totals))
-
-
-def _counts(values: np.ndarray) -> np.ndarray:
-    """Counts behind log1p values of scaled cells: a cell's smallest value stands for 1."""
-    linear = np.expm1(values)
-    unit = np.where(linear > 0, linear, np.inf).min(axis=1, keepdims=True, initial=np.inf)
-    return np.rint(linear / unit)
+    return float(np.median(chi_squares) / len(counts))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import hub_cards
 from .device import choose_device
 from .errors import UserError
+from .hashes import hash_of_files
+from .hub_cards import EMBEDDED_MODEL
 from .processing.calling_scmmgpt import ONTOLOGY_FILE, CellAnnotator, annotation_files
 from .processing.encoding_scmmgpt import embed_texts
 from .processing.ontology_scmmgpt import Ontology
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-EMBEDDED_MODEL = Path(hub_cards.__file__).parent / "scmmgpt-mini"
 _REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -75,8 +75,12 @@ class LoadedModel:
         }
 
 
+# What every verb takes as `model=`.
+ModelSource: TypeAlias = str | os.PathLike | LoadedModel | None
+
+
 def load(
-    model: str | os.PathLike | LoadedModel | None = None,
+    model: ModelSource = None,
     *,
     device: str | torch.device | None = None,
     generative: bool = False,
@@ -94,21 +98,14 @@ def load(
     """
     if isinstance(model, LoadedModel):
         return _with_generation(model) if generative else model
-    from safetensors import SafetensorError
-
     from . import auto, modeling_scmmgpt, processing  # noqa: F401 - `auto` registers the processor
 
     directory = find_model(model)
     chosen = choose_device(device)
     model_class = modeling_scmmgpt.ScMMGPTForConditionalGeneration if generative else modeling_scmmgpt.ScMMGPTModel
-    try:
+    with damage_refused(directory):
         network = model_class.from_pretrained(directory)
         processor = processing.ScMMGPTProcessor.from_pretrained(directory)
-    except UserError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        message = f"The model directory {str(directory)!r} is incomplete or damaged: {_first_line(error)}"
-        raise UserError(message) from error
     name = "scmmgpt-mini" if directory == EMBEDDED_MODEL else str(model)
     network = network.eval().to(chosen)
     if not generative and chosen.type == "cpu":
@@ -117,6 +114,21 @@ def load(
         if pays():
             pack_linears(network)
     return LoadedModel(name, directory, network, processor, chosen)
+
+
+@contextmanager
+def damage_refused(directory: Path) -> Iterator[None]:
+    """Whatever cannot be read from a model directory, as a reason that names the directory."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        message = f"The model directory {str(directory)!r} is incomplete or damaged: {_first_line(error)}"
+        raise UserError(message) from error
 
 
 def _with_generation(loaded: LoadedModel) -> LoadedModel:
@@ -160,16 +172,6 @@ def _download(repository: str) -> Path:
         raise UserError(
             f"There is no directory {repository!r}, and it could not be fetched from the Hub: {_first_line(error)}"
         ) from error
-
-
-def hash_of_files(paths: list[Path]) -> str:
-    """One SHA-256 over the contents of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

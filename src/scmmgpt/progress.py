@@ -1,4 +1,4 @@
-"""How far a long run is: a bar for the person, and files that let an interrupted run go on where it stopped."""
+"""A progress bar, and files from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import atomic_files
 
 @contextmanager
 def progress_bar(what: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Any]:
-    """A function `advance(n)` that moves a bar on the terminal; silent where nobody watches."""
+    """A function `advance(n)` that moves a bar; nothing is shown where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -113,7 +113,7 @@ class Workspace:
         atomic_files.rename(temporary, path)
 
     def remove(self) -> None:
-        """Everything is where it belongs: the folder can go."""
+        """Remove the folder, once the result is written."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

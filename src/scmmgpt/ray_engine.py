@@ -1,4 +1,4 @@
-"""The same work as a Ray Data job: actors hold the model, each is given ranges of cells, the caller writes them down.
+"""The same computation as a Ray Data job: actors hold the model and compute ranges of cells, the caller writes them.
 
 Results come back in the order of the cells, so that what is finished can be told by one number, as in a single
 process: an interrupted job goes on where it stopped, with either engine. A worker that dies is replaced and its range
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .accounts import joined_accounts
 from .errors import UserError, require
 from .processing.cell_matrix_scmmgpt import parts
+from .processing.input_account_scmmgpt import joined_accounts
 
 if TYPE_CHECKING:
     from .embedding import Arrays, CellRun, MakeCompute
@@ -66,7 +66,7 @@ class RayEngine:
     def _outcomes(self, job: CellJob, ranges: list[slice]) -> Iterator[tuple[int, int, Arrays, dict[str, Any]]]:
         if not ranges:
             return
-        with self._cluster() as ray, _told_in_one_line(ray):
+        with self._cluster() as ray, _lost_workers_refused(ray):
             resources = ray.cluster_resources()
             num_gpus = int(resources.get("GPU", 0))
             num_workers = min(self.workers or num_gpus or int(resources.get("CPU", 1)), len(ranges))
@@ -104,7 +104,7 @@ class RayEngine:
             return
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self.address is not None:
-            with _no_such_cluster(self.address):
+            with _missing_cluster_refused(self.address):
                 ray.init(self.address, **quiet)
         else:
             own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": self.workers}
@@ -146,17 +146,17 @@ class CellWorker:
         """Bounds, results and account; or why these cells are refused, which no other worker would see differently."""
         from .embedding import CELLS_PER_CHUNK, run_chunk
 
-        tokenizer = self.loaded.processor.feature_extractor
+        gene_tokenizer = self.loaded.processor.gene_tokenizer
         results = []
         try:
-            for features in tokenizer.iter_chunks(
+            for features in gene_tokenizer.iter_chunks(
                 self.job.source, CELLS_PER_CHUNK, start=start, stop=stop, return_tensors="np"
             ):
                 results.append(run_chunk(dict(features), self.compute, self.batches, self.loaded.device))
-        except ValueError as error:
+        except UserError as error:
             return str(error)
         arrays = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
-        return start, stop, arrays, dict(tokenizer.account)
+        return start, stop, arrays, dict(gene_tokenizer.account)
 
 
 def _in_order(ray: Any) -> Any:
@@ -186,7 +186,7 @@ def import_ray(address: str | None) -> Any:
 
 
 @contextmanager
-def _no_such_cluster(address: str) -> Iterator[None]:
+def _missing_cluster_refused(address: str) -> Iterator[None]:
     try:
         yield
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -195,8 +195,8 @@ def _no_such_cluster(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _told_in_one_line(ray: Any) -> Iterator[None]:
-    """Workers that died too often, as a reason with a remedy."""
+def _lost_workers_refused(ray: Any) -> Iterator[None]:
+    """Turn workers that died too often into a UserError with a remedy."""
     lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
     try:
         yield

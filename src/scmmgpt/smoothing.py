@@ -1,4 +1,4 @@
-"""Neighbours speak for each other: averages over a graph of similar cells, off unless asked for."""
+"""Embeddings averaged over nearest neighbours."""
 
 from __future__ import annotations
 

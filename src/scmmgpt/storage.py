@@ -61,7 +61,7 @@ def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: 
 def written_by_rename(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; it takes the name when the block ends well and vanishes otherwise."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{_HALF_WRITTEN}{path.suffix}")
-    _remove_what_was_killed(path)
+    _remove_leftovers(path)
     try:
         yield temporary
         if path.exists():
@@ -73,7 +73,7 @@ def written_by_rename(path: Path) -> Iterator[Path]:
         atomic_files.remove(temporary)
 
 
-def _remove_what_was_killed(path: Path) -> None:
+def _remove_leftovers(path: Path) -> None:
     """Clear half-written files of processes that are no more; in a container they often had our own number."""
     before, after = f".{path.stem}.", f"{_HALF_WRITTEN}{path.suffix}"
     for left in path.parent.glob(f"{glob.escape(before)}*{after}"):

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .processing.labels_scmmgpt import UNKNOWN
+from .processing.result_keys_scmmgpt import ResultKeys
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def annotation_summary(adata: AnnData, key: str) -> tuple[dict[str, Any], list[str]]:
+def annotation_summary(adata: AnnData, key_added: str) -> tuple[dict[str, Any], list[str]]:
     """Counts and confidence of each type, and the line that says what was read."""
-    labels = adata.obs[f"{key}_cell_type"].astype(str)
-    confidence = adata.obs[f"{key}_confidence"].astype(float)
-    term_ids = adata.obs[f"{key}_cell_type_ontology_term_id"].astype(str)
+    keys = ResultKeys(key_added)
+    labels = adata.obs[keys.cell_type].astype(str)
+    confidence = adata.obs[keys.confidence].astype(float)
+    term_ids = adata.obs[keys.term_id].astype(str)
     counts = labels.value_counts()
     cell_types = [
         {
@@ -27,7 +29,7 @@ def annotation_summary(adata: AnnData, key: str) -> tuple[dict[str, Any], list[s
         }
         for label, count in counts.items()
     ]
-    details, genes = adata.uns[key]["annotate"], adata.uns[key]["genes"]
+    details, genes = adata.uns[key_added]["annotate"], adata.uns[key_added]["genes"]
     result = {
         "cells": adata.n_obs,
         "unknown": int(counts.get(UNKNOWN, 0)),

@@ -1,4 +1,4 @@
-"""The language model at work on prompts that hold cells."""
+"""Text that the language model writes to prompts with cells."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tokenize_prompt(loaded: LoadedModel, prompt: str) -> torch.Tensor:
 
 
 def embed_prompt(loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torch.Tensor) -> torch.Tensor:
-    """Prompts (B, S) as vectors (B, S, H), with the cells (cells, Q, H) in their places in reading order."""
+    """Input embeddings (B, S, H) of prompts (B, S), with cell tokens (cells, Q, H) in place of `<cell>`, in order."""
     words = loaded.model.get_input_embeddings()(input_ids)
     return loaded.model.model.place_cells(input_ids, words, cell_tokens)
 
@@ -66,31 +66,13 @@ def decode(loaded: LoadedModel, ids: Any) -> list[str]:
 
 
 def answers_tree(loaded: LoadedModel, answers: Sequence[str]) -> PrefixTree:
-    """The tree that holds generation to these answers."""
+    """The tree of these answers' tokens."""
     tokenizer = loaded.processor.tokenizer
     if tokenizer.eos_token_id is None:
         raise UserError("This model's tokenizer has no end-of-text token, so answers cannot be told apart.")
     return PrefixTree(
         [[*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for answer in answers]
     )
-
-
-def draw_answers(
-    loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torch.Tensor, tree: PrefixTree, temperature: float = 1.0
-) -> list[str]:
-    """One answer for each prompt, drawn by the model, and always one of the tree's."""
-    end = loaded.processor.tokenizer.eos_token_id
-    ids = generate_ids(
-        loaded,
-        input_ids,
-        cell_tokens,
-        max(map(len, tree.answers)),
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        prefix_allowed_tokens_fn=tree.allowed_tokens_function(input_ids.shape[1], end),
-    )
-    return decode(loaded, ids)
 
 
 def answer_probabilities(loaded: LoadedModel, embeds: torch.Tensor, tree: PrefixTree) -> torch.Tensor:
@@ -105,11 +87,6 @@ def answer_probabilities(loaded: LoadedModel, embeds: torch.Tensor, tree: Prefix
         logits = loaded.model(inputs_embeds=torch.cat([embeds, spelt], dim=1), logits_to_keep=len(answer)).logits
         log_probabilities.append(tree.log_probability(number, logits.float()))
     return torch.stack(log_probabilities, dim=1).exp()
-
-
-def named_genes(text: str, vocabulary: dict[str, int]) -> list[str]:
-    """Gene symbols that a text names, in order."""
-    return list(dict.fromkeys(word for word in _SYMBOL.findall(text) if word in vocabulary))
 
 
 def mark_genes(text: str, vocabulary: dict[str, int], expressed: set[int]) -> str:

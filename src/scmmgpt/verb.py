@@ -1,4 +1,4 @@
-"""What every verb does around its own work: check first, note what was decided, write at the end."""
+"""What every verb does around its own work: check first, record what was decided, write at the end."""
 
 from __future__ import annotations
 
@@ -20,33 +20,45 @@ from .device import Batches
 from .embedding import CellRun
 from .errors import UserError
 from .input_warnings import input_warnings
-from .loading import LoadedModel, load
+from .loading import LoadedModel, ModelSource, load
 from .progress import Workspace
 from .ray_engine import RayEngine, import_ray
 from .storage import Additions, check_output, read_cells, read_summary, write_with_additions
 
 if TYPE_CHECKING:
+    import torch
     from anndata import AnnData
 
 UNTRAINED = "This model is untrained: its results mean nothing and only show that everything runs."
 
 
-@dataclass
-class Options:
-    """What a caller may say to every verb about where results go and how it runs."""
+@dataclass(frozen=True)
+class Destination:
+    """Where results go; see `arguments.SHARED_ARGUMENTS`."""
 
     output: str | os.PathLike | None = None
     key_added: str = "scmmgpt"
     overwrite: bool = False
     inplace: bool = False
-    device: Any = None
+    summary_only: bool = False
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a verb computes; see `arguments.SHARED_ARGUMENTS`."""
+
+    device: str | torch.device | None = None
     batch_size: int | None = None
     progress: bool = True
     engine: Literal["local", "ray"] = "local"
     address: str | None = None
     workers: int | None = None
-    # Of a file that was written give back obs and uns alone: what a command prints.
-    summary_only: bool = False
+
+    def __post_init__(self):
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}.")
 
 
 @dataclass
@@ -56,36 +68,48 @@ class Verb:
     name: str
     cells: CellsInMemory | CellsInFile
     loaded: LoadedModel
-    options: Options
+    execution: Execution
+    destination: Destination
     output: Path | None
     batches: Batches
-    settings: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     workspace: Workspace | None = None
     given: Any = None
     engine: RayEngine | None = None
 
     @classmethod
-    def begin(cls, name: str, data: Any, model: Any, options: Options, *, keys: Additions, generative: bool = False):
+    def begin(
+        cls,
+        name: str,
+        data: Any,
+        model: ModelSource,
+        execution: Execution,
+        destination: Destination | None = None,
+        *,
+        keys: Additions | None = None,
+        generative: bool = False,
+    ) -> Verb:
         """Refuse what cannot work, then load the model. Of `keys`, what the verb will add, only the names count."""
+        destination = destination or Destination()
         cells = open_cells(data)
         if cells.num_cells == 0:
             raise UserError("There are no cells.")
-        engine = _engine(options, cells, generative)
+        engine = _engine(execution, cells)
         source = cells.path.resolve() if cells.path is not None else None
-        output = check_output(options.output, source) if options.output is not None else None
-        keys.refuse_existing(cells.present, options.overwrite)
-        loaded = load(model, device=options.device, generative=generative)
-        batches = Batches(loaded.device, options.batch_size)
-        verb = cls(name, cells, loaded, options, output, batches, given=data, engine=engine)
+        output = check_output(destination.output, source) if destination.output is not None else None
+        if keys is not None:
+            keys.refuse_existing(cells.present, destination.overwrite)
+        loaded = load(model, device=execution.device, generative=generative)
+        batches = Batches(loaded.device, execution.batch_size)
+        verb = cls(name, cells, loaded, execution, destination, output, batches, given=data, engine=engine)
         if loaded.training_summary is None:
-            verb.note(UNTRAINED)
+            verb.warn(UNTRAINED)
         return verb
 
-    def note(self, message: str) -> None:
-        """Tell the person now, and keep it with the result."""
-        self.notes.append(message)
-        warnings.warn(message, UserWarning, stacklevel=4)
+    def warn(self, message: str) -> None:
+        """Warn the person now, and keep the warning with the result."""
+        self.warnings.append(message)
+        warnings.warn(message, UserWarning, stacklevel=5)  # of whoever called the verb
 
     def start_run(self, **settings: Any) -> CellRun:
         """A run over all cells that can be resumed when it has an output; `settings` tell one run from another."""
@@ -102,18 +126,18 @@ class Verb:
         digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True, default=str).encode()).hexdigest()
         self.workspace = Workspace(resumable, digest)
         return CellRun(
-            self.loaded, self.cells, self.batches, self.workspace, self.options.progress, engine=self.engine
+            self.loaded, self.cells, self.batches, self.workspace, self.execution.progress, engine=self.engine
         )
 
     def record(self, gene_account: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-        """What `uns` keeps: the genes that were read, and settings, model, versions and notes of this verb."""
+        """What `uns` keeps: the genes that were read, and settings, model, versions and warnings of this verb."""
         for warning in input_warnings(gene_account):
-            self.note(warning)
+            self.warn(warning)
         details = {
-            "settings": {**self.settings, **settings},
+            "settings": settings,
             "model": self.loaded.describe(),
             "versions": versions(),
-            "notes": self.notes,
+            "notes": self.warnings,
         }
         return storable({"genes": gene_account, self.name: details})
 
@@ -121,7 +145,9 @@ class Verb:
         """Write the result where it belongs and give it back as AnnData."""
         if self.output is not None and self.cells.path is not None and not isinstance(self.given, _anndata()):
             write_with_additions(self.cells.path, self.output, additions)
-            result = read_summary(self.output) if self.options.summary_only else read_cells(self.output, backed=True)
+            result = (
+                read_summary(self.output) if self.destination.summary_only else read_cells(self.output, backed=True)
+            )
         else:
             result = self._own_anndata()
             additions.write_into(result)
@@ -136,29 +162,25 @@ class Verb:
     def _own_anndata(self) -> AnnData:
         if not isinstance(self.given, _anndata()):
             return read_cells(Path(self.given))
-        if self.options.inplace:
+        if self.destination.inplace:
             if self.given.is_view:
                 raise UserError("A view cannot be changed in place; call `.copy()` on it first.")
             return self.given
         return self.given.to_memory() if self.given.isbacked else self.given.copy()
 
 
-def _engine(options: Options, cells: CellsInMemory | CellsInFile, generative: bool) -> RayEngine | None:
-    """What else than this process computes, if it can."""
-    if options.engine not in ("local", "ray"):
-        raise UserError(f"The engine must be 'local' or 'ray', got {options.engine!r}.")
-    if options.engine == "local":
-        if options.address is not None or options.workers is not None:
+def _engine(execution: Execution, cells: CellsInMemory | CellsInFile) -> RayEngine | None:
+    """The Ray engine, if one is asked for; None computes in this process."""
+    if execution.engine not in ("local", "ray"):
+        raise UserError(f"The engine must be 'local' or 'ray', got {execution.engine!r}.")
+    if execution.engine == "local":
+        if execution.address is not None or execution.workers is not None:
             raise UserError("An address and a number of workers are for engine='ray' (--engine ray).")
         return None
-    if generative:
-        raise UserError("The engine 'ray' embeds and annotates cells; this verb runs in one process.")
     if cells.path is None:
         raise UserError("The engine 'ray' reads cells from a file that all workers see: give a path, not AnnData.")
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"workers must be at least 1, got {options.workers}.")
-    import_ray(options.address)
-    return RayEngine(options.address, options.workers, options.device)
+    import_ray(execution.address)
+    return RayEngine(execution.address, execution.workers, execution.device)
 
 
 def _anndata() -> type:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
+from scmmgpt.errors import UserError
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
@@ -50,9 +51,9 @@ class Selection:
 
     def __post_init__(self):
         if self.split not in (*SPLITS, "all"):
-            raise ValueError(f"split must be one of {', '.join(SPLITS)} or all, got {self.split!r}.")
+            raise UserError(f"split must be one of {', '.join(SPLITS)} or all, got {self.split!r}.")
         if self.scheme not in SCHEMES:
-            raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {self.scheme!r}.")
+            raise UserError(f"scheme must be one of {', '.join(SCHEMES)}, got {self.scheme!r}.")
 
 
 @dataclass(frozen=True)

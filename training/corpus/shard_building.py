@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
 
+from scmmgpt.hashes import hash_of_files
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
@@ -35,7 +36,6 @@ from .shards import (
     Shard,
     finished_receipt,
     row_features,
-    sha256_of,
     to_stored_values,
     write_receipt,
     write_shard,
@@ -109,7 +109,7 @@ class BuildJob:
 
 def settings_hash(recipe: CorpusRecipe, tables: Path) -> str:
     """Changes when anything changes that a shard's content depends on, save the source itself."""
-    hashes = {path.name: sha256_of(path) for path in sorted(tables.iterdir())}
+    hashes = {path.name: hash_of_files([path]) for path in sorted(tables.iterdir())}
     return fingerprint([recipe.shard_settings(), hashes, VALUE_STORAGE, TEXT_COLUMNS])
 
 

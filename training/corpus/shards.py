@@ -7,7 +7,6 @@ last. A shard counts as built when both are there and agree; everything else is 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from datasets import Features, List, Value
 
 from scmmgpt import atomic_files
 from scmmgpt.errors import UserError
+from scmmgpt.hashes import hash_of_files
 
 SHARD_FOLDER = "data"
 RECEIPT_FOLDER = "receipts"
@@ -144,7 +144,7 @@ def write_shard(corpus: Path, shard: Shard, batches: Iterable[pa.RecordBatch], s
         atomic_files.rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path.stat().st_size, sha256_of(path)
+    return path.stat().st_size, hash_of_files([path])
 
 
 def write_receipt(corpus: Path, shard: Shard, receipt: Receipt) -> None:
@@ -201,8 +201,3 @@ def write_text(path: Path, text: str) -> None:
         atomic_files.rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from scmmgpt.errors import UserError
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -73,7 +74,7 @@ def split_scheme(num_cells: Mapping[str, int], scheme: str, settings: SplitSetti
     unknown = sorted(set(chosen) - set(num_cells))
     if unknown:
         known = ", ".join(sorted(num_cells)[:10])
-        raise ValueError(f"held_out names {scheme} {', '.join(unknown)}, not in the corpus ({known}, ...).")
+        raise UserError(f"held_out names {scheme} {', '.join(unknown)}, not in the corpus ({known}, ...).")
     bundles = _clades(num_cells, ontology) if scheme == "cell_type" else {group: [group] for group in num_cells}
     split_of = _assign(num_cells, bundles, chosen, settings)
     return {split: sorted(group for group in num_cells if split_of[group] == split) for split in SPLITS}

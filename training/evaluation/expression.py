@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from scmmgpt.errors import UserError
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -27,7 +29,7 @@ def linear_expression(adata: AnnData) -> sp.csr_matrix:
     matrix = sp.csr_matrix(adata.X, dtype=np.float32, copy=True)
     values = matrix.data
     if not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError("X holds NaN, infinite or negative values; give counts or log1p-normalised values in X.")
+        raise UserError("X holds NaN, infinite or negative values; give counts or log1p-normalised values in X.")
     is_linear = len(values) == 0 or values.max() > LARGEST_LOG_VALUE or np.array_equal(values, np.round(values))
     if not is_linear:
         matrix.data = np.expm1(values)

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from scmmgpt.processing.result_keys_scmmgpt import ResultKeys
+
 from .results import provenance
 
 if TYPE_CHECKING:
@@ -147,11 +149,12 @@ def measure(loaded: LoadedModel, cells: AnnData) -> dict[str, Any]:
             annotated = annotate(cells, model=loaded, progress=False)
     except ValueError as error:
         return {"refused": str(error).partition(". ")[0]}
-    confidence = annotated.obs["scmmgpt_confidence"].to_numpy()
-    labels = annotated.obs["scmmgpt_cell_type"].astype(str)
+    keys = ResultKeys()
+    confidence = annotated.obs[keys.confidence].to_numpy()
+    labels = annotated.obs[keys.cell_type].astype(str)
     candidates = {loaded.ontology.find(name) for name in (loaded.training_summary or {})["cell_types"]}
     terms = {term.label for term in candidates if term}
-    settings = annotated.uns["scmmgpt"]["annotate"]["settings"]
+    settings = annotated.uns[keys.name]["annotate"]["settings"]
     return {
         "cells": annotated.n_obs,
         "unknown": round(float((labels == "unknown").mean()), 3),

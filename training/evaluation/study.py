@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from scmmgpt.errors import UserError
+from scmmgpt.hashes import hash_of_files
 
 from .metrics import FEWEST_DONORS
 from .type_tree import TypeTree
@@ -167,13 +168,9 @@ def _ontology_notes(types: Sequence[str], tree: TypeTree) -> list[str]:
 
 def _sha256(data: AnnData | str | os.PathLike) -> str:
     """Of the file, or of labels and matrix for cells in memory."""
-    digest = hashlib.sha256()
     if not hasattr(data, "obs"):
-        with Path(data).open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-        return digest.hexdigest()
-    matrix = data.X
+        return hash_of_files([Path(data)])
+    digest, matrix = hashlib.sha256(), data.X
     digest.update("\n".join(map(str, [*data.obs_names, *data.var_names])).encode())
     for part in (matrix.data, matrix.indices) if hasattr(matrix, "indices") else (np.asarray(matrix),):
         digest.update(np.ascontiguousarray(part).tobytes())

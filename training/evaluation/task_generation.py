@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scmmgpt.errors import UserError
+
 from . import metrics_generation as measure
 from .baseline_generation import NegativeBinomialGenerator
 from .baselines import TrainingCells
@@ -216,9 +218,7 @@ def _thirds(study: Study, seed: int) -> tuple[Study, Study, Study]:
     sizes = [min(len(rows) // 3, MOST_PER_TYPE) for rows in rows_of_type]
     kept = [(rows, size) for rows, size in zip(rows_of_type, sizes, strict=True) if size >= FEWEST_PER_TYPE]
     if len(kept) < 2:
-        raise ValueError(
-            f"{study.name} has fewer than two types with {3 * FEWEST_PER_TYPE} cells: nothing to compare."
-        )
+        raise UserError(f"{study.name} has fewer than two types with {3 * FEWEST_PER_TYPE} cells: nothing to compare.")
     first, second, third = (
         study.part(np.sort(np.concatenate([rows[i * size : (i + 1) * size] for rows, size in kept]))) for i in range(3)
     )
@@ -228,7 +228,7 @@ def _thirds(study: Study, seed: int) -> tuple[Study, Study, Study]:
 def _shared_genes(*symbols: np.ndarray) -> np.ndarray:
     shared = set(symbols[0]).intersection(*symbols[1:])
     if len(shared) < 20:
-        raise ValueError(f"Generated and real cells share {len(shared)} genes; at least 20 are needed.")
+        raise UserError(f"Generated and real cells share {len(shared)} genes; at least 20 are needed.")
     return np.array([name for name in dict.fromkeys(symbols[0]) if name in shared], object)
 
 

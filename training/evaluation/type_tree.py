@@ -8,11 +8,11 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term
 
 
@@ -130,4 +130,4 @@ def _breadth_first(start: str, next_of: Callable[[str], Iterable[str]]) -> dict[
 
 @lru_cache(maxsize=1)
 def _embedded() -> TypeTree:
-    return TypeTree.load(Path(str(resources.files("scmmgpt.hub_cards"))) / "scmmgpt-mini" / "cell_ontology.json.gz")
+    return TypeTree.load(EMBEDDED_MODEL / "cell_ontology.json.gz")
