@@ -406,7 +406,10 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         return self.cell_token_projector(queries)
 
     def placeholder_mask(self, input_ids, inputs_embeds=None):
-        """(B, S) True where a cell's tokens go."""
+        """(B, S) True where a cell's tokens go: nowhere, where no word of the LLM stands for a cell."""
+        if self.config.cell_token_id is None:
+            words = inputs_embeds[..., 0] if input_ids is None else input_ids
+            return torch.zeros_like(words, dtype=torch.bool)
         if input_ids is not None:
             return input_ids == self.config.cell_token_id
         token = torch.full((), self.config.cell_token_id, dtype=torch.long, device=inputs_embeds.device)
