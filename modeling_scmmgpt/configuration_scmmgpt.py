@@ -172,11 +172,13 @@ class ScMMGPTConfig(PreTrainedConfig):
     attribute_map = {"image_token_id": "cell_token_id"}  # TRL's GRPO asks every multimodal config for this name
     keys_to_ignore_at_inference = ["past_key_values", "cell_hidden_states"]
 
-    if TYPE_CHECKING:  # what a finished config holds, whichever form was given
-        cell_config: ScMMGPTCellConfig = ScMMGPTCellConfig()
-        qformer_config: ScMMGPTQFormerConfig = ScMMGPTQFormerConfig()
-        cell_decoder_config: ScMMGPTCellDecoderConfig = ScMMGPTCellDecoderConfig()
-        text_config: PreTrainedConfig = PreTrainedConfig()
+    if TYPE_CHECKING:  # a finished config holds configs, whichever form was given
+        cell_config: ScMMGPTCellConfig
+        qformer_config: ScMMGPTQFormerConfig
+        cell_decoder_config: ScMMGPTCellDecoderConfig
+        text_config: PreTrainedConfig
+
+        def __init__(self, **fields: object) -> None: ...
     else:
         cell_config: dict | PreTrainedConfig | None = None
         qformer_config: dict | PreTrainedConfig | None = None
