@@ -168,7 +168,7 @@ def _ontology_notes(types: Sequence[str], tree: TypeTree) -> list[str]:
 def _sha256(data: AnnData | str | os.PathLike) -> str:
     """Of the file, or of labels and matrix for cells in memory."""
     digest = hashlib.sha256()
-    if not hasattr(data, "obs"):
+    if isinstance(data, str | os.PathLike):
         with Path(data).open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
