@@ -43,7 +43,7 @@ def interleaved(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, d
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Where a number was measured, and whether others were at work there."""
-    found = {
+    found: dict[str, Any] = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),

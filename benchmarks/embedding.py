@@ -39,7 +39,8 @@ def random_cells(config: ScMMGPTCellConfig, num_cells: int, longest: int) -> dic
     lengths = np.clip(generator.lognormal(np.log(0.6 * longest), 0.4, num_cells), 8, longest).astype(int)
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = generator.integers(10, config.vocab_size - 10, mask.shape)
-    ids[:, 0] = config.cls_token_id
+    if config.cls_token_id is not None:
+        ids[:, 0] = config.cls_token_id
     values = generator.random(mask.shape, dtype=np.float32) * 5
     values[:, 0] = 0
     return {"gene_ids": ids * mask, "gene_values": values * mask, "gene_mask": mask.astype(np.int64)}
@@ -134,17 +135,18 @@ def ways_of(
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Every way to the same `<cls>` states; scGPT's own comes first."""
     there = {"cells": cells, "batch_size": arguments.batch_size, "device": arguments.device}
-    ways = {
+    ways: dict[str, Callable[[], np.ndarray]] = {
         "scGPT's way, float32": partial(in_file_order, PlainEncoder(encoder).eval().to(arguments.device), **there),
         "sorted by length, float32": partial(sorted_by_length, encoder, **there),
     }
-    half = copy.deepcopy(encoder).to(torch.bfloat16)
+    half = copy.deepcopy(encoder).bfloat16()
     if arguments.device.startswith("cuda"):
         ways["sorted by length, bf16"] = partial(sorted_by_length, half, **there)
         varlen = copy.deepcopy(half)
         varlen.set_attn_implementation("torch_varlen")
         ways["packed, flash kernel, bf16"] = partial(packed, varlen, **there)
-        compiled = torch.compile(copy.deepcopy(half), dynamic=True)
+        compiled = copy.deepcopy(half)
+        compiled.compile(dynamic=True)
         ways["sorted by length, bf16, compiled"] = partial(sorted_by_length, compiled, **there)
         return ways
     if torch.backends.mkldnn.is_available():
@@ -154,6 +156,10 @@ def ways_of(
     if has_bf16_units() or arguments.bf16:
         ways["sorted by length, bf16"] = partial(sorted_by_length, half, **there)
     return ways
+
+
+def num_states(way: Callable[[], np.ndarray]) -> int:
+    return len(way())
 
 
 def cosines(found: np.ndarray, expected: np.ndarray) -> float:
@@ -182,7 +188,7 @@ def main() -> None:
     agreement = {name: cosines(found, expected) for name, found in states.items()}
     if min(value for name, value in agreement.items() if "bf16" not in name) < 1 - 1e-5:
         raise SystemExit(f"The ways do not give the same states: {agreement}")
-    rates = interleaved({name: lambda way=way: len(way()) for name, way in ways.items()}, arguments.repeats)
+    rates = interleaved({name: partial(num_states, way) for name, way in ways.items()}, arguments.repeats)
     lengths = cells["gene_mask"].sum(1)
     flops = sum(cell_encoder_flops(config, BatchShape(1, float(length))) for length in lengths) / len(lengths)
     peaks = {

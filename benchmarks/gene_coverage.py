@@ -22,8 +22,8 @@ def embedded_gene_tokenizer() -> ScMMGPTGeneTokenizer:
     return ScMMGPTGeneTokenizer(vocabulary.genes, vocabulary.ensembl_ids, gene_names=names, max_genes=None)
 
 
-def coverage(gene_tokenizer: ScMMGPTGeneTokenizer, path: Path) -> dict:
-    """The account of one file, read in chunks."""
+def coverage(gene_tokenizer: ScMMGPTGeneTokenizer, path: Path) -> dict | None:
+    """The account of one file, read in chunks; None = it holds no cells."""
     for _ in gene_tokenizer.iter_chunks(path):
         pass
     return gene_tokenizer.account
@@ -38,6 +38,8 @@ def main() -> None:
     print(f"{'file':<32}" + "".join(f"{name:>10}" for name in COLUMNS[:-3]), *COLUMNS[-3:], sep="  ")
     for path in found:
         account = coverage(gene_tokenizer, path)
+        if account is None:
+            continue
         numbers = [account["num_genes"], account["num_matched"], *account["matched"].values()]
         print(
             f"{path.stem:<32}" + "".join(f"{number:>10}" for number in [*numbers, account["merged_duplicates"]]),

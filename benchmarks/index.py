@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,7 +76,8 @@ def write_tiled_atlas(source: Path, num_cells: int, path: Path) -> None:
 @contextmanager
 def memory_and_time() -> Iterator[dict[str, float]]:
     """Seconds by the clock and by the processor, and the most megabytes held beyond those held at the start."""
-    before, found, done = own_megabytes(), {}, threading.Event()
+    found: dict[str, float] = {}
+    before, done = own_megabytes(), threading.Event()
     peak = before
 
     def watch() -> None:
@@ -131,7 +132,7 @@ def query(folder: Path, repeats: int = 5) -> dict[str, dict[str, float]]:
     }
 
 
-def _times(index: Index, vectors: Sequence[np.ndarray], repeats: int, exact: bool) -> dict[str, float]:
+def _times(index: Index, vectors: np.ndarray, repeats: int, exact: bool) -> dict[str, float]:
     times = []
     for vector in [*vectors] * repeats:
         start = time.perf_counter()
@@ -150,10 +151,13 @@ def measure(source: Path, sizes: Sequence[int], folder: Path) -> list[dict]:
     for size in sizes:
         atlas, index = folder / f"atlas{size}.h5ad", folder / f"index{size}"
         write_tiled_atlas(source, size, atlas)
-        row = {"cells": size, "atlas_megabytes": round(atlas.stat().st_size / 1e6)}
-        row["build"] = in_own_process("build", atlas, index)
-        row["index_megabytes"] = round(sum(path.stat().st_size for path in index.iterdir()) / 1e6)
-        row["query"] = in_own_process("query", index)
+        row = {
+            "cells": size,
+            "atlas_megabytes": round(atlas.stat().st_size / 1e6),
+            "build": in_own_process("build", atlas, index),
+            "index_megabytes": round(sum(path.stat().st_size for path in index.iterdir()) / 1e6),
+            "query": in_own_process("query", index),
+        }
         rows.append(row)
         print(json.dumps(row), flush=True)
         atlas.unlink()
@@ -169,7 +173,8 @@ def main() -> None:
     settings = parser.parse_args()
     if settings.step:
         name, *paths = settings.step
-        print(json.dumps({"build": build, "query": query}[name](*map(Path, paths))))
+        steps: dict[str, Callable[..., dict]] = {"build": build, "query": query}
+        print(json.dumps(steps[name](*map(Path, paths))))
         return
     sources = sorted(Path(os.environ.get("SCMMGPT_DATA", ".")).rglob(STUDY))
     if not sources:

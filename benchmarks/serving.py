@@ -105,7 +105,7 @@ def _answers(url: str) -> bool:
 def megabytes(process: subprocess.Popen) -> int:
     """Resident memory."""
     status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) // 1024
+    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) // 1024
 
 
 def load(url: str, requests: Path, seconds: int) -> dict[str, float]:
@@ -116,7 +116,7 @@ def load(url: str, requests: Path, seconds: int) -> dict[str, float]:
         command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "--timeout", "30s", "-s", script.name, url]
         environment = {**os.environ, "REQUESTS": str(requests)}
         printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    numbers = re.search(r"^FIGURES (.+)$", printed, re.MULTILINE)[1].split()
+    numbers = re.findall(r"^FIGURES (.+)$", printed, re.MULTILINE)[0].split()
     return dict(zip(FIGURES, map(float, numbers), strict=True))
 
 

@@ -24,6 +24,7 @@ from scmmgpt.training.meter import device_tflops, shape_of
 from scmmgpt.training.settings import LoraSettings, TowerSettings
 from scmmgpt.training.towers import prepare_towers
 
+CELL_TOKEN = 7
 STAGE_2_TOWERS = TowerSettings(cell_encoder="freeze", language_model="lora")
 QWEN3_1B7 = {
     "model_type": "qwen3",
@@ -48,7 +49,7 @@ def config_of(*, tiny: bool) -> ScMMGPTConfig:
     )
     cell = {**TINY_LAYERS, "vocab_size": 2000, "pad_token_id": 0, "cls_token_id": 1} if tiny else {}
     qformer = {**TINY_LAYERS, "vocab_size": 1000, "num_query_tokens": 8} if tiny else {}
-    return ScMMGPTConfig(cell_config=cell, qformer_config=qformer, text_config=text, cell_token_id=7)
+    return ScMMGPTConfig(cell_config=cell, qformer_config=qformer, text_config=text, cell_token_id=CELL_TOKEN)
 
 
 def random_batch(config: ScMMGPTConfig, stage: int, *, size: int, longest: int, packed: bool, seed: int = 0) -> dict:
@@ -69,13 +70,13 @@ def random_batch(config: ScMMGPTConfig, stage: int, *, size: int, longest: int, 
     text = torch.randint(10, words, (size, 64))
     if stage == 1:
         return {**batch, "input_ids": text, "attention_mask": torch.ones_like(text), "text_labels": torch.arange(size)}
-    prompt = torch.cat([torch.full((size, config.num_query_tokens), config.cell_token_id), text], dim=1)
+    prompt = torch.cat([torch.full((size, config.num_query_tokens), CELL_TOKEN), text], dim=1)
     targets = torch.arange(10, min(4106, config.cell_config.vocab_size))
     return {
         **batch,
         "input_ids": prompt,
         "attention_mask": torch.ones_like(prompt),
-        "labels": prompt.masked_fill(prompt == config.cell_token_id, -100),
+        "labels": prompt.masked_fill(prompt == CELL_TOKEN, -100),
         "cell_prompt_ids": text[:, :32],
         "cell_prompt_mask": torch.ones_like(text[:, :32]),
         "target_gene_ids": targets,

@@ -5,21 +5,36 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from typing import Protocol, cast
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+from transformers.modeling_utils import PreTrainedModel
 
-from .modeling_cell_decoder import ScMMGPTCellOutput, sample_counts
+from .configuration_scmmgpt import ScMMGPTConfig
+from .modeling_cell_decoder import ScMMGPTCellDecoder, ScMMGPTCellOutput, sample_counts
 from .modeling_cell_encoder import check_cells, unpack_cells
 
 GENES_PER_STEP = 4096  # genes decoded at once: bounds the memory of `generate_cells`
 
 
+class CellsAndLanguage(Protocol):
+    """What the towers of a model that generates cells must have."""
+
+    cell_encoder: PreTrainedModel
+    language_model: PreTrainedModel
+
+    def run_cell_layers(self, states: torch.Tensor) -> torch.Tensor: ...
+
+
 class ScMMGPTCellGenerationMixin:
-    """For a model with `model.language_model`, `model.cell_encoder` and `cell_decoder`."""
+    config: ScMMGPTConfig
+    model: CellsAndLanguage
+    cell_decoder: ScMMGPTCellDecoder
 
     def _gene_table(self) -> torch.Tensor:
-        return self.model.cell_encoder.get_input_embeddings().weight
+        return cast(nn.Embedding, self.model.cell_encoder.get_input_embeddings()).weight
 
     def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """What the cell decoder reads off texts (N, K, cell hidden). A text without words has the features of no text.
@@ -80,9 +95,9 @@ class ScMMGPTCellGenerationMixin:
     @torch.no_grad()
     def stream_cells(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        gene_ids: torch.LongTensor | None = None,
+        gene_ids: torch.Tensor | None = None,
         num_cells: int = 1,
         seed: int = 0,
         guidance_scale: float | None = None,
@@ -145,7 +160,7 @@ class ScMMGPTCellGenerationMixin:
             dispersion.append(decoded[1].cpu())
         return torch.cat(log_share, dim=1).log_softmax(1), torch.cat(dispersion), library
 
-    def generate_cells(self, input_ids: torch.LongTensor, attention_mask=None, **kwargs) -> ScMMGPTCellOutput:
+    def generate_cells(self, input_ids: torch.Tensor, attention_mask=None, **kwargs) -> ScMMGPTCellOutput:
         """Draw `num_cells` cells for each text; a text's cells are consecutive rows.
 
         Parameters
@@ -164,9 +179,9 @@ class ScMMGPTCellGenerationMixin:
         """
         batches = list(self.stream_cells(input_ids, attention_mask, **kwargs))
         return ScMMGPTCellOutput(
-            counts=torch.cat([batch.counts for batch in batches]),
+            counts=torch.cat([batch["counts"] for batch in batches]),
             gene_ids=batches[0].gene_ids,
-            library_size=torch.cat([batch.library_size for batch in batches]),
+            library_size=torch.cat([batch["library_size"] for batch in batches]),
         )
 
 

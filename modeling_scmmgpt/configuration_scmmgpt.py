@@ -2,7 +2,7 @@
 
 import difflib
 from dataclasses import fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -28,7 +28,10 @@ class ScMMGPTCellConfig(PreTrainedConfig):
     vocab_size: int = 60_697
     hidden_size: int = 512
     # Width of the gene table; None = hidden_size. A small model affords a wide table over narrow layers.
-    embedding_size: int | None = None
+    if TYPE_CHECKING:  # a finished config holds a number
+        embedding_size: int = 512
+    else:
+        embedding_size: int | None = None
     intermediate_size: int = 512
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
@@ -161,18 +164,26 @@ class ScMMGPTConfig(PreTrainedConfig):
 
     model_type = "scmmgpt"
     sub_configs_defaults = {
-        "cell_config": ScMMGPTCellConfig,  # type: ignore[dict-item]
-        "qformer_config": ScMMGPTQFormerConfig,  # type: ignore[dict-item]
-        "cell_decoder_config": ScMMGPTCellDecoderConfig,  # type: ignore[dict-item]
+        "cell_config": SubConfigSpec(config_class=ScMMGPTCellConfig),
+        "qformer_config": SubConfigSpec(config_class=ScMMGPTQFormerConfig),
+        "cell_decoder_config": SubConfigSpec(config_class=ScMMGPTCellDecoderConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
     attribute_map = {"image_token_id": "cell_token_id"}  # TRL's GRPO asks every multimodal config for this name
     keys_to_ignore_at_inference = ["past_key_values", "cell_hidden_states"]
 
-    cell_config: dict | PreTrainedConfig | None = None
-    qformer_config: dict | PreTrainedConfig | None = None
-    cell_decoder_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # a finished config holds configs, whichever form was given
+        cell_config: ScMMGPTCellConfig
+        qformer_config: ScMMGPTQFormerConfig
+        cell_decoder_config: ScMMGPTCellDecoderConfig
+        text_config: PreTrainedConfig
+
+        def __init__(self, **fields: object) -> None: ...
+    else:
+        cell_config: dict | PreTrainedConfig | None = None
+        qformer_config: dict | PreTrainedConfig | None = None
+        cell_decoder_config: dict | PreTrainedConfig | None = None
+        text_config: dict | PreTrainedConfig | None = None
 
     cell_token_id: int | None = None
     projection_dim: int = 256
@@ -194,7 +205,7 @@ class ScMMGPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         refuse_misspelt_fields(self, kwargs)
         if isinstance(self.cell_config, dict) and self.cell_config.get("model_type", "scmmgpt_cell") != "scmmgpt_cell":
-            self.cell_config = AutoConfig.for_model(**self.cell_config)
+            self.cell_config = AutoConfig.for_model(**self.cell_config)  # type: ignore[assignment] # another encoder
         super().__post_init__(**kwargs)
         self.qformer_config.encoder_hidden_size = self.cell_config.hidden_size
         if getattr(self.cell_config, "pooled_shortcut", False):

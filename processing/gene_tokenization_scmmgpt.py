@@ -389,7 +389,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         return tuple(paths)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "ScMMGPTGeneTokenizer":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "ScMMGPTGeneTokenizer":  # type: ignore[override] # options by name alone
         """Load settings, vocabulary and table of names from a folder or a Hub repository."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}

@@ -29,7 +29,7 @@ CELL_OPTIONS = ("layer", "counts", "gene_column", "species", "strict", "max_gene
 
 
 class ScMMGPTProcessorKwargs(ProcessingKwargs, total=False):
-    _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}
+    _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}  # type: ignore[misc] # where transformers looks
 
 
 OPTIONS: Any = ScMMGPTProcessorKwargs  # transformers takes the class where its annotation says an instance
@@ -120,8 +120,9 @@ class ScMMGPTProcessor(ProcessorMixin):
             raise UserError("scmmgpt takes cells and text, no images, videos or audio.")
         if cells is None and text is None:
             raise UserError("Nothing to process: pass `cells=`, `text=`, or both.")
-        cell_options = {name: kwargs.pop(name) for name in CELL_OPTIONS if name in kwargs}
-        options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        cell_options = {name: option for name, option in kwargs.items() if name in CELL_OPTIONS}
+        text_options = {name: option for name, option in kwargs.items() if name not in CELL_OPTIONS}
+        options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **text_options)
         return_tensors = options["text_kwargs"].pop("return_tensors", None)
         features: dict[str, Any] = {}
         if cells is not None:
@@ -336,7 +337,7 @@ class ScMMGPTProcessor(ProcessorMixin):
                 shutil.copyfile(path, target)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "ScMMGPTProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "ScMMGPTProcessor":  # type: ignore[override] # options by name alone
         """Load settings, gene tokenizer and text tokenizers from a folder or a Hub repository."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}

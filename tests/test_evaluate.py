@@ -428,3 +428,8 @@ def test_descriptions_are_compared_with_the_words_of_training(study):
     records = describe_study(PERFECT, study, TREE, most=8)
 
     assert {r.conditions["cells"] for r in records} == {8}
+
+
+def test_a_task_says_that_a_system_lacks_what_it_asks_for(study):
+    with pytest.raises(TypeError, match="lacks the function that this task asks for"):
+        describe_study(System("mute"), study, TREE, most=8)

@@ -343,6 +343,24 @@ def test_placeholders_without_any_cell_are_refused(build, call):
         getattr(build(), call)(**pad_left([[6, *CELL, 7]]))
 
 
+@pytest.mark.parametrize("as_embeddings", [False, True])
+def test_a_model_whose_llm_has_no_word_for_cells_reads_text_alone(build, as_embeddings):
+    model, text = build(), pad_left([[6, 7, 8]])
+    model.config.cell_token_id = None
+    if as_embeddings:
+        text["inputs_embeds"] = model.get_input_embeddings()(text.pop("input_ids"))
+
+    assert model(**text).logits.shape == (1, 3, model.config.text_config.vocab_size)
+
+
+def test_cells_for_a_model_whose_llm_has_no_word_for_them_are_refused(build, make_cells):
+    model = build()
+    model.config.cell_token_id = None
+
+    with pytest.raises(ValueError, match="0 <cell> placeholder tokens.*0 cells of 4 tokens, but 1 cells"):
+        model(**pad_left([[6, 7, 8]]), **make_cells((9,)))
+
+
 @pytest.mark.parametrize("model_class", [ScMMGPTModel, ScMMGPTForPreTraining])
 def test_generate_on_a_class_without_an_llm_names_the_one_that_has_it(tiny_config, model_class):
     model = model_class(tiny_config())

@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch < 2.10
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment] # the function, or None where torch has none
 
 # Shape letters: B rows, H heads, Q queries, K keys, T tokens of all sequences, D head size.
 
@@ -117,8 +117,8 @@ def torch_varlen_attention_forward(
         return outputs.contiguous(), None
     if attention_mask is None:
         lengths_query, lengths_key = _lengths_without_mask(query, key, position_ids)
-        flat = (x.flatten(0, 1) for x in (query, key, value))
-        outputs = _attend_varlen(*flat, _starts(lengths_query), _starts(lengths_key), causal, scaling)
+        starts = _starts(lengths_query), _starts(lengths_key)
+        outputs = _attend_varlen(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), *starts, causal, scaling)
         return outputs.view_as(query).contiguous(), None
     real_key = attention_mask.bool()
     if causal:

@@ -179,9 +179,9 @@ def _order_genes(  # noqa: PLR0913
         wanted = slice(starts[cell], starts[cell] + lengths[cell])
         cell_genes, cell_values = genes[wanted], values[wanted]
         for place in range(len(cell_genes)):
-            gene = np.uint32(items[place] & SLOT)
-            cell_genes[place] = token[gene]
-            cell_values[place] = shown[gene]
+            slot = np.uint32(items[place] & SLOT)
+            cell_genes[place] = token[slot]
+            cell_values[place] = shown[slot]
     return totals
 
 
@@ -237,9 +237,9 @@ def _sort_counts(raw, most, items, count_of):
     for value in range(most, -1, -1):
         running, places[value] = running + places[value], running
     for gene in range(len(raw)):
-        value = np.uint32(raw[gene])
-        items[np.uint32(places[value])] = np.uint32(gene)
-        places[value] += 1
+        count = np.uint32(raw[gene])
+        items[np.uint32(places[count])] = np.uint32(gene)
+        places[count] += 1
 
 
 @njit(nogil=True, cache=True)

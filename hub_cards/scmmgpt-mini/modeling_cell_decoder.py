@@ -34,17 +34,17 @@ FLOW_DRAWS = 8
 class ScMMGPTCellOutput(ModelOutput):
     """Counts of generated cells (cells, genes), the ids of the genes, and the library size of each cell."""
 
-    counts: torch.IntTensor | None = None
-    gene_ids: torch.LongTensor | None = None
-    library_size: torch.FloatTensor | None = None
+    counts: torch.Tensor | None = None
+    gene_ids: torch.Tensor | None = None
+    library_size: torch.Tensor | None = None
 
 
 @dataclass
 class ScMMGPTCellDecoderLoss(ModelOutput):
-    loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    flow_loss: torch.FloatTensor | None = None
-    library_loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    flow_loss: torch.Tensor | None = None
+    library_loss: torch.Tensor | None = None
 
 
 def negative_binomial_loss(counts: torch.Tensor, mean: torch.Tensor, dispersion: torch.Tensor) -> torch.Tensor:

@@ -32,13 +32,13 @@ IGNORE = -100
 class ScMMGPTCellEncoderOutput(ModelOutput):
     """States of a cell's tokens (B, L, D), 1 where `state_mask` is real; the `<cls>` state (B, D); predicted values."""
 
-    loss: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    state_mask: torch.LongTensor | None = None
-    value_predictions: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    state_mask: torch.Tensor | None = None
+    value_predictions: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def unpack_cells(packed_1T: torch.Tensor, cell_cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,7 +194,7 @@ class ScMMGPTCellPreTrainedModel(PreTrainedModel):
     config: ScMMGPTCellConfig
     base_model_prefix = "model"
     main_input_name = "gene_ids"
-    input_modalities = ("cell",)
+    input_modalities = ["cell"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["ScMMGPTCellLayer"]
     _supports_flash_attn = True
@@ -221,7 +221,8 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
     def __init__(self, config: ScMMGPTCellConfig):
         super().__init__(config)
         self.embeddings = ScMMGPTCellEmbeddings(config)
-        self.pooled_genes = ScMMGPTPooledGenes(config) if config.num_pooled_tokens else None
+        if config.num_pooled_tokens:
+            self.pooled_genes = ScMMGPTPooledGenes(config)
         self.layers = nn.ModuleList([ScMMGPTCellLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
         self.post_init()
@@ -236,10 +237,10 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        gene_ids: torch.LongTensor,
-        gene_values: torch.FloatTensor,
+        gene_ids: torch.Tensor,
+        gene_values: torch.Tensor,
         gene_mask: torch.Tensor | None = None,
-        cell_cu_seqlens: torch.IntTensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCellEncoderOutput:
         """Packed cells (one row, with `cell_cu_seqlens`) come back padded, with the same numbers."""
@@ -294,7 +295,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
             gene_mask = torch.ones_like(gene_ids)
         attended = slice(0, self.config.num_attended_genes and self.config.num_attended_genes + 1)
         states_BLD = self.embeddings(gene_ids[:, attended], gene_values[:, attended])
-        if self.pooled_genes is None:
+        if not self.config.num_pooled_tokens:
             return states_BLD, gene_mask[:, attended].long()
         pooled = self.pool(gene_ids, gene_values, gene_mask)
         ones = gene_mask.new_ones(pooled.shape[:2])

@@ -34,11 +34,11 @@ QFormerMode = Literal["contrast", "match", "caption"]
 class ScMMGPTQFormerOutput(ModelOutput):
     """States of the queries (B, Q, D) and of the text (B, S, D); a branch that was not given is None."""
 
-    query_states: torch.FloatTensor | None = None
-    text_states: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    query_states: torch.Tensor | None = None
+    text_states: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def joint_mask(mode: QFormerMode, num_queries: int, text_mask_BS: torch.Tensor) -> torch.Tensor:
@@ -87,11 +87,10 @@ class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
         self.self_attn = ScMMGPTAttention(config, implementation="sdpa")
         self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
+        self.looks_at_cell = looks_at_cell
         if looks_at_cell:
             self.cross_attn = ScMMGPTAttention(config, key_value_size=config.encoder_hidden_size)
             self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        else:
-            self.cross_attn = None
         self.query_feed_forward = ScMMGPTQFormerFeedForward(config)
         self.text_feed_forward = ScMMGPTQFormerFeedForward(config)
 
@@ -99,7 +98,7 @@ class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
         attended, _ = self.self_attn(states, attention_mask=attention_mask, **kwargs)
         states = self.self_attn_norm(states + self.dropout(attended))
         queries, text = states[:, :num_queries], states[:, num_queries:]
-        if num_queries and self.cross_attn is not None:
+        if num_queries and self.looks_at_cell:
             attended, _ = self.cross_attn(queries, attention_mask=cell_mask, key_value_states=cell_states, **kwargs)
             queries = self.cross_attn_norm(queries + self.dropout(attended))
         branches = []
@@ -211,19 +210,19 @@ class ScMMGPTQFormer(PreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        cell_states: torch.FloatTensor | None = None,
+        cell_states: torch.Tensor | None = None,
         cell_mask: torch.Tensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         mode: QFormerMode = "match",
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTQFormerOutput:
         """Give cells, texts or both (then as many cells as texts)."""
-        branches, num_queries, joint = [], 0, None
+        branches, num_queries, seen_of_cell, joint = [], 0, None, None
         if cell_states is not None:
             num_queries = self.config.num_query_tokens
             branches.append(self.embeddings.queries(cell_states))
-            cell_mask = create_bidirectional_mask(
+            seen_of_cell = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=branches[0],
                 attention_mask=cell_mask,
@@ -241,7 +240,7 @@ class ScMMGPTQFormer(PreTrainedModel):
                 num_queries,
                 attention_mask=joint,
                 cell_states=cell_states,
-                cell_mask=cell_mask,
+                cell_mask=seen_of_cell,
                 **kwargs,
             )
         return ScMMGPTQFormerOutput(

@@ -12,6 +12,7 @@ loads into every class without a mapping, and `AutoModel` never reads the LLM.
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -60,38 +61,38 @@ CELL_INPUTS = ("gene_ids", "gene_values", "gene_mask", "cell_cu_seqlens")
 class ScMMGPTOutput(ModelOutput):
     """Unit-length embeddings of cells (B, D) and texts (N, D), and their scaled similarities (B, N)."""
 
-    cell_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    logits_per_cell: torch.FloatTensor | None = None
+    cell_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    logits_per_cell: torch.Tensor | None = None
 
 
 @dataclass
 class ScMMGPTPreTrainingOutput(ModelOutput):
     """The weighted sum of the stage-1 losses, and each by its name; a loss of weight 0 is None."""
 
-    loss: torch.FloatTensor | None = None
-    contrast_loss: torch.FloatTensor | None = None
-    match_loss: torch.FloatTensor | None = None
-    caption_loss: torch.FloatTensor | None = None
-    value_loss: torch.FloatTensor | None = None
-    cell_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    contrast_loss: torch.Tensor | None = None
+    match_loss: torch.Tensor | None = None
+    caption_loss: torch.Tensor | None = None
+    value_loss: torch.Tensor | None = None
+    cell_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
 
 
 @dataclass
 class ScMMGPTCausalLMOutput(CausalLMOutputWithPast):
     """A causal LM's output, the two losses of stage 2, and the cell tokens that stood in the prompt."""
 
-    language_loss: torch.FloatTensor | None = None
-    cell_generation_loss: torch.FloatTensor | None = None
-    cell_hidden_states: torch.FloatTensor | None = None
+    language_loss: torch.Tensor | None = None
+    cell_generation_loss: torch.Tensor | None = None
+    cell_hidden_states: torch.Tensor | None = None
 
 
 class ScMMGPTPreTrainedModel(PreTrainedModel):
     config: ScMMGPTConfig
     base_model_prefix = "model"
     main_input_name = "gene_ids"
-    input_modalities = ("cell", "text")
+    input_modalities = ["cell", "text"]
     supports_gradient_checkpointing = True
     # Trainer must divide these losses by the accumulation steps itself.
     accepts_loss_kwargs = False
@@ -108,16 +109,16 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ScMMGPTModel):
             init.constant_(module.logit_scale, -torch.log(torch.tensor(self.config.initial_temperature)).item())
-            if module.summary_projection is not None:  # the queries' part of the embedding grows from nothing
+            if module.pooled_shortcut:  # the queries' part of the embedding grows from nothing
                 init.zeros_(module.cell_projection.weight)
         for name, value in getattr(module, "constant_parameters", {}).items():
             init.constant_(getattr(module, name), value)
         for name in getattr(module, "random_parameters", ()):
             init.normal_(getattr(module, name), std=self.config.initializer_range)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
-        return super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def generate(self, *args, **kwargs):
         raise AttributeError(
@@ -136,16 +137,16 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         width = config.qformer_config.hidden_size
         # Our own encoder by its class, so that remote code needs no registration; any other by the Auto class.
         if config.cell_config.model_type == "scmmgpt_cell":
-            self.cell_encoder = ScMMGPTCellEncoder(config.cell_config)
+            self.cell_encoder: PreTrainedModel = ScMMGPTCellEncoder(config.cell_config)
         else:
-            self.cell_encoder = AutoModel.from_config(config.cell_config)
-            self.cell_encoder.pooler = None  # BERT's: nobody reads it, so it could never train
+            self.cell_encoder = encoder = AutoModel.from_config(config.cell_config)
+            encoder.pooler = None  # BERT's: nobody reads it, so it could never train
         self.qformer = ScMMGPTQFormer(config.qformer_config)
         self.cell_projection = nn.Linear(width, config.projection_dim)
         self.text_projection = nn.Linear(width, config.projection_dim)
         self.match_head = nn.Linear(width, 2)
-        self.summary_projection = None
-        if getattr(config.cell_config, "pooled_shortcut", False):
+        self.pooled_shortcut = getattr(config.cell_config, "pooled_shortcut", False)
+        if self.pooled_shortcut:
             num_tokens, size = config.cell_config.num_pooled_tokens, config.cell_config.hidden_size
             self.summary_projection = nn.Linear(num_tokens * size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.zeros(1))  # not a scalar: FSDP divides every parameter
@@ -178,10 +179,10 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
     @can_return_tuple
     def get_cell_features(
         self,
-        gene_ids: torch.LongTensor,
-        gene_values: torch.FloatTensor,
+        gene_ids: torch.Tensor,
+        gene_values: torch.Tensor,
         gene_mask: torch.Tensor | None = None,
-        cell_cu_seqlens: torch.IntTensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Query states (B, Q, hidden) and one unit-length float32 embedding per cell (B, D)."""
         cell_states, state_mask = self.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
@@ -193,7 +194,7 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
     def project_cells(self, queries: torch.Tensor, cell_states: torch.Tensor) -> torch.Tensor:
         """One unit-length float32 embedding per cell (B, D), off its queries and its summary."""
         projected = self.cell_projection(queries).mean(1)
-        if self.summary_projection is not None:
+        if self.pooled_shortcut:
             projected = projected + self.project_summary(
                 summary_tokens(cell_states, self.config.cell_config.num_pooled_tokens)
             )
@@ -206,9 +207,9 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
     @can_return_tuple
     def get_text_features(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Text states (N, S, hidden) and one unit-length float32 embedding per text (N, D)."""
@@ -283,17 +284,17 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
 
     def forward(
         self,
-        gene_ids: torch.LongTensor,
-        gene_values: torch.FloatTensor,
+        gene_ids: torch.Tensor,
+        gene_values: torch.Tensor,
         gene_mask: torch.Tensor | None = None,
-        cell_cu_seqlens: torch.IntTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
-        text_labels: torch.LongTensor | None = None,
-        text_lineage: torch.LongTensor | None = None,
-        value_labels: torch.FloatTensor | None = None,
+        text_labels: torch.Tensor | None = None,
+        text_lineage: torch.Tensor | None = None,
+        value_labels: torch.Tensor | None = None,
         **kwargs,
     ) -> ScMMGPTPreTrainingOutput:
         """
@@ -386,7 +387,7 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
             raise ValueError(
                 f"The text model must be a causal LM, {config.text_config.model_type} is an encoder-decoder."
             )
-        self.language_model = AutoModel.from_config(config.text_config) if language_model is None else language_model
+        self.language_model: PreTrainedModel = language_model or AutoModel.from_config(config.text_config)
         self.cell_token_projector = nn.Sequential(
             nn.Linear(config.qformer_config.hidden_size, config.projector_hidden_size),
             nn.GELU(),
@@ -406,7 +407,10 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         return self.cell_token_projector(queries)
 
     def placeholder_mask(self, input_ids, inputs_embeds=None):
-        """(B, S) True where a cell's tokens go."""
+        """(B, S) True where a cell's tokens go: nowhere, where no word of the LLM stands for a cell."""
+        if self.config.cell_token_id is None:
+            words = inputs_embeds[..., 0] if input_ids is None else input_ids
+            return torch.zeros_like(words, dtype=torch.bool)
         if input_ids is not None:
             return input_ids == self.config.cell_token_id
         token = torch.full((), self.config.cell_token_id, dtype=torch.long, device=inputs_embeds.device)
@@ -438,17 +442,17 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         )
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc] # TransformersKwargs names `position_ids` as well
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        gene_ids: torch.LongTensor | None = None,
-        gene_values: torch.FloatTensor | None = None,
+        gene_ids: torch.Tensor | None = None,
+        gene_values: torch.Tensor | None = None,
         gene_mask: torch.Tensor | None = None,
-        cell_cu_seqlens: torch.IntTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
@@ -477,6 +481,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
     # What `generate` takes for the prompt. Were it `gene_ids`, it would swallow the cells and write without them.
     main_input_name = "input_ids"
     generate = GenerationMixin.generate
+    model: "ScMMGPTGenerativeModel"
 
     def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
@@ -520,21 +525,21 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         self.lm_head = value
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc] # TransformersKwargs names `position_ids` as well
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        gene_ids: torch.LongTensor | None = None,
-        gene_values: torch.FloatTensor | None = None,
+        gene_ids: torch.Tensor | None = None,
+        gene_values: torch.Tensor | None = None,
         gene_mask: torch.Tensor | None = None,
-        cell_cu_seqlens: torch.IntTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        cell_prompt_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        cell_prompt_ids: torch.Tensor | None = None,
         cell_prompt_mask: torch.Tensor | None = None,
-        target_gene_ids: torch.LongTensor | None = None,
+        target_gene_ids: torch.Tensor | None = None,
         target_counts: torch.Tensor | None = None,
         target_library_size: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -599,19 +604,13 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         output.loss = torch.stack(parts).sum() if parts else None
         return output
 
-    def prepare_inputs_for_generation(
-        self, input_ids, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
-    ):
-        inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            use_cache=use_cache,
-            **kwargs,
+    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, is_first_iteration=False, **kwargs):
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc] # its `self` is a protocol of loaded models
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if is_first_iteration and inputs.get("input_ids") is not None and inputs.get("gene_ids") is None:
             self.model.refuse_unfilled_placeholders(inputs["input_ids"])
-        if not is_first_iteration and use_cache:  # the cells already stand in the cache
+        if not is_first_iteration and kwargs.get("use_cache", True):  # the cells already stand in the cache
             for name in CELL_INPUTS:
                 inputs.pop(name, None)
         return inputs
@@ -630,7 +629,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
             groups = torch.arange(int(per_prompt.sum()), device=is_cell.device).split(per_prompt.tolist())
             order = torch.cat([group.repeat(expand_size) for group in groups])
             cells = {name: value[order] for name, value in cells.items()}
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc] # as above
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **cells}
@@ -660,7 +659,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         config = copy.deepcopy(config)
         config.text_config = llm.config.get_text_config()
         config.tie_word_embeddings = bool(getattr(config.text_config, "tie_word_embeddings", False))
-        model = cls(config, llm.base_model)
+        model = cls(config, cast(PreTrainedModel, llm.base_model))  # which transformers calls a Module
         for name, part in [*model.model.named_children(), ("cell_decoder", model.cell_decoder)]:
             if name != "language_model":
                 part.to(head.weight.device, llm.dtype)

@@ -264,8 +264,7 @@ def _build_shards(
     for plan, shard in tasks:
         if plan.name in skipped:
             remove_shard(job.corpus, shard)
-    built = [(plan, shard) for plan, shard in tasks if plan.name not in skipped]
-    return [(shard, finished_receipt(job.corpus, shard, job.made_from(plan))) for plan, shard in built]
+    return [(shard, build_shard(job, plan, shard)) for plan, shard in tasks if plan.name not in skipped]
 
 
 def _outcomes(

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
+from transformers import BatchFeature
 
 from scmmgpt.hashes import hash_of_files
 from scmmgpt.processing import ScMMGPTGeneTokenizer
@@ -236,7 +237,7 @@ def _is_outside(column: pd.Series, wanted: tuple[str, ...]) -> pd.Series:
 
 
 def _record_batch(
-    job: BuildJob, facts: pd.DataFrame, tokens: dict, bounds: np.ndarray, kept: np.ndarray
+    job: BuildJob, facts: pd.DataFrame, tokens: BatchFeature, bounds: np.ndarray, kept: np.ndarray
 ) -> pa.RecordBatch:
     schema = job.features.arrow_schema
     gene_ids = tokens["gene_ids"].ravel().astype(schema.field("gene_ids").type.value_type.to_pandas_dtype())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,11 +34,36 @@ class SourceError(UserError):
 
 
 @dataclass(frozen=True)
-class CellSource:
+class CellSource(ABC):
     """A named place with cells; `FileSource` and `SomaSource` know how to read it."""
 
     name: str
     uri: str
+
+    @property
+    @abstractmethod
+    def cells(self) -> Cells:
+        """Every matrix that the source holds, unread."""
+
+    @property
+    @abstractmethod
+    def num_cells(self) -> int: ...
+
+    @abstractmethod
+    def obs_rows(self, start: int, stop: int) -> pd.DataFrame:
+        """What the source knows of cells `start` to `stop`."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> dict:
+        """Licence, origin and the like, where the source says."""
+
+    @abstractmethod
+    def size_stamp(self) -> str:
+        """Changes when the source does, at the cost of a directory listing."""
+
+    @abstractmethod
+    def content_hash(self) -> str: ...
 
     @cached_property
     def chosen(self) -> ChosenMatrix:
@@ -84,17 +110,14 @@ class FileSource(CellSource):
         return self.cells.matrices[0].shape[0]
 
     def obs_rows(self, start: int, stop: int) -> pd.DataFrame:
-        """What the source knows of cells `start` to `stop`."""
         return self._obs.iloc[start:stop]
 
     @cached_property
     def facts(self) -> dict:
-        """Licence, origin and the like, where the file says."""
         uns = self.group.get("uns", {})
         return {key: str(anndata.io.read_elem(uns[key])) for key in _FACTS if key in uns}
 
     def size_stamp(self) -> str:
-        """Changes when the file does, at the cost of a directory listing."""
         stats = [path.stat() for path in _files_of(Path(self.uri))]
         return f"{sum(stat.st_size for stat in stats)}-{max(stat.st_mtime_ns for stat in stats)}"
 
@@ -137,7 +160,6 @@ class SomaSource(CellSource):
         return len(self._cell_ids)
 
     def obs_rows(self, start: int, stop: int) -> pd.DataFrame:
-        """What the source knows of cells `start` to `stop`."""
         obs = self.experiment.obs.read((self._cell_ids[start:stop],)).concat().to_pandas()
         names = obs["obs_id"] if "obs_id" in obs else obs["soma_joinid"].astype(str)
         return obs.set_index(names.rename(None))

@@ -168,7 +168,7 @@ def _ontology_notes(types: Sequence[str], tree: TypeTree) -> list[str]:
 
 def _sha256(data: AnnData | str | os.PathLike) -> str:
     """Of the file, or of labels and matrix for cells in memory."""
-    if not hasattr(data, "obs"):
+    if isinstance(data, str | os.PathLike):
         return hash_of_files([Path(data)])
     digest, matrix = hashlib.sha256(), data.X
     digest.update("\n".join(map(str, [*data.obs_names, *data.var_names])).encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ Embed = Callable[["AnnData"], np.ndarray]
 EmbedText = Callable[[Sequence[str]], np.ndarray]
 Describe = Callable[["AnnData"], Sequence[str]]
 Generate = Callable[[str, int, int], "AnnData"]
+Function = TypeVar("Function")
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,16 @@ class System:
         return replace(self, name=name)
 
 
+def needed(function: Function | None) -> Function:
+    """A function of a system that a task cannot do without."""
+    if function is None:
+        raise TypeError("The system lacks the function that this task asks for; `System` names them all.")
+    return function
+
+
 def checked_scores(system: System, cells: AnnData, labels: Sequence[str]) -> np.ndarray:
     """`system.predict`, refused when its answer has the wrong shape, holds NaN or does not sum to one."""
-    scores = np.asarray(system.predict(cells, list(labels)), dtype=float)
+    scores = np.asarray(needed(system.predict)(cells, list(labels)), dtype=float)
     if scores.shape != (cells.n_obs, len(labels)):
         raise ValueError(
             f"{system.name} gave scores of shape {scores.shape} for {cells.n_obs} cells, {len(labels)} labels."

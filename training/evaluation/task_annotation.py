@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from . import metrics
 from .results import Record, record_for
 from .study import Study
-from .systems import System, checked_scores
+from .systems import System, checked_scores, needed
 from .type_tree import TypeTree
 
 CANDIDATE_NUMBERS = (10, 50, 200)
@@ -114,13 +114,13 @@ def reword(labels: Sequence[str], wording: str, tree: TypeTree, seed: int = 0) -
     generator = np.random.default_rng(seed)
     if wording == "shuffled names":
         return [labels[i] for i in generator.permutation(len(labels))]
-    say = {
+    say: dict[str, Callable[[str], str]] = {
         "name": str,
         "synonym": lambda label: tree.synonym(label) or label,
         "definition without the name": lambda label: tree.definition_without_name(label) or label,
         "paraphrase": lambda label: f"cells of the type {label}",
-    }[wording]
-    said = [say(label) for label in labels]
+    }
+    said = [say[wording](label) for label in labels]
     return [new if said.count(new) == 1 and new not in labels else old for old, new in zip(labels, said, strict=True)]
 
 
@@ -205,7 +205,7 @@ def learn_from_few(system: System, study: Study) -> list[Record]:
     if len(frequent) < 2:
         return []
     usable = study.part(np.flatnonzero(np.isin(study.truth, frequent)))
-    embedding = np.asarray(system.embed(usable.cells))
+    embedding = np.asarray(needed(system.embed)(usable.cells))
     records = []
     for shots in SHOTS:
         accuracies, f1s = [], []
@@ -217,8 +217,8 @@ def learn_from_few(system: System, study: Study) -> list[Record]:
             named = classifier.predict(embedding[rest])
             accuracies.append(metrics.accuracy(usable.truth[rest], named))
             f1s.append(metrics.macro_f1(usable.truth[rest], named))
-        values = {"accuracy": np.mean(accuracies), "macro_f1": np.mean(f1s), "macro_f1_std": np.std(f1s)}
-        values = {name: float(value) for name, value in values.items()}
+        found = {"accuracy": np.mean(accuracies), "macro_f1": np.mean(f1s), "macro_f1_std": np.std(f1s)}
+        values = {name: float(value) for name, value in found.items()}
         records.append(record_for("few-shot", system, study, values, shots=shots, seeds=len(SEEDS)))
     return records
 

@@ -9,7 +9,7 @@ from scmmgpt.processing.prompting_scmmgpt import label_text
 from . import metrics_embedding
 from .results import Record, record_for
 from .study import Study
-from .systems import System, checked_scores
+from .systems import System, checked_scores, needed
 from .type_tree import TypeTree
 
 RANKS = (1, 5, 20)
@@ -17,7 +17,7 @@ RANKS = (1, 5, 20)
 
 def cluster_study(system: System, study: Study, *, seed: int = 0) -> Record:
     """ARI, NMI, ASW and AvgBIO against the types; with two donors or batches also how well those mix."""
-    embedding = np.asarray(system.embed(study.cells), dtype=np.float64)
+    embedding = np.asarray(needed(system.embed)(study.cells), dtype=np.float64)
     values = metrics_embedding.bio_conservation(embedding, study.truth, seed=seed)
     batches = study.donors if study.donors is not None and len(set(study.donors)) > 1 else None
     if batches is not None:

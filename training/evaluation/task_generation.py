@@ -17,7 +17,7 @@ from .baselines import TrainingCells
 from .expression import holds_counts, linear_expression, log_normalised, on_genes, principal_space, upper_symbols
 from .results import Record, record_for
 from .study import Study
-from .systems import System
+from .systems import System, needed
 from .type_tree import TypeTree
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _floor(name: str, fitted: NegativeBinomialGenerator, genes: np.ndarray) -> S
 
 
 def _draw(system: System, asked: dict[str, int], seed: int) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
-    blocks = [system.generate(name, number, seed + i) for i, (name, number) in enumerate(asked.items())]
+    blocks = [needed(system.generate)(name, number, seed + i) for i, (name, number) in enumerate(asked.items())]
     counts = sp.vstack([sp.csr_matrix(block.X) for block in blocks], format="csr")
     return counts, upper_symbols(blocks[0]), np.repeat(list(asked), list(asked.values()))
 

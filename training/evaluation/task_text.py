@@ -14,7 +14,7 @@ from . import metrics_text
 from .metrics_text import FactFinder
 from .results import Record, record_for
 from .study import Study
-from .systems import System
+from .systems import System, needed
 from .task_annotation import blank, shuffled_genes
 from .type_tree import TypeTree
 
@@ -32,13 +32,14 @@ def describe_study(
     sample = study.part(_even_sample(study.truth, most, seed))
     references = reference_texts(sample, tree)
     finder = FactFinder(tree, list(sample.cells.var_names))
-    texts = list(system.describe(sample.cells))
+    describe = needed(system.describe)
+    texts = list(describe(sample.cells))
     dealt = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
     runs = {
         "none": texts,
         "texts of other cells": dealt,
-        "shuffled genes": list(system.describe(shuffled_genes(sample.cells, seed))),
-        "blank cells": list(system.describe(blank(sample.cells))),
+        "shuffled genes": list(describe(shuffled_genes(sample.cells, seed))),
+        "blank cells": list(describe(blank(sample.cells))),
     }
     records = []
     for control, said in runs.items():
