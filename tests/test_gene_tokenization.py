@@ -6,6 +6,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from input_variants import (
@@ -27,6 +28,7 @@ from scmmgpt.processing import ScMMGPTGeneTokenizer, gene_kernels_scmmgpt
 from scmmgpt.processing.cell_matrix_scmmgpt import in_memory
 from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
 from scmmgpt.processing.gene_kernels_scmmgpt import order_genes_with_numpy
+from scmmgpt.processing.gene_vocabulary_scmmgpt import SPECIAL_TOKENS
 
 NUM_GENES = 400
 MODES = {
@@ -220,6 +222,18 @@ def test_every_cell_begins_with_cls_and_is_padded_on_the_right(tokenizer, counts
     assert (tokens["gene_mask"] == (np.arange(tokens["gene_mask"].shape[1]) < lengths[:, None])).all()
     assert tokens["gene_ids"].dtype == tokens["gene_mask"].dtype == np.int64
     assert tokens["gene_values"].dtype == np.float32
+
+
+def test_special_tokens_and_padding_are_no_genes(tokenizer, counts):
+    tokens = tokenizer((counts, tokenizer.genes))
+
+    is_gene = tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"])
+
+    special = [tokenizer.vocabulary[name] for name in SPECIAL_TOKENS]
+    np.testing.assert_array_equal(is_gene, ~np.isin(tokens["gene_ids"], special))
+    assert not tokenizer.is_gene(tokens["gene_ids"], np.zeros_like(tokens["gene_mask"])).any()
+    tensors = {name: torch.from_numpy(tokens[name]) for name in ("gene_ids", "gene_mask")}
+    np.testing.assert_array_equal(tokenizer.is_gene(**tensors).numpy(), is_gene)
 
 
 def test_ties_go_to_the_smaller_id(tokenizers):

@@ -96,7 +96,7 @@ class TokenizingCollator:
     def _id_of_column(self) -> np.ndarray:
         """Columns are vocabulary ids; special tokens are not counted."""
         ids = np.arange(self.gene_tokenizer.vocab_size, dtype=np.int32)
-        return np.where(self.gene_tokenizer.gene_rows(ids) >= 0, ids, -1).astype(np.int32)
+        return np.where(self.gene_tokenizer.is_gene(ids), ids, -1).astype(np.int32)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         offsets, gene_ids, stored = _genes_of(rows)

@@ -23,7 +23,7 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     num_genes: list[int] = []
     num_implausible, spread = 0, None
     for features in tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):
-        is_gene = (features["gene_mask"] > 0) & (tokenizer.gene_rows(features["gene_ids"]) >= 0)
+        is_gene = tokenizer.is_gene(features["gene_ids"], features["gene_mask"])
         num_genes += is_gene.sum(axis=1).tolist()
         num_implausible += int(tokenizer.looks_implausible(**features).sum())
         spread = dispersion(tokenizer, features) if spread is None else spread

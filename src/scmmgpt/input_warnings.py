@@ -75,13 +75,12 @@ def dispersion(gene_tokenizer: Any, features: Mapping[str, np.ndarray]) -> float
     features
         Tokens of cells that came as counts.
     """
-    gene_rows = gene_tokenizer.gene_rows(features["gene_ids"])
-    is_gene = (gene_rows >= 0) & (features["gene_values"] > 0)
+    is_gene = gene_tokenizer.is_gene(features["gene_ids"]) & (features["gene_values"] > 0)
     if gene_tokenizer.value_mode != "log1p" or np.count_nonzero(is_gene.any(axis=1)) < _MIN_CELLS_FOR_DISPERSION:
         return None
     counts = _counts(np.where(is_gene, features["gene_values"], 0).astype(np.float64))
     totals = counts.sum(axis=1, keepdims=True)
-    places = np.where(is_gene, gene_rows, 0).ravel()
+    places = np.where(is_gene, gene_tokenizer.gene_rows(features["gene_ids"]), 0).ravel()
     sums, squares = (
         np.bincount(places, weights=np.ravel(each)) for each in (counts, counts**2 / np.maximum(totals, 1))
     )

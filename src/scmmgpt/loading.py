@@ -47,8 +47,7 @@ class LoadedModel:
     @property
     def first_gene_id(self) -> int:
         """Smaller ids are special tokens."""
-        gene_tokenizer = self.processor.feature_extractor
-        return gene_tokenizer.vocab_size - len(gene_tokenizer.genes)
+        return self.processor.gene_tokenizer.first_gene_id
 
     @cached_property
     def ontology(self) -> Ontology:
