@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 
 from .cell_reading_scmmgpt import choose_matrix, open_cells
 from .gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneMatch, GeneNames, gene_name_columns
-from .gene_layout_scmmgpt import CellBlock, Layout, lay_out, sum_duplicates
+from .gene_layout_scmmgpt import CellBlock, Layout, lay_out, pad_tokens, sum_duplicates
 from .gene_vocabulary_scmmgpt import FIRST_GENE_ID, GeneVocabulary, Numbers
 from .input_account_scmmgpt import InputAccount
 from .plausibility_scmmgpt import looks_implausible
@@ -86,6 +86,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
     """
 
     model_input_names = ["gene_ids", "gene_values", "gene_mask"]
+    pad_tokens = staticmethod(pad_tokens)
 
     def __init__(  # noqa: PLR0913 - a feature extractor takes its settings one by one, as they stand in its json
         self,

@@ -312,6 +312,8 @@ def test_packed_cells_are_the_padded_ones_end_to_end(tokenizer, counts):
     real = padded["gene_mask"] == 1
     np.testing.assert_array_equal(packed["gene_ids"], padded["gene_ids"][real][None])
     np.testing.assert_array_equal(packed["gene_values"], padded["gene_values"][real][None])
+    again = tokenizer.pad_tokens(packed["gene_ids"][0], packed["gene_values"][0], np.diff(packed["cell_cu_seqlens"]))
+    assert_same_tokens(again, padded)
     np.testing.assert_array_equal(np.diff(packed["cell_cu_seqlens"]), real.sum(1))
     assert packed["cell_cu_seqlens"].dtype == np.int32
     assert "gene_mask" not in packed
