@@ -6,6 +6,8 @@ import anndata as ad
 import mudata
 import numpy as np
 import pandas as pd
+import zarr
+from anndata.io import write_elem
 from scipy import sparse
 
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
@@ -143,9 +145,11 @@ def _backed(adata, folder):
     return ad.read_h5ad(_h5ad(adata, folder), backed="r")
 
 
-def _zarr(adata, folder):
-    adata.write_zarr(folder / "cells.zarr")
-    return folder / "cells.zarr"
+def write_zarr(adata, path, zarr_format: int = 2):
+    """Cells as a zarr store of either format; `adata.write_zarr` warns of any choice between them."""
+    with ad.settings.override(auto_shard_zarr_v3=zarr_format == 3):
+        write_elem(zarr.open_group(path, mode="w", zarr_format=zarr_format), "/", adata)
+    return path
 
 
 def _mudata(adata, folder):
@@ -176,7 +180,8 @@ CONTAINERS = {
     "path to h5ad": _h5ad,
     "path to dense h5ad": lambda adata, folder: _h5ad(_with_x(adata, adata.X.toarray()), folder),
     "path to column-wise h5ad": lambda adata, folder: _h5ad(_with_x(adata, adata.X.tocsc()), folder),
-    "path to zarr": _zarr,
+    "path to zarr": lambda adata, folder: write_zarr(adata, folder / "cells.zarr"),
+    "path to zarr of format 3": lambda adata, folder: write_zarr(adata, folder / "cells.zarr", zarr_format=3),
     "MuData": _mudata,
     "path to h5mu": _h5mu,
 }
