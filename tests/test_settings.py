@@ -113,3 +113,12 @@ def test_a_value_that_the_trainer_does_not_know_is_refused_in_one_line(tmp_path)
 
     with pytest.raises(RecipeError, match="`training` of the recipe: sometimes is not a valid"):
         training_arguments(read_recipe(recipe), TrainingArguments)
+
+
+def test_the_former_name_of_a_training_argument_is_read_with_a_warning(tmp_path):
+    recipe = write(tmp_path / "r.yaml", MINIMAL + "training: {gradient_checkpointing: true}")
+
+    with pytest.warns(FutureWarning, match="Use `activation_checkpointing` instead"):
+        arguments = training_arguments(read_recipe(recipe), TrainingArguments)
+
+    assert arguments.activation_checkpointing is True

@@ -62,7 +62,7 @@ TRAINING = {
     "eval_steps": 6,
     "disable_tqdm": True,
     "bf16": False,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
 }
 
 
