@@ -155,7 +155,8 @@ def write_zarr(adata, path, zarr_format: int = 2):
 def _mudata(adata, folder):
     protein = ad.AnnData(np.ones((adata.n_obs, 3)), obs=pd.DataFrame(index=adata.obs_names))
     protein.var_names = ["CD3", "CD4", "CD8"]
-    return mudata.MuData({"prot": protein, "rna": adata})
+    with mudata.set_options(pull_on_update=False):  # as it will be by default
+        return mudata.MuData({"prot": protein, "rna": adata})
 
 
 def _h5mu(adata, folder):

@@ -23,7 +23,7 @@ from scmmgpt.errors import UserError
 
 sys.path.insert(0, str(Path(hub_cards.__file__).parent / "space"))
 from session import MAX_LABELS, MAX_TEXT, Session
-from tiny_repository import make_cells, make_repository
+from tiny_models import make_repository, tiny_cells
 
 SPACE = Path(hub_cards.__file__).parent / "space"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -44,7 +44,7 @@ def model(repository):
 
 @pytest.fixture
 def cells_file(tmp_path):
-    make_cells(60).write_h5ad(tmp_path / "cells.h5ad")
+    tiny_cells(60).write_h5ad(tmp_path / "cells.h5ad")
     return tmp_path / "cells.h5ad"
 
 
@@ -280,7 +280,7 @@ def test_a_visitor_goes_all_the_way_and_another_sees_nothing_of_it(
         other = Visitor(browser, url, width=390, height=844)
         assert "Upload a file" in other.text("#status")
         assert other.page.evaluate("document.querySelectorAll('#map .legend span').length") == 0
-        make_cells(30, seed=9).write_h5ad(tmp_path / "other.h5ad")
+        tiny_cells(30, seed=9).write_h5ad(tmp_path / "other.h5ad")
         other.upload(tmp_path / "other.h5ad", 30)
         other.annotate("natural killer cell\nplatelet")
         other.picture(pictures, "narrow")
