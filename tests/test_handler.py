@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import anndata
@@ -174,10 +175,13 @@ def test_a_streamed_description_is_the_whole_one(handler):
 
 def test_a_stream_that_nobody_reads_ends_the_writing(handler):
     content = {"task": "describe", "cells": as_dicts(tiny_cells(1)), "max_new_tokens": 200}
+    num_threads = threading.active_count()
     stream = handler.stream_description(read_request(content))
     next(stream, None)
 
     stream.close()  # joins the writing thread: hangs when that goes on
+
+    assert threading.active_count() <= num_threads
 
 
 # Without the package

@@ -23,7 +23,7 @@ from scmmgpt.errors import UserError
 
 sys.path.insert(0, str(Path(hub_cards.__file__).parent / "space"))
 from session import MAX_LABELS, MAX_TEXT, Session
-from tiny_models import make_repository, tiny_cells
+from tiny_models import tiny_cells, write_tiny_model
 
 SPACE = Path(hub_cards.__file__).parent / "space"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -34,7 +34,7 @@ LABELS = "B cell\nmonocyte\nT cell"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    return make_repository(tmp_path_factory.mktemp("repository") / "model")
+    return write_tiny_model(tmp_path_factory.mktemp("repository") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,18 @@ def test_selected_cells_are_counted_described_compared_and_talked_about(session)
 
     assert session.select([3, 4, 5, 5, 99_999, -1]).startswith("3 cells are selected")
     assert "most typical of 3 cells" in session.describe()
-    assert all(percent > 0 for _, percent, _ in session.compare())
+    genes = session.compare()
+    assert genes
+    assert all(percent > 0 for _, percent, _ in genes)
     answers = list(session.chat("What is this?"))
+    assert answers
     assert all(later.startswith(earlier) for earlier, later in zip(answers, answers[1:], strict=False))
 
 
 def test_a_search_highlights_the_best_cells_best_first(session):
     rows = session.search("B cells")
 
-    assert session.points()["highlighted"] == [int(name.removeprefix("cell_")) for name, _, _ in rows]
+    assert session.points()["highlighted"] == [int(name.removeprefix("cell")) for name, _, _ in rows]
     scores = [score for _, _, score in rows]
     assert scores == sorted(scores, reverse=True)
 
