@@ -1,4 +1,4 @@
-"""The same few cells in every dress that people bring: other containers, values, gene names, dtypes and species."""
+"""The same few cells in every form that users bring: containers, values, gene names, dtypes and species."""
 
 from importlib.resources import files
 
@@ -52,7 +52,7 @@ def adata_of(counts, names) -> ad.AnnData:
     return adata
 
 
-# ---- values: what may stand in X, with the counts perhaps elsewhere
+# ---- values: what X may hold; the counts may be in a layer or in raw
 
 
 def _scaled(counts, total):
@@ -94,7 +94,7 @@ VALUES = {
 }
 
 
-# ---- names: what the genes may be called
+# ---- names: how the genes may be named
 
 
 def _names_of(tokenizer, species, pick):
@@ -125,7 +125,7 @@ def named(tokenizer, species: str, scheme: str) -> list[str]:
     return _names_of(tokenizer, species, {**NAMES, **HUMAN_NAMES}[scheme])
 
 
-# ---- containers: what the cells may come in
+# ---- containers: the objects and files that may hold the cells
 
 
 def _view(adata, folder):

@@ -1,4 +1,4 @@
-"""Same cell, same tokens: whatever holds it, whatever stands in it, whatever its genes are called."""
+"""Same cell, same tokens: in any container, with counts or normalised values, under any gene names."""
 
 import os
 from pathlib import Path
@@ -468,7 +468,7 @@ def test_real_cells_have_the_tokens_of_the_peers(mode, name, real_folder):
 @pytest.mark.data
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("name", REAL_COUNTS)
-def test_real_cells_have_the_same_tokens_in_every_dress(name, values, real_folder, tmp_path):
+def test_real_cells_have_the_same_tokens_in_every_container_and_with_any_values(name, values, real_folder, tmp_path):
     counts, genes = real_counts(real_folder, name, most=60)
     tokenizer = ScMMGPTGeneTokenizer(genes, gene_order="median_ratio", max_genes=None)
     turn = REAL_COUNTS.index(name) + list(VALUES).index(values)
