@@ -276,3 +276,16 @@ def test_a_dangerous_call_is_found(tmp_path, source):
     (tmp_path / "module.py").write_text(source)
 
     assert len(list(dangerous_calls(tmp_path / "module.py"))) == 1
+
+
+def test_a_warning_is_an_error_but_for_messages_of_other_packages_named_one_by_one(pytestconfig):
+    first, *ignored = pytestconfig.getini("filterwarnings")
+
+    assert first == "error"
+    for rule in ignored:
+        action, message, category, module = rule.split(":")
+        assert action == "ignore"
+        assert message
+        assert category.endswith("Warning")
+        assert module
+        assert not module.startswith("scmmgpt")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
+from trl import SFTConfig
 
 import scmmgpt.training
 from scmmgpt.training.run import training_arguments
@@ -113,3 +114,21 @@ def test_a_value_that_the_trainer_does_not_know_is_refused_in_one_line(tmp_path)
 
     with pytest.raises(RecipeError, match="`training` of the recipe: sometimes is not a valid"):
         training_arguments(read_recipe(recipe), TrainingArguments)
+
+
+@pytest.mark.parametrize("kind", [TrainingArguments, SFTConfig])
+@pytest.mark.parametrize("value", [True, False])
+def test_the_former_name_of_a_training_argument_is_read_with_a_warning(kind, value, tmp_path):
+    recipe = write(tmp_path / "r.yaml", MINIMAL + f"training: {{gradient_checkpointing: {value}}}")
+
+    with pytest.warns(FutureWarning, match="Use `activation_checkpointing` instead"):
+        arguments = training_arguments(read_recipe(recipe), kind)
+
+    assert arguments.activation_checkpointing is value
+
+
+@pytest.mark.parametrize("kind", [TrainingArguments, SFTConfig])
+def test_activation_checkpointing_is_as_each_trainer_has_it_and_nothing_is_said(kind, tmp_path):
+    arguments = training_arguments(read_recipe(write(tmp_path / "r.yaml", MINIMAL)), kind)
+
+    assert arguments.activation_checkpointing is (kind is SFTConfig)

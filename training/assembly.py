@@ -173,7 +173,7 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
             f"{corpus.path} holds values of mode {stored!r} and the model reads {genes.value_mode!r}. Build the corpus "
             f"with `tokens: {{value_mode: counts}}`, which serves every mode, or with {genes.value_mode!r}."
         )
-    return CellCollator(stored, packed=data.packed, max_genes=data.max_genes, pad_token_id=genes.vocabulary["<pad>"])
+    return CellCollator(stored, packed=data.packed, max_genes=data.max_genes)
 
 
 def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, arguments: TrainingArguments) -> RowOrder:

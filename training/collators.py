@@ -18,7 +18,7 @@ import torch
 
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.cell_matrix_scmmgpt import CsrRows
-from scmmgpt.processing.gene_layout_scmmgpt import CellBlock, lay_out
+from scmmgpt.processing.gene_layout_scmmgpt import CellBlock, lay_out, pad_tokens
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.corpus.reading import GENE_COLUMNS, as_rows, ragged
 from scmmgpt.training.corpus.shards import to_model_values
@@ -36,15 +36,11 @@ class CellCollator:
         How the corpus wrote its values: `corpus.manifest["value_mode"]`.
     max_genes
         Tokens of a cell to keep, from the first; None keeps all.
-    pad_to_multiple_of
-        Round the padded length up, for kernels that like it.
     """
 
     value_mode: str
     packed: bool = False
     max_genes: int | None = None
-    pad_to_multiple_of: int = 1
-    pad_token_id: int = 0
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         offsets, gene_ids, stored = _genes_of(rows)
@@ -57,22 +53,8 @@ class CellCollator:
                 "gene_values": torch.from_numpy(values)[None],
                 "cell_cu_seqlens": torch.from_numpy(offsets.astype(np.int32)),
             }
-        return self._pad(offsets, gene_ids, values)
-
-    def _pad(self, offsets: np.ndarray, gene_ids: np.ndarray, values: np.ndarray) -> dict[str, torch.Tensor]:
-        lengths = np.diff(offsets)
-        longest = int(lengths.max(initial=1))
-        longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        is_real = np.arange(longest) < lengths[:, None]
-        padded_ids = np.full(is_real.shape, self.pad_token_id, np.int64)
-        padded_values = np.zeros(is_real.shape, np.float32)
-        padded_ids[is_real] = gene_ids
-        padded_values[is_real] = values
-        return {
-            "gene_ids": torch.from_numpy(padded_ids),
-            "gene_values": torch.from_numpy(padded_values),
-            "gene_mask": torch.from_numpy(is_real.astype(np.int64)),
-        }
+        padded = pad_tokens(gene_ids, values, np.diff(offsets))
+        return {name: torch.from_numpy(array) for name, array in padded.items()}
 
 
 @dataclass
@@ -96,7 +78,7 @@ class TokenizingCollator:
     def _id_of_column(self) -> np.ndarray:
         """Columns are vocabulary ids; special tokens are not counted."""
         ids = np.arange(self.gene_tokenizer.vocab_size, dtype=np.int32)
-        return np.where(self.gene_tokenizer.gene_rows(ids) >= 0, ids, -1).astype(np.int32)
+        return np.where(self.gene_tokenizer.is_gene(ids), ids, -1).astype(np.int32)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         offsets, gene_ids, stored = _genes_of(rows)

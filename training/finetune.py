@@ -135,7 +135,6 @@ class LabelledCells(Dataset):
     labels: np.ndarray
     batches: np.ndarray
     value_mode: str
-    pad_token_id: int
 
     @classmethod
     def of(cls, adata: AnnData, processor: ScMMGPTProcessor, *, label: str, batch_key: str | None, text: str | None):
@@ -170,7 +169,7 @@ class LabelledCells(Dataset):
             )
         ]
         batches = adata.obs[batch_key].astype(str).to_numpy() if batch_key else np.full(len(labels), "")
-        return cls(rows, labels, batches, genes.value_mode, genes.vocabulary["<pad>"])
+        return cls(rows, labels, batches, genes.value_mode)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -181,7 +180,7 @@ class LabelledCells(Dataset):
     @property
     def collate(self) -> CellCollator:
         """Rows -> genes."""
-        return CellCollator(self.value_mode, pad_token_id=self.pad_token_id)
+        return CellCollator(self.value_mode)
 
 
 def split_cells(labels: np.ndarray, shots: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:

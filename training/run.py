@@ -75,6 +75,8 @@ def training_arguments(settings: RunSettings, kind: type[Arguments], **always: o
         "label_names": ["gene_ids"],  # always there, so that evaluation always computes the loss
         "dataloader_drop_last": True,  # contrast over ever the same number of pairs
     }
+    if "gradient_checkpointing" not in settings.training:
+        defaults["activation_checkpointing"] = kind.gradient_checkpointing  # where TRL keeps its default
     given = {
         name: "no" if value is False and name.endswith("_strategy") else value  # YAML reads a bare `no` as false
         for name, value in settings.training.items()

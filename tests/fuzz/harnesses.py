@@ -40,7 +40,7 @@ def ontology():
 
 @cache
 def tokenizer():
-    from tiny_repository import make_processor
+    from tiny_models import make_processor
 
     return make_processor().feature_extractor
 
@@ -175,13 +175,13 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 def small_h5ad() -> bytes:
     """A whole file of three cells: what mutations begin with."""
-    from tiny_repository import make_cells
+    from tiny_models import tiny_cells
 
     buffer = io.BytesIO()
     path = folder() / "seed.h5ad"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        make_cells(3).write_h5ad(path)
+        tiny_cells(3).write_h5ad(path)
     buffer.write(path.read_bytes())
     return buffer.getvalue()
 

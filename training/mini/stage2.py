@@ -14,6 +14,7 @@ from transformers import BatchEncoding, PreTrainedModel
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.gene_vocabulary_scmmgpt import FIRST_GENE_ID
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import (
     annotation_answer,
@@ -25,7 +26,7 @@ from scmmgpt.processing.prompting_scmmgpt import (
 from scmmgpt.training.decoder_start import begin_with
 from scmmgpt.training.towers import parameter_groups
 
-from .cell_simulator import FIRST_GENE_ID, CellSimulator, DrawnCell, SimulatedBatches, pad_cells
+from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, pad_cells
 from .measured_cells import MeasuredCells
 from .profiles import WHOLE_TRANSCRIPTOME
 from .recipe import MiniRecipe, Stage2Settings
@@ -51,7 +52,6 @@ class Stage2Batch:
         self.facts = [profile_facts(row, self.tissue_names) for row in table.to_dict("records")]
         self.definitions = [self.ontology.terms[term].definition for term in table.term_id]
         self.labels = sorted(set(table.label))
-        self.cell_tokens = self.processor.cell_token * self.processor.num_query_tokens
         self.end = tokenizer.eos_token
         self.target_genes = self._genes_by_family()
 
@@ -80,7 +80,7 @@ class Stage2Batch:
             prompt = self.processor.apply_chat_template(
                 conversation(question), add_generation_prompt=True, tokenize=False
             )
-            prompt_ids = tokenizer(prompt.replace(self.processor.cell_token, self.cell_tokens))["input_ids"]
+            prompt_ids = tokenizer(self.processor.expand_cell_tokens(prompt))["input_ids"]
             answer_ids = tokenizer(answer + self.end, add_special_tokens=False)["input_ids"]
             sequences.append((prompt_ids, answer_ids[: self.settings.max_answer_tokens]))
         length = max(len(prompt) + len(answer) for prompt, answer in sequences)
