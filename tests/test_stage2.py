@@ -11,20 +11,23 @@ import pytest
 import torch
 from tiny_corpus import TYPES
 from tiny_run import build_tiny_corpus, write_recipe
-from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
 pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install 'scmmgpt[train]'")
 
 from peft import PeftModel
+from trl import SFTConfig
 
+from scmmgpt.modeling_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellEncoder, ScMMGPTQFormer
 from scmmgpt.training import stage1, stage2
-from scmmgpt.training.assembly import CorpusRows, cell_collator
+from scmmgpt.training.assembly import CorpusRows, assemble_config, assemble_processor, cell_collator
 from scmmgpt.training.collators import row_generator
 from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows, flatten_prompts
 from scmmgpt.training.corpus.reading import Selection
 from scmmgpt.training.decoder_start import corpus_shares
+from scmmgpt.training.run import training_arguments
 from scmmgpt.training.settings import LoraSettings, RecipeError, TowerSettings, read_recipe
-from scmmgpt.training.stage2 import main
+from scmmgpt.training.stage2 import LEAVE_TO_US, main, parts_of
 from scmmgpt.training.towers import lora_config, tower_of
 
 QUICK = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 2}
@@ -101,6 +104,52 @@ def test_stage_2_takes_up_the_towers_of_stage_1(corpus, tmp_path):
 
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert AutoModelForMultimodalLM.from_pretrained(tmp_path / "two").config.cell_decoder_config.num_text_tokens == 2
+
+
+@pytest.fixture
+def pretrained_parts(corpus, tmp_path):
+    """Folders of a cell encoder, a Q-Former and a causal LM, and the weights in the first two."""
+    recipe = read_recipe(write_recipe(tmp_path, corpus, "source"))
+    processor = assemble_processor(recipe, corpus)
+    config = assemble_config(recipe, processor)
+    torch.manual_seed(7)
+    towers = {"cell_encoder": ScMMGPTCellEncoder(config.cell_config), "qformer": ScMMGPTQFormer(config.qformer_config)}
+    for name, part in towers.items():
+        part.save_pretrained(tmp_path / name)
+    AutoModelForCausalLM.from_config(config.text_config).save_pretrained(tmp_path / "language_model")
+    processor.tokenizer.save_pretrained(tmp_path / "language_model")
+    return tmp_path, {name: part.state_dict() for name, part in towers.items()}
+
+
+@pytest.mark.parametrize("with_language_model", [False, True], ids=["new-llm", "pretrained-llm"])
+def test_pretrained_towers_that_a_recipe_names_are_where_stage_2_begins(corpus, pretrained_parts, with_language_model):
+    folder, weights = pretrained_parts
+    named = ["cell_encoder", "qformer"] + (["language_model"] if with_language_model else [])
+    recipe = write_recipe(folder, corpus, model={name: str(folder / name) for name in named}, training=QUICK)
+    settings = read_recipe(recipe)
+
+    _, model, _ = parts_of(settings, training_arguments(settings, SFTConfig, **LEAVE_TO_US), corpus)
+
+    for tower, expected in weights.items():
+        begun = getattr(model.model, tower).state_dict()
+        assert all(torch.equal(begun[name], weight) for name, weight in expected.items()), tower
+
+
+@pytest.mark.parametrize("tower", ["cell_encoder", "qformer"])
+def test_a_tower_is_named_once_beside_a_checkpoint_or_in_it(corpus, tmp_path, tower):
+    recipe = write_recipe(tmp_path, corpus, model={"start_from": "a", tower: "b"})
+
+    with pytest.raises(RecipeError, match=f"give {tower} or start_from, not both"):
+        read_recipe(recipe)
+
+
+def test_a_tower_that_does_not_fit_the_corpus_is_refused_by_its_key(corpus, pretrained_parts):
+    folder, _ = pretrained_parts
+    small = {"vocab_size": 40, "hidden_size": 32, "pad_token_id": 0, "cls_token_id": 1, "mask_token_id": 2}
+    ScMMGPTCellEncoder(ScMMGPTCellConfig(**small)).save_pretrained(folder / "other")
+
+    with pytest.raises(RecipeError, match=r"`model\.cell_encoder`.*does not fit"):
+        main(["--config", str(write_recipe(folder, corpus, model={"cell_encoder": str(folder / "other")}))])
 
 
 @pytest.fixture(scope="module")

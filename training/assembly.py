@@ -13,7 +13,12 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
-from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
+from scmmgpt.modeling_scmmgpt import (
+    ScMMGPTConfig,
+    ScMMGPTForConditionalGeneration,
+    ScMMGPTForPreTraining,
+    ScMMGPTModel,
+)
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import (
@@ -250,38 +255,48 @@ def attention_for(half_precision_gpu: bool, has_flash_attn: bool) -> str | dict[
 
 def assemble_pretraining_model(settings: RunSettings, config: ScMMGPTConfig) -> ScMMGPTForPreTraining:
     """Stage 1's model: from a checkpoint, or new with the recipe's pretrained towers."""
-    options = loading_options(settings)
-    if settings.model.start_from is not None:
-        return ScMMGPTForPreTraining.from_pretrained(settings.model.start_from, config=config, **options)
-    model = ScMMGPTForPreTraining._from_config(config, **options)
-    for part, place in (
-        (model.model.cell_encoder, settings.model.cell_encoder),
-        (model.model.qformer, settings.model.qformer),
-    ):
-        if place is not None:
-            weights = AutoModel.from_pretrained(place).state_dict()  # a BERT's pooler is nobody's input
-            part.load_state_dict({name: w for name, w in weights.items() if not name.startswith("pooler.")})
-    return model
+    model, options = settings.model, loading_options(settings)
+    if model.start_from is not None:
+        return ScMMGPTForPreTraining.from_pretrained(model.start_from, config=config, **options)
+    made = ScMMGPTForPreTraining._from_config(config, **options)
+    load_towers(made.model, model)
+    return made
 
 
 def assemble_generative_model(
     settings: RunSettings, config: ScMMGPTConfig, processor: ScMMGPTProcessor
 ) -> ScMMGPTForConditionalGeneration:
-    """Stage 2's model: stage 1's towers, and a causal LM from its own checkpoint or new."""
+    """Stage 2's model: pretrained towers, and a causal LM from its own checkpoint or new."""
     model, options = settings.model, loading_options(settings)
+    if model.language_model is None and model.start_from is not None:
+        return ScMMGPTForConditionalGeneration.from_pretrained(model.start_from, config=config, **options)
     if model.language_model is None:
+        made = ScMMGPTForConditionalGeneration._from_config(config, **options)
+    else:
         if model.start_from is not None:
-            return ScMMGPTForConditionalGeneration.from_pretrained(model.start_from, config=config, **options)
-        return ScMMGPTForConditionalGeneration._from_config(config, **options)
-    towers = AutoModel.from_pretrained(model.start_from) if model.start_from is not None else None
+            config.text_config = AutoConfig.from_pretrained(model.language_model).get_text_config()
+        made = ScMMGPTForConditionalGeneration.from_parts(config, model.language_model, **options)
+    load_towers(made.model, model)
+    if len(processor.tokenizer) > made.get_input_embeddings().num_embeddings:
+        made.resize_token_embeddings(len(processor.tokenizer))
+    return made
+
+
+def load_towers(towers: ScMMGPTModel, model: ModelSettings) -> None:
+    """Give new towers the pretrained weights that a recipe names: a whole checkpoint's, or those of single parts."""
     if model.start_from is not None:
-        config.text_config = AutoConfig.from_pretrained(model.language_model).get_text_config()
-    joined = ScMMGPTForConditionalGeneration.from_parts(config, model.language_model, **options)
-    if towers is not None:
-        joined.model.load_state_dict(towers.state_dict(), strict=False)
-    if len(processor.tokenizer) > joined.get_input_embeddings().num_embeddings:
-        joined.resize_token_embeddings(len(processor.tokenizer))
-    return joined
+        towers.load_state_dict(AutoModel.from_pretrained(model.start_from).state_dict(), strict=False)
+    for key in ("cell_encoder", "qformer"):
+        place = getattr(model, key)
+        if place is None:
+            continue
+        weights = AutoModel.from_pretrained(place).state_dict()  # a BERT's pooler is nobody's input
+        weights = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
+        try:
+            getattr(towers, key).load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"`model.{key}`: {place} does not fit this run's model: {reason}") from error
 
 
 def _config_fields(model: ModelSettings) -> dict[str, Any]:

@@ -77,8 +77,10 @@ class ModelSettings:
         A checkpoint of ours, directory or Hub name: model and processor. None starts from `config` and the parts.
     config
         Fields of `ScMMGPTConfig`; with `start_from`, those that differ from the checkpoint's.
-    cell_encoder, qformer, language_model
-        Pretrained parts: directories or Hub names of a converted scGPT, a converted BERT, any causal LM.
+    cell_encoder, qformer
+        Pretrained towers: directories or Hub names of a converted scGPT, a converted BERT. `start_from` brings its own.
+    language_model
+        Directory or Hub name of any causal LM.
     tokenizer, qformer_tokenizer
         Text tokenizers; None trains a small one on the corpus's texts.
     tokenizer_size
@@ -102,6 +104,11 @@ class ModelSettings:
     gene_tokenizer: dict[str, Any] = Field(default_factory=dict)
     attention: str | dict[str, str] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for tower in ("cell_encoder", "qformer"):
+            if self.start_from is not None and getattr(self, tower) is not None:
+                raise ValueError(f"start_from brings a {tower} of its own: give {tower} or start_from, not both.")
 
 
 @dataclass(config=CHECKED, frozen=True)
