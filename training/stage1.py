@@ -47,7 +47,8 @@ from scmmgpt.training.run import (
     train_to_the_end,
     training_arguments,
 )
-from scmmgpt.training.settings import RecipeError, RunSettings
+from scmmgpt.training.settings import Stage1Settings
+from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import prepare_towers
 from scmmgpt.training.watch import RunWatch
 
@@ -134,7 +135,7 @@ class Rows:
 
 
 def train(
-    settings: RunSettings, model: PreTrainedModel, processor, rows: Rows, *, fresh: bool = False
+    settings: Stage1Settings, model: PreTrainedModel, processor, rows: Rows, *, fresh: bool = False
 ) -> Stage1Trainer:
     """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`."""
     arguments = training_arguments(settings, TrainingArguments)
@@ -159,7 +160,7 @@ def train(
     return trainer
 
 
-def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: TrainingArguments) -> Rows:
+def rows_of(settings: Stage1Settings, corpus: Corpus, processor, arguments: TrainingArguments) -> Rows:
     """The corpus's training rows with their texts, and its validation rows to be measured on."""
     data = settings.data
     chosen = {"scheme": data.scheme, "is_labelled": True, "sources": tuple(data.sources)}
@@ -179,7 +180,7 @@ def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: Trainin
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or print the plan."""
-    command = read_command("Stage 1: align cells with texts.", arguments)
+    command = read_command("Stage 1: align cells with texts.", Stage1Settings, arguments)
     settings = command.settings
     training = training_arguments(settings, TrainingArguments)
     seed_everything(training)
@@ -196,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"Stage 1 is in {settings.output}")
 
 
-def plan(settings: RunSettings, arguments: TrainingArguments, model: PreTrainedModel, rows: Rows) -> Plan:
+def plan(settings: Stage1Settings, arguments: TrainingArguments, model: PreTrainedModel, rows: Rows) -> Plan:
     """What the run will take, judged by its first batch."""
     assert rows.order is not None
     first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]

@@ -51,7 +51,8 @@ from scmmgpt.training.run import (
     train_to_the_end,
     training_arguments,
 )
-from scmmgpt.training.settings import RecipeError, RunSettings
+from scmmgpt.training.settings import Stage2Settings
+from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import freeze_towers, lora_config, prepare_towers
 from scmmgpt.training.watch import RunWatch
 
@@ -119,7 +120,7 @@ class SampleWriter(TrainerCallback):
 
 
 def train(
-    settings: RunSettings,
+    settings: Stage2Settings,
     model: PreTrainedModel,
     processor,
     rows: Rows,
@@ -166,7 +167,7 @@ def keep_base(model: PreTrainedModel, processor, place: Path, arguments: SFTConf
     model.name_or_path = model.config._name_or_path = str(place)
 
 
-def save(trainer: Stage2Trainer, processor, settings: RunSettings, *, has_adapters: bool) -> None:
+def save(trainer: Stage2Trainer, processor, settings: Stage2Settings, *, has_adapters: bool) -> None:
     """The whole model; with LoRA its adapters too. Sharded models are left as adapters."""
     output = Path(settings.output)
     if not has_adapters:
@@ -179,7 +180,7 @@ def save(trainer: Stage2Trainer, processor, settings: RunSettings, *, has_adapte
         processor.save_pretrained(output)
 
 
-def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: SFTConfig) -> Rows:
+def rows_of(settings: Stage2Settings, corpus: Corpus, processor, arguments: SFTConfig) -> Rows:
     """The corpus's training rows as conversations and requests, and its validation rows to be measured on."""
     data, evaluation = settings.data, settings.evaluation
     if data.text_to_cells and corpus.manifest["value_mode"] != "counts":
@@ -216,7 +217,7 @@ def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: SFTConf
     return Rows(dataset, dataset.select(eval_rows) if len(eval_rows) else None, collate, order, scores)
 
 
-def plan(settings: RunSettings, arguments: SFTConfig, model: PreTrainedModel, rows: Rows) -> Plan:
+def plan(settings: Stage2Settings, arguments: SFTConfig, model: PreTrainedModel, rows: Rows) -> Plan:
     """What the run will take, judged by its first batch."""
     assert rows.order is not None
     first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
@@ -225,7 +226,7 @@ def plan(settings: RunSettings, arguments: SFTConfig, model: PreTrainedModel, ro
     return make_plan(settings, arguments, prepared, shape_of(rows.collate(first)), step_flops, len(rows.order))
 
 
-def run(settings: RunSettings, arguments: SFTConfig, corpus: Corpus, *, fresh: bool = False) -> Stage2Trainer:
+def run(settings: Stage2Settings, arguments: SFTConfig, corpus: Corpus, *, fresh: bool = False) -> Stage2Trainer:
     """Train what the recipe describes on a corpus."""
     processor, model, rows = parts_of(settings, arguments, corpus)
     if settings.data.text_to_cells and is_new(model.cell_decoder):
@@ -236,7 +237,7 @@ def run(settings: RunSettings, arguments: SFTConfig, corpus: Corpus, *, fresh: b
 
 
 def parts_of(
-    settings: RunSettings, arguments: SFTConfig, corpus: Corpus
+    settings: Stage2Settings, arguments: SFTConfig, corpus: Corpus
 ) -> tuple[ScMMGPTProcessor, PreTrainedModel, Rows]:
     """What a run is made of: the processor, the model as it begins, and its rows."""
     seed_everything(arguments)
@@ -247,7 +248,7 @@ def parts_of(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or print the plan."""
-    command = read_command("Stage 2: cells to text and text to cells.", arguments)
+    command = read_command("Stage 2: cells to text and text to cells.", Stage2Settings, arguments)
     settings = command.settings
     training = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
     corpus = Corpus.open(settings.data.corpus)

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch.utils.data import IterableDataset, get_worker_info
+
+from scmmgpt.training.strict_yaml import CHECKED
 
 from .profiles import WHOLE_TRANSCRIPTOME, Profiles
 
@@ -20,7 +23,7 @@ TARGET_SUM = 1e4
 PANEL_STEPS_PER_OCTAVE = 4
 
 
-@dataclass(frozen=True)
+@checked_dataclass(config=CHECKED, frozen=True)
 class SimulatorSettings:
     """How a cell may differ from its profile.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from scmmgpt.training.strict_yaml import CHECKED, read_settings
 
 from .cell_simulator import SimulatorSettings
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class Source:
     """A file of cells and the licence that lets a model trained on it be shared."""
 
@@ -21,7 +23,7 @@ class Source:
     simulated: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class Stage1Part:
     """Some steps of stage 1 with the same settings.
 
@@ -43,7 +45,7 @@ class Stage1Part:
     shortcut_only: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class Stage2Settings:
     """The second stage: language about cells, and cells from language.
 
@@ -74,7 +76,7 @@ class Stage2Settings:
     num_other_genes: int = 500
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class FlowSettings:
     """The end of stage 2: from texts to latents and library sizes, once the latents stand still.
 
@@ -90,7 +92,7 @@ class FlowSettings:
     num_pairs: int
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class MiniRecipe:
     """Every number of the embedded model's training."""
 
@@ -101,11 +103,10 @@ class MiniRecipe:
     stage1: tuple[Stage1Part, ...]
     stage2: Stage2Settings
     flow: FlowSettings
-    tissue_names: dict[str, str] = field(default_factory=dict)
+    tissue_names: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
     tokenizer_size: int = 4096
     max_text_tokens: int = 64
-    digest: str = field(default="", compare=False)
 
     def cut_to(self, steps: int | None) -> MiniRecipe:
         """The same recipe with no part longer than so many steps."""
@@ -123,24 +124,4 @@ class MiniRecipe:
 
 def read_recipe(path: Path) -> MiniRecipe:
     """The recipe in a yaml file; a key that does not exist is refused."""
-    text = path.read_bytes()
-    content = yaml.safe_load(text)
-    content["sources"] = tuple(_typed(Source, source) for source in content["sources"])
-    content["development_studies"] = tuple(content["development_studies"])
-    simulator = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in content["simulator"].items()
-    }
-    content["simulator"] = _typed(SimulatorSettings, simulator)
-    content["stage2"] = _typed(Stage2Settings, content["stage2"])
-    content["flow"] = _typed(FlowSettings, content["flow"])
-    content["stage1"] = tuple(_typed(Stage1Part, part) for part in content["stage1"])
-    return _typed(MiniRecipe, {**content, "digest": hashlib.sha256(text).hexdigest()})
-
-
-def _typed(kind: type, content: dict[str, Any]) -> Any:
-    known = {one.name for one in fields(kind)}
-    if strange := sorted(set(content) - known):
-        raise ValueError(
-            f"The recipe has no key {strange[0]!r} for {kind.__name__}; keys: {', '.join(sorted(known))}."
-        )
-    return kind(**content)
+    return read_settings(path, MiniRecipe)

@@ -66,7 +66,8 @@ def main() -> None:
     simulator = CellSimulator(profiles, medians, masses, recipe.simulator)
 
     history, folder = [], arguments.output / "stage1"
-    about = partial(summary, recipe, profiles, arguments.development)
+    digest = hashlib.sha256(arguments.config.read_bytes()).hexdigest()
+    about = partial(summary, recipe, digest, profiles, arguments.development)
     if arguments.towers is None:
         texts = TypeTexts(ontology, marker_genes(profiles, genes))
         torch.manual_seed(recipe.seed)
@@ -156,7 +157,9 @@ def build_config(recipe: MiniRecipe, processor: ScMMGPTProcessor) -> ScMMGPTConf
     return ScMMGPTConfig(**fields, cell_token_id=processor.cell_token_id)
 
 
-def summary(recipe: MiniRecipe, profiles: Profiles, development: bool, history: list[dict]) -> dict:
+def summary(
+    recipe: MiniRecipe, recipe_digest: str, profiles: Profiles, development: bool, history: list[dict]
+) -> dict:
     """What the weights have seen, for the config and the card."""
     table = profiles.table
     return {
@@ -168,7 +171,7 @@ def summary(recipe: MiniRecipe, profiles: Profiles, development: bool, history: 
         "sources": {source.file: source.licence for source in recipe.sources},
         "cell_types": sorted(table.term_id.unique()),
         "development": development,
-        "recipe_sha256": recipe.digest,
+        "recipe_sha256": recipe_digest,
         "corpus_sha256": hashlib.sha256(profiles.share.tobytes()).hexdigest(),
         "code_sha256": code_digest(),
         **({"final_loss": history[-1]["loss"]} if history else {}),
