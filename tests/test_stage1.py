@@ -14,7 +14,7 @@ import torch
 import yaml
 from tiny_corpus import gene_tokenizer
 from tiny_run import build_tiny_corpus, write_recipe
-from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, Trainer
 
 pytest.importorskip("datasets", reason="training reads its corpus with datasets: pip install 'scmmgpt[train]'")
 
@@ -190,13 +190,13 @@ def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(cor
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_saved(corpus, tmp_path, monkeypatch):
-    forward = stage1.Trainer.compute_loss
+    forward = Trainer.compute_loss
 
     def poisoned(self, *args, **kwargs):
         loss, outputs = forward(self, *args, **kwargs)
         return loss * (float("nan") if self.state.global_step == 1 else 1.0), outputs
 
-    monkeypatch.setattr(stage1.Trainer, "compute_loss", poisoned)
+    monkeypatch.setattr(Trainer, "compute_loss", poisoned)
     recipe = write_recipe(tmp_path, corpus, training=QUICK)
 
     with pytest.raises(TrainingStopped, match=r"loss is nan at step 1.*bad_batch\.pt"):
@@ -207,14 +207,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_saved(corpus, 
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(corpus, tmp_path, monkeypatch):
-    write = stage1.Trainer._save_optimizer_and_scheduler
+    write = Trainer._save_optimizer_and_scheduler
 
     def full(self, output_dir):
         if output_dir.endswith("checkpoint-6"):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, output_dir)
 
-    monkeypatch.setattr(stage1.Trainer, "_save_optimizer_and_scheduler", full)
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
 
     with pytest.raises(TrainingStopped, match=r"No space left.*checkpoint-3 is whole.*run the same command again"):
         main(["--config", str(write_recipe(tmp_path, corpus, training={"eval_strategy": "no"}))])

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from scmmgpt.processing import ScMMGPTProcessor
@@ -40,7 +40,7 @@ from scmmgpt.training.decoder_start import begin_with, corpus_shares, is_new
 from scmmgpt.training.flops import stage_2_flops
 from scmmgpt.training.held_out import spread_over
 from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
-from scmmgpt.training.meter import RunMeter, shape_of
+from scmmgpt.training.meter import shape_of
 from scmmgpt.training.plan import Plan, make_plan
 from scmmgpt.training.run import (
     begin,
@@ -54,7 +54,7 @@ from scmmgpt.training.run import (
 from scmmgpt.training.settings import Stage2Settings
 from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import freeze_towers, lora_config, prepare_towers
-from scmmgpt.training.watch import RunWatch
+from scmmgpt.training.trainer import RunTrainer
 
 LOSSES = ("language_loss", "cell_generation_loss")
 ADAPTER, BASE, SAMPLES = "adapter", "base", "samples.jsonl"
@@ -62,45 +62,15 @@ ADAPTER, BASE, SAMPLES = "adapter", "base", "samples.jsonl"
 LEAVE_TO_US = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
 
 
-class Stage2Trainer(SFTTrainer):
-    """SFTTrainer with the model's own loss: TRL's would leave out text -> cell."""
-
-    def __init__(self, *args, watch: RunWatch, row_order: RowSampler | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.watch, self.row_order = watch, row_order
-        self.add_callback(watch.meter)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
-        self.watch.observe(self, inputs, outputs, loss)
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs, start_time=None):
-        super().log(self.watch.add_to_log(self, logs), start_time)
-
-    def evaluation_loop(self, *args, **kwargs):
-        output = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update(self.watch.evaluate(self))
-        return output
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            self.optimizer = self.watch.optimizer(self, self.model if model is None else model)
-        return super().create_optimizer(model)
-
-    def _get_train_sampler(self, train_dataset=None):
-        return super()._get_train_sampler(train_dataset) if self.row_order is None else self.row_order
-
-    def _save_checkpoint(self, model, trial):
-        with whole_or_absent(self.args.output_dir, self.state.global_step):
-            super()._save_checkpoint(model, trial)
+class Stage2Trainer(RunTrainer, SFTTrainer):
+    """The trainer of stage 2, in TRL's place."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """What a run trains on and is measured with, see `stage1.Rows`."""
 
-    train: Dataset
+    train: Dataset | IterableDataset
     eval: Dataset | None
     collate: Callable[[list], dict]
     order: RowSampler | None = None
@@ -127,8 +97,12 @@ def train(
     *,
     new_tokens: Sequence[int] = (),
     fresh: bool = False,
+    make_trainer: Callable[..., Stage2Trainer] = Stage2Trainer,
 ) -> Stage2Trainer:
-    """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`."""
+    """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`.
+
+    `make_trainer` is for a loss beyond those of the stage.
+    """
     arguments = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
     checkpoint = begin(settings, arguments, fresh=fresh)
     adapters = lora_config(model, settings.towers, settings.lora, new_tokens)
@@ -136,10 +110,8 @@ def train(
         freeze_towers(model, settings.towers)
     elif settings.model.start_from is None or settings.model.language_model is not None:
         keep_base(model, processor, Path(settings.output) / BASE, arguments)
-    step_flops = partial(stage_2_flops, model.config, towers=settings.towers)
-    meters = [RunMeter(LOSSES, step_flops, settings.hardware.peak_tflops) for _ in range(2)]
     samples = [] if rows.scores is None else [SampleWriter(rows.scores)]
-    trainer = Stage2Trainer(
+    trainer = make_trainer(
         model=model,
         args=arguments,
         train_dataset=rows.train,
@@ -148,8 +120,11 @@ def train(
         processing_class=processor,
         peft_config=adapters,
         callbacks=[*callbacks_of(settings), *samples],
-        watch=RunWatch(settings, *meters, scores=rows.scores),
+        settings=settings,
+        losses=LOSSES,
+        step_flops=partial(stage_2_flops, model.config, towers=settings.towers),
         row_order=rows.order,
+        scores=rows.scores,
     )
     train_to_the_end(trainer, checkpoint)
     with whole_or_absent(arguments.output_dir, trainer.state.global_step):
