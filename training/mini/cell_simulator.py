@@ -6,7 +6,7 @@ between two studies of one type: gene effects of a platform, ambient RNA, depth,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -175,6 +175,11 @@ def pad_cells(cells: list[DrawnCell], max_genes: int | None = None) -> dict[str,
     }
 
 
+def as_it_is(batch: dict) -> dict:
+    """The collator of batches that come whole."""
+    return batch
+
+
 @dataclass
 class SimulatedBatches(IterableDataset):
     """An endless stream of batches; `compose` turns profiles and drawn cells into what a model is given.
@@ -183,7 +188,7 @@ class SimulatedBatches(IterableDataset):
     """
 
     simulator: CellSimulator
-    compose: object
+    compose: Callable[[np.ndarray, list[DrawnCell], np.random.Generator], dict]
     batch_size: int
     seed: int
 
