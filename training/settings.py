@@ -20,6 +20,8 @@ Training = Literal["full", "lora", "freeze"]
 ModelConfig = Annotated[dict[str, Any], KeywordsOf("scmmgpt.modeling_scmmgpt", "ScMMGPTConfig")]
 Stage1Arguments = Annotated[dict[str, Any], KeywordsOf("transformers", "TrainingArguments")]
 Stage2Arguments = Annotated[dict[str, Any], KeywordsOf("trl", "SFTConfig")]
+Stage1Rates = Annotated[dict[str, float], KeywordsOf(__name__, "TowerSettings", only_names=True)]
+Stage2Rates = Annotated[dict[str, float], KeywordsOf(__name__, "Stage2Towers", only_names=True)]
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -251,9 +253,7 @@ class Stage1Settings(RunSettings):
         Share of a cell's values that are hidden for the masked-value loss (`config.value_weight` > 0).
     """
 
-    learning_rates: Annotated[dict[str, float], KeywordsOf(__name__, "TowerSettings", only_names=True)] = Field(
-        default_factory=dict
-    )
+    learning_rates: Stage1Rates = Field(default_factory=dict)
     training: Stage1Arguments = Field(default_factory=dict)
     mask_share: float = Field(default=0.15, gt=0, lt=1)
 
@@ -265,9 +265,7 @@ class Stage2Settings(RunSettings):
     data: Stage2Data
     model: Stage2Model = Field(default_factory=Stage2Model)
     towers: Stage2Towers = Field(default_factory=Stage2Towers)
-    learning_rates: Annotated[dict[str, float], KeywordsOf(__name__, "Stage2Towers", only_names=True)] = Field(
-        default_factory=dict
-    )
+    learning_rates: Stage2Rates = Field(default_factory=dict)
     evaluation: Stage2Evaluation = Field(default_factory=Stage2Evaluation)
     training: Stage2Arguments = Field(default_factory=dict)
 

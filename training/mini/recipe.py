@@ -18,6 +18,7 @@ from scmmgpt.training.settings import (
     Stage2Arguments,
     Stage2Data,
     Stage2Model,
+    Stage2Rates,
     Stage2Settings,
     Stage2Towers,
 )
@@ -80,7 +81,7 @@ class Stage2Part:
     batch_size: int
     training: Stage2Arguments
     towers: Stage2Towers
-    learning_rates: dict[str, float] = Field(default_factory=dict)
+    learning_rates: Stage2Rates = Field(default_factory=dict)
     choice_rate: float = 0.2
     measured_rate: float = 0.4
     max_answer_tokens: int = 72
@@ -120,7 +121,7 @@ class MiniRecipe:
     simulator: SimulatorSettings
     data: DataSettings
     model: ModelSettings
-    training: dict[str, Any]
+    training: Stage1Arguments
     stage1: tuple[Stage1Part, ...]
     stage2: Stage2Part
     flow: FlowPart
