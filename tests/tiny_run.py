@@ -1,5 +1,6 @@
 """A corpus of two studies, labelled, and one without labels, and recipes small enough to train in seconds."""
 
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -67,10 +68,13 @@ def write_recipe(folder: Path, corpus: Corpus, name: str = "run", *, training: d
             "config": {**CONFIG, **sections.pop("config", {})},
             **sections.pop("model", {}),
         },
-        "evaluation": {"max_cells": 24, "num_generated_texts": 4, "num_generated_cells": 2},
+        "evaluation": {"max_cells": 24, **sections.pop("evaluation", {})},
         "training": {**TRAINING, **(training or {})},
         **sections,
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+write_stage_2_recipe = partial(write_recipe, evaluation={"num_generated_texts": 4, "num_generated_cells": 2})

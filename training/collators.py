@@ -1,6 +1,6 @@
 """Rows of a corpus -> the arguments of `forward`: padded or packed genes, texts, and which texts are alike.
 
-Rows come as one Arrow table (`CorpusLoader`) or as a list of dicts (`datasets`, `Trainer`); both give the same batch.
+Rows come as one Arrow table (`CorpusRows`) or as a list of dicts (`datasets`); both give the same batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import scipy.sparse as sp
 import torch
 
 from scmmgpt.processing import ScMMGPTGeneTokenizer
@@ -66,13 +65,10 @@ class TokenizingCollator:
     gene_tokenizer
         A gene tokenizer with the corpus's vocabulary and any settings. With `panel_scaling` every cell is taken for
         one of a whole transcriptome: a corpus does not say which genes were measured and zero.
-    augment
-        Changes the counts before they are tokenised, e.g. thins them: csr (cells x vocabulary) in, csr out.
     """
 
     gene_tokenizer: ScMMGPTGeneTokenizer
     packed: bool = False
-    augment: Callable[[sp.csr_matrix], sp.csr_matrix] | None = None
 
     @cached_property
     def _id_of_column(self) -> np.ndarray:
@@ -83,10 +79,6 @@ class TokenizingCollator:
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         offsets, gene_ids, stored = _genes_of(rows)
         cells = CsrRows(offsets.astype(np.int64), gene_ids.astype(np.int32), stored.astype(np.float32))
-        if self.augment is not None:
-            shape = (len(offsets) - 1, len(self._id_of_column))
-            changed = self.augment(sp.csr_matrix((cells.data, cells.indices, cells.indptr), shape=shape))
-            cells = CsrRows(changed.indptr.astype(np.int64), changed.indices.astype(np.int32), changed.data)
         tokenizer = self.gene_tokenizer
         # The corpus has named the genes already: straight to the layout, which costs a tenth of the whole call.
         block = CellBlock(cells, self._id_of_column, tokenizer.target_sum, float(cells.data.sum()), 0)

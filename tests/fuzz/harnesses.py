@@ -136,12 +136,14 @@ def recipe(content: bytes) -> None:
     """A recipe of training, of a corpus, of an evaluation."""
     from scmmgpt.training.corpus.recipe import CorpusRecipe
     from scmmgpt.training.eval_suite import Suite
-    from scmmgpt.training.settings import read_recipe
+    from scmmgpt.training.mini.recipe import MiniRecipe
+    from scmmgpt.training.settings import Stage1Settings, Stage2Settings
+    from scmmgpt.training.strict_yaml import read_settings
 
     path = written("recipe.yaml", content)
-    for read in (read_recipe, CorpusRecipe.read, Suite.read):
+    for kind in (Stage1Settings, Stage2Settings, CorpusRecipe, Suite, MiniRecipe):
         try:
-            read(path)
+            read_settings(path, kind)
         except UserError:
             continue
 

@@ -6,15 +6,17 @@ between two studies of one type: gene effects of a platform, ambient RNA, depth,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scmmgpt.processing.gene_layout_scmmgpt import pad_tokens
 from scmmgpt.processing.gene_vocabulary_scmmgpt import CLS_ID, FIRST_GENE_ID
+from scmmgpt.training.strict_yaml import CHECKED
 
 from .profiles import WHOLE_TRANSCRIPTOME, Profiles
 
@@ -22,7 +24,7 @@ TARGET_SUM = 1e4
 PANEL_STEPS_PER_OCTAVE = 4
 
 
-@dataclass(frozen=True)
+@checked_dataclass(config=CHECKED, frozen=True)
 class SimulatorSettings:
     """How a cell may differ from its profile.
 
@@ -166,6 +168,11 @@ def pad_cells(cells: list[DrawnCell]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in padded.items()}
 
 
+def as_it_is(batch: dict) -> dict:
+    """The collator of batches that come whole."""
+    return batch
+
+
 @dataclass
 class SimulatedBatches(IterableDataset):
     """An endless stream of batches; `compose` turns profiles and drawn cells into what a model is given.
@@ -174,7 +181,7 @@ class SimulatedBatches(IterableDataset):
     """
 
     simulator: CellSimulator
-    compose: object
+    compose: Callable[[np.ndarray, list[DrawnCell], np.random.Generator], dict]
     batch_size: int
     seed: int
 
