@@ -299,7 +299,9 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         by_median = self.gene_order == "median_ratio"
         return Layout(
             value_mode=self.value_mode,
-            medians=np.pad(self._vocabulary.medians, (FIRST_GENE_ID, 0), constant_values=1) if by_median else np.empty(0),
+            medians=np.pad(self._vocabulary.medians, (FIRST_GENE_ID, 0), constant_values=1)
+            if by_median
+            else np.empty(0),
             num_bins=self.num_bins,
             max_genes=max_genes or len(self._vocabulary.genes),
             add_cls=self.add_cls,
