@@ -183,7 +183,7 @@ def _engine(execution: Execution, cells: CellsInMemory | CellsInFile) -> RayEngi
     return RayEngine(execution.address, execution.workers, execution.device)
 
 
-def _anndata() -> type:
+def _anndata() -> type[AnnData]:
     from anndata import AnnData
 
     return AnnData
