@@ -23,9 +23,9 @@ REMOTE_PACKAGES = {"huggingface_hub", "numpy", "safetensors", "scipy", "torch", 
 # The front door's ground floor knows no verbs, so that whoever stands below may build on it.
 GROUND_FLOOR = {
     *(
+        "arguments",
         "errors",
         "hashes",
-        "prompts",
         "progress",
         "atomic_files",
         "storage",

@@ -10,8 +10,6 @@ from scmmgpt import index
 from scmmgpt.arguments import SHARED_ARGUMENTS
 from scmmgpt.console import USERS_MISTAKE, run_to_exit_code
 from scmmgpt.errors import UserError
-from scmmgpt.training import evaluate as evaluation
-from scmmgpt.training import finetune as finetuning
 
 VERBS = [
     scmmgpt.annotate,
@@ -61,22 +59,6 @@ def test_shared_arguments_have_one_order_and_one_default(verb):
         name for name in SHARED_ARGUMENTS if name in shared and name != "output"
     ]
     assert {name: parameters(verb)[name].default for name in optional} == defaults
-
-
-@pytest.mark.parametrize(
-    ("verb", "behind", "not_shared"),
-    [
-        pytest.param(scmmgpt.evaluate, evaluation.evaluate, {"adata", "data", "tasks"}, id="evaluate"),
-        pytest.param(scmmgpt.finetune, finetuning.finetune, {"adata", "data", "training"}, id="finetune"),
-    ],
-)
-def test_a_verb_has_the_defaults_of_the_function_behind_it(verb, behind, not_shared):
-    defaults = [
-        {name: parameter.default for name, parameter in parameters(function).items() if name not in not_shared}
-        for function in (verb, behind)
-    ]
-
-    assert defaults[0] == defaults[1]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,11 @@ def finetuned(base, tmp_path_factory):
     adata.obs["kind"] = LABELS[adata.obs["leiden"].astype(int)]
     output = tmp_path_factory.mktemp("finetuned") / "model"
     figures = finetune(
-        adata, label="kind", model=base, output=output, max_steps=10, learning_rate=0.003, disable_tqdm=True
+        adata,
+        label="kind",
+        model=base,
+        output=output,
+        training={"max_steps": 10, "learning_rate": 0.003, "disable_tqdm": True},
     )
     return output, figures
 
@@ -96,14 +100,14 @@ def test_the_language_model_and_the_decoder_of_the_base_are_kept(finetuned, base
 def test_the_cells_given_are_not_changed(base, cells, tmp_path):
     before = cells.copy()
 
-    finetune(cells, label="kind", model=base, output=tmp_path / "out", **QUICK)
+    finetune(cells, label="kind", model=base, output=tmp_path / "out", training=QUICK)
 
     assert (cells.X != before.X).nnz == 0
     assert cells.obs.equals(before.obs)
 
 
 def test_full_training_writes_no_adapters(base, cells, tmp_path):
-    finetune(cells, label="kind", model=base, output=tmp_path / "out", lora=False, **QUICK)
+    finetune(cells, label="kind", model=base, output=tmp_path / "out", lora=False, training=QUICK)
 
     assert not (tmp_path / "out" / "adapter").exists()
     assert not torch.equal(
@@ -113,7 +117,7 @@ def test_full_training_writes_no_adapters(base, cells, tmp_path):
 
 
 def test_descriptions_of_your_own_are_learnt_by_the_language_model(base, cells, tmp_path):
-    finetune(cells, label="kind", model=base, output=tmp_path / "out", text="said", **QUICK)
+    finetune(cells, label="kind", model=base, output=tmp_path / "out", text="said", training=QUICK)
 
     assert (tmp_path / "out" / "adapter_description").is_dir()
     AutoModelForMultimodalLM.from_pretrained(tmp_path / "out")

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from scmmgpt.arguments import shared_arguments
 from scmmgpt.errors import UserError, require
+from scmmgpt.loading import ModelSource
 from scmmgpt.training.corpus.checks import DuplicateSettings, near_duplicates
 from scmmgpt.training.evaluation.baselines import TrainingCells, baseline_systems, components_system
 from scmmgpt.training.evaluation.expression import linear_expression, upper_symbols
@@ -45,7 +47,6 @@ QuickTask = Literal["annotation", "candidates", "wording", "unknown types", "con
 Task = QuickTask | Literal["untrained types", "few-shot", "description", "generation"]
 QUICK_TASKS: tuple[QuickTask, ...] = get_args(QuickTask)
 ALL_TASKS: tuple[Task, ...] = tuple(task for tasks in get_args(Task) for task in get_args(tasks))
-MOST_CELLS = 10_000
 # Baselines that are worth their time in tasks beyond plain annotation.
 IN_MORE_TASKS = {
     "candidates": {"nearest class mean"},
@@ -54,32 +55,33 @@ IN_MORE_TASKS = {
 }
 
 
+@shared_arguments
 def evaluate(
-    data: AnnData | str | os.PathLike,
+    adata: AnnData | str | os.PathLike,
     label: str,
     *,
+    model: ModelSource | System = None,
     output: str | os.PathLike,
-    model: Any = None,
     donor: str | None = None,
     tasks: Sequence[str] = QUICK_TASKS,
-    most_cells: int = MOST_CELLS,
+    most_cells: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Test a model on a person's own labelled cells; returns the figures of the page that it writes.
+    """Measure a model on labelled cells, beside simple baselines; returns the scores and writes a report.
 
     The model sees no label. The baselines learn from half of the cells (whole donors where there are two or more),
     and everything is tested on the other half.
 
     Parameters
     ----------
-    data
+    adata
         Cells with counts or log1p values in X, or the path of an h5ad.
     label
         The column of `obs` with the true types.
+    model
+        What `load` takes or returned, or a `System` of `scmmgpt.training.evaluation.systems`.
     output
         The folder for the page `report.html` and a JSON, a Markdown table and a PNG of each task.
-    model
-        A `System`, or what `scmmgpt.load` takes.
     donor
         The column of `obs` with donors; None looks for a usual name.
     tasks
@@ -88,13 +90,13 @@ def evaluate(
     most_cells
         Larger data are cut to so many cells, drawn at random.
     seed
-        Of every draw.
+        Of every random draw.
     """
     require("sklearn")
     if unknown := sorted(set(tasks) - set(ALL_TASKS)):
         raise UserError(f"There is no task {unknown[0]!r}; there are: {', '.join(ALL_TASKS)}.")
     tree = TypeTree.load()
-    study = _at_most(open_study(data, label, donor=donor, tree=tree), most_cells, seed)
+    study = _at_most(open_study(adata, label, donor=donor, tree=tree), most_cells, seed)
     system = model if isinstance(model, System) else _from_front_door(model)
     learning, tested = _halve(study, seed)
     baselines = _own_baselines(learning, tested, label, tree)

@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel
 
+from scmmgpt.arguments import shared_arguments
 from scmmgpt.errors import UserError, require
 from scmmgpt.modeling_scmmgpt import (
     ScMMGPTConfig,
@@ -59,50 +60,50 @@ MOST_HELD_OUT = 1000
 KEPT_FILES = ("cell_ontology.json.gz",)
 
 
+@shared_arguments
 def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
-    data: AnnData | str | os.PathLike,
-    *,
+    adata: AnnData | str | os.PathLike,
     label: str,
-    output: str | os.PathLike,
+    *,
     model: str | os.PathLike | None = None,
+    output: str | os.PathLike,
     lora: bool = True,
     shots: int | None = None,
     batch_key: str | None = None,
     text: str | None = None,
     recipe: str | os.PathLike | None = None,
-    **training: Any,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, float | int | str]:
     """Write a model that knows your labels; return how well it names cells it was not shown, before and after.
 
     Parameters
     ----------
-    data
+    adata
         Labelled cells, or the path of an h5ad. Not changed. Cells without a label are left out.
     label
-        Column of `obs` with the label of each cell; labels need not be in any ontology.
-    output
-        Folder of the new model.
+        The column of `obs` with the label of each cell; labels need not be in any ontology.
     model
-        Where to start: a directory, a Hub repository, None for the embedded model.
+        Where to start: a directory, a Hub repository, or None for the model that comes with the package.
+    output
+        The folder of the new model.
     lora
-        Learn small adapters (and merge them into the result); False trains both towers in full.
+        Train small adapters and merge them into the result; False trains both towers in full.
     shots
         Cells of each label to learn from; all others are held out. None: nine in ten.
     batch_key
-        Column of `obs` with batches, donors or studies: every label is shown equally often from each, so that a
-        label's text pulls them together.
+        The column of `obs` with donors or batches: every label is shown equally often from each.
     text
-        Column of `obs` with a description of each cell: the language model learns to write it as well.
+        The column of `obs` with a description of each cell: the language model learns to write it as well.
     recipe
-        A yaml with the numbers of the run in place of `training/recipes/finetune.yaml`.
-    **training
-        Numbers of the recipe's section `training` that differ, such as `max_steps=50`.
+        A YAML file with the settings of the run in place of `training/recipes/finetune.yaml`.
+    training
+        Settings of the recipe's section `training` to change, such as {"max_steps": 50}.
     """
     from scmmgpt.loading import find_model
 
     base = find_model(model)
-    settings = _settings(Path(output), recipe, training, lora=lora)
-    adata = _read(data)
+    settings = _settings(Path(output), recipe, training or {}, lora=lora)
+    adata = _read(adata)
     processor = ScMMGPTProcessor.from_pretrained(base)
     cells = LabelledCells.of(adata, processor, label=label, batch_key=batch_key, text=text)
     ontology = _ontology(base)
@@ -259,7 +260,7 @@ def definition_of(label: str, ontology: Ontology) -> str | None:
 # ---- steps
 
 
-def _settings(output: Path, recipe: str | os.PathLike | None, training: dict, *, lora: bool) -> Stage1Settings:
+def _settings(output: Path, recipe: str | os.PathLike | None, training: Mapping, *, lora: bool) -> Stage1Settings:
     content = asdict(read_recipe(Path(recipe or RECIPE), Stage1Settings))
     content["output"] = str(output / RUN)
     content["training"] |= training

@@ -387,9 +387,10 @@ def finetune(
     json: AsJson = False,
 ) -> None:
     """Fine-tune a model on your own labels."""
-    from . import supervised
+    from . import auto  # noqa: F401 - the package's own classes, not the repository's copies
+    from .training.finetune import finetune as finetune_model
 
-    figures = supervised.finetune(
+    figures = finetune_model(
         cells, label, model=model, output=output, lora=lora, shots=shots, batch_key=batch_key, recipe=recipe
     )
     say_outcome(figures, output, json)
@@ -412,9 +413,10 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Measure a model on labelled cells, beside simple baselines."""
-    from . import supervised
+    from .training import evaluate as evaluation
 
-    say_outcome(supervised.evaluate(cells, label, model=model, output=output, tasks=task or None), output, json)
+    tasks = task or evaluation.QUICK_TASKS
+    say_outcome(evaluation.evaluate(cells, label, model=model, output=output, tasks=tasks), output, json)
 
 
 @app.command(
