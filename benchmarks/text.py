@@ -20,13 +20,12 @@ from benchmarks._tiled import real_cells, tiled
 
 def describe_ways(model, cells, num_tokens: int, batch_size: int) -> dict:
     """Greedy descriptions of `num_tokens` tokens each, never ended early, so that every way does the same work."""
-    from scmmgpt.description import question_about_cells
     from scmmgpt.device import Batches
     from scmmgpt.embedding import run_chunk
     from scmmgpt.text_generation import generate_ids, tokenize_prompt
 
     features = dict(model.processor.gene_tokenizer(cells, return_tensors="np"))
-    prompt_ids = tokenize_prompt(model, question_about_cells(model, None))
+    prompt_ids = tokenize_prompt(model, model.processor.cell_prompt())
 
     def compute(inputs, tokens):
         cell_tokens = model.model.get_cell_tokens(**inputs)

@@ -16,7 +16,6 @@ from scmmgpt import embedding, text_cache
 from scmmgpt.device import Batches, choose_device
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
-from scmmgpt.prompts import question_about_cells
 from scmmgpt.text_generation import (
     answer_probabilities,
     answers_tree,
@@ -219,7 +218,7 @@ def test_a_description_comes_from_the_cells_own_tokens(cells, writer):
 
 
 def test_a_description_is_what_generate_writes(cells, writer):
-    question = question_about_cells(writer)
+    question = writer.processor.cell_prompt()
     inputs = writer.processor(cells=cells[:4], text=question, return_tensors="pt")
     with torch.inference_mode():
         ids = writer.model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
@@ -259,7 +258,7 @@ def test_the_probability_of_an_answer_is_that_of_writing_it_token_by_token(cells
 
     with torch.inference_mode():
         tokens = writer.model.get_cell_tokens(**writer.processor(cells=cells[:1], return_tensors="pt"))
-        vectors = embed_prompt(writer, tokenize_prompt(writer, question_about_cells(writer)), tokens)
+        vectors = embed_prompt(writer, tokenize_prompt(writer, writer.processor.cell_prompt()), tokens)
         probability = answer_probabilities(writer, vectors, tree)[0].numpy()
         expected = [probability_of(answer, vectors) for answer in tree.answers]
 

@@ -6,7 +6,7 @@ import transformers
 
 import scmmgpt
 from scmmgpt.errors import UserError
-from scmmgpt.prompts import question_about_cells, question_about_type
+from scmmgpt.processing.prompting_scmmgpt import annotation_question
 from scmmgpt.text_generation import decode, generate_ids, tokenize_prompt
 from scmmgpt.text_server import prompt_vectors, save_language_model
 
@@ -23,7 +23,7 @@ def cells():
 
 
 def test_the_llm_alone_answers_as_the_whole_model_does(loaded, cells, tmp_path):
-    question = question_about_type()
+    question = annotation_question()
     llm = transformers.AutoModelForCausalLM.from_pretrained(save_language_model(loaded, tmp_path / "llm")).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "llm")
 
@@ -31,7 +31,7 @@ def test_the_llm_alone_answers_as_the_whole_model_does(loaded, cells, tmp_path):
     with torch.inference_mode():
         alone = llm.generate(inputs_embeds=vectors, max_new_tokens=16, do_sample=False)
         inputs = loaded.processor(cells=cells, return_tensors="pt")
-        prompt = tokenize_prompt(loaded, question_about_cells(loaded, question)).expand(len(cells), -1)
+        prompt = tokenize_prompt(loaded, loaded.processor.cell_prompt(question)).expand(len(cells), -1)
         whole = generate_ids(loaded, prompt, loaded.model.model.get_cell_tokens(**inputs), 16)
 
     answers = [text.strip() for text in tokenizer.batch_decode(alone, skip_special_tokens=True)]

@@ -11,8 +11,8 @@ import numpy as np
 
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
-from .prompts import checked_question
-from .text_generation import generate_ids, tokenize_prompt
+from .processing.prompting_scmmgpt import conversation
+from .text_generation import checked_question, generate_ids, tokenize_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -95,8 +95,6 @@ class Conversation:
             turns = self._without_oldest_answer(turns)
 
     def _question(self, question: str) -> dict[str, Any]:
-        from .processing.prompting_scmmgpt import conversation
-
         return conversation(question, num_cells=0 if self.messages else len(self.names))[0]
 
     def _without_oldest_answer(self, turns: list[dict]) -> list[dict]:

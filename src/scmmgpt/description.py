@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .embedding import Arrays, Compute, embed_batch, run_chunk
-from .prompts import question_about_cells, question_about_type
+from .processing.prompting_scmmgpt import annotation_question, description_question
 from .text_generation import (
     answer_probabilities,
     answers_tree,
+    checked_question,
     decode,
     embed_prompt,
     generate_ids,
@@ -43,7 +44,8 @@ def describe_cells(
     verb: Verb, clusters: np.ndarray | None, *, prompt: str | None, choices: LabelSet | None, max_new_tokens: int
 ) -> Descriptions:
     """Describe every cell, or only the most typical cell of each cluster, for all of its cells."""
-    question = question_about_cells(verb.loaded, prompt or (question_about_type() if choices else None))
+    asked = prompt or (annotation_question() if choices else description_question())
+    question = verb.loaded.processor.cell_prompt(checked_question(verb.loaded, asked))
     if choices is None:
         compute = _write_batch(verb, question, max_new_tokens)
     else:

@@ -19,6 +19,15 @@ _SYMBOL = re.compile(r"(?<![\w-])[A-Z][A-Za-z0-9]+(?:-[A-Z0-9]+)*(?![\w+-])")
 NOT_DETECTED = "[not detected]"
 
 
+def checked_question(loaded: LoadedModel, question: str) -> str:
+    """The question; refused when it is empty or places cells itself."""
+    if not question.strip():
+        raise UserError("The question is empty.")
+    if loaded.processor.cell_token in question:
+        raise UserError(f"The question must not hold {loaded.processor.cell_token!r}: the cells are put before it.")
+    return question
+
+
 def tokenize_prompt(loaded: LoadedModel, prompt: str) -> torch.Tensor:
     """Token ids of one prompt, (1, S), every `<cell>` as many placeholders as a cell has tokens."""
     processor = loaded.processor

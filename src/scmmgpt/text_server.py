@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .prompts import question_about_cells
-from .text_generation import embed_prompt, tokenize_prompt
+from .processing.prompting_scmmgpt import description_question
+from .text_generation import checked_question, embed_prompt, tokenize_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,8 @@ def prompt_vectors(loaded: LoadedModel, cells: AnnData, question: str) -> torch.
 
     _check_generative(loaded)
     inputs = loaded.processor(cells=cells, return_tensors="pt").to(loaded.device)
-    prompt = tokenize_prompt(loaded, question_about_cells(loaded, question))
+    question = checked_question(loaded, question or description_question())
+    prompt = tokenize_prompt(loaded, loaded.processor.cell_prompt(question))
     with torch.inference_mode():
         cell_tokens = loaded.model.model.get_cell_tokens(**inputs)
         return embed_prompt(loaded, prompt.expand(len(cell_tokens), -1), cell_tokens)
