@@ -8,7 +8,14 @@ import pytest
 from scmmgpt.errors import UserError
 from scmmgpt.processing.back_off_scmmgpt import BackOff, call_cells
 from scmmgpt.processing.calibration_scmmgpt import Calibration
-from scmmgpt.processing.calling_scmmgpt import Candidates, CellAnnotator, CellEvidence, Scorer, rerank
+from scmmgpt.processing.calling_scmmgpt import (
+    Candidates,
+    CellAnnotator,
+    CellEvidence,
+    Scorer,
+    annotation_files,
+    rerank,
+)
 from scmmgpt.processing.labels_scmmgpt import LabelSet, read_labels
 from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
 from scmmgpt.smoothing import nearest_neighbours, smooth
@@ -164,14 +171,14 @@ def test_temperature_lies_between_its_neighbours_in_number_of_candidates():
 
 
 def test_a_model_without_calibration_has_the_plain_softmax(tmp_path):
-    assert CellAnnotator.of_directory(tmp_path).calibration == Calibration()
+    assert CellAnnotator.of_files(annotation_files(tmp_path)).calibration == Calibration()
 
 
 def test_a_broken_calibration_file_is_named(tmp_path):
     (tmp_path / "calibration.json").write_text(json.dumps({"temperature_by_candidates": "hot"}))
 
     with pytest.raises(UserError, match=r"calibration\.json"):
-        CellAnnotator.of_directory(tmp_path)
+        CellAnnotator.of_files(annotation_files(tmp_path))
 
 
 def test_cells_that_are_none_are_unknown_unless_every_cell_must_be_named():

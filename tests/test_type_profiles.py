@@ -10,7 +10,14 @@ import scmmgpt
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing.calibration_scmmgpt import Calibration
-from scmmgpt.processing.calling_scmmgpt import Candidates, CellAnnotator, CellEvidence, Scorer, TokenEvidence
+from scmmgpt.processing.calling_scmmgpt import (
+    Candidates,
+    CellAnnotator,
+    CellEvidence,
+    Scorer,
+    TokenEvidence,
+    annotation_files,
+)
 from scmmgpt.processing.labels_scmmgpt import read_labels
 from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
 from scmmgpt.processing.type_profiles_scmmgpt import FILE_NAME, STEP, Agreement, TypeProfiles, candidate_of_type
@@ -58,7 +65,7 @@ def test_profiles_written_twice_are_the_same_file(profiles, tmp_path):
 
 
 def test_a_directory_without_profiles_has_none(tmp_path):
-    assert CellAnnotator.of_directory(tmp_path).type_profiles is None
+    assert CellAnnotator.of_files(annotation_files(tmp_path)).type_profiles is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not packed", b"\x1f\x8b cut short"])
@@ -66,7 +73,7 @@ def test_a_damaged_file_of_profiles_is_named(content, tmp_path):
     (tmp_path / FILE_NAME).write_bytes(content)
 
     with pytest.raises(UserError, match=FILE_NAME):
-        CellAnnotator.of_directory(tmp_path)
+        CellAnnotator.of_files(annotation_files(tmp_path))
 
 
 def test_a_type_speaks_for_itself_or_for_the_nearest_above_it(profiles):

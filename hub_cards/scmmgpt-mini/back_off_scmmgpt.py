@@ -1,7 +1,7 @@
 """From the probabilities of candidate labels to calls, backing off in the Cell Ontology where they are too low."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -11,8 +11,7 @@ from .labels_scmmgpt import UNKNOWN, LabelSet
 from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
 
 
-@dataclass
-class Calls:
+class Calls(NamedTuple):
     """One call per cell: parallel arrays of length N."""
 
     labels: np.ndarray
@@ -20,38 +19,18 @@ class Calls:
     confidence: np.ndarray
     second_choices: np.ndarray
 
-    @classmethod
-    def empty(cls, num_cells: int) -> "Calls":
-        """Calls that say nothing yet."""
-        names = [np.full(num_cells, UNKNOWN, dtype=object) for _ in range(3)]
-        return cls(names[0], names[1], np.zeros(num_cells, dtype=np.float32), names[2])
-
     @property
     def columns(self) -> dict[str, np.ndarray]:
         """The calls by the names of the `obs` columns that keep them, without prefix."""
-        return {
-            "cell_type": self.labels,
-            "cell_type_ontology_term_id": self.term_ids,
-            "confidence": self.confidence,
-            "second_choice": self.second_choices,
-        }
-
-    def put(self, rows: slice | np.ndarray, calls: "Calls") -> None:
-        """Fill some rows."""
-        for name in ("labels", "term_ids", "confidence", "second_choices"):
-            getattr(self, name)[rows] = getattr(calls, name)
-
-    def take(self, rows: np.ndarray) -> "Calls":
-        """The calls of some rows."""
-        return Calls(self.labels[rows], self.term_ids[rows], self.confidence[rows], self.second_choices[rows])
+        names = "cell_type", "cell_type_ontology_term_id", "confidence", "second_choice"
+        return dict(zip(names, self, strict=True))
 
     def with_unknown(self, rows: np.ndarray) -> "Calls":
         """The same calls, with some cells unknown whatever the model says about them."""
-        return Calls(
-            np.where(rows, UNKNOWN, self.labels),
-            np.where(rows, UNKNOWN, self.term_ids),
-            np.where(rows, np.float32(0), self.confidence),
-            self.second_choices,
+        return self._replace(
+            labels=np.where(rows, UNKNOWN, self.labels),
+            term_ids=np.where(rows, UNKNOWN, self.term_ids),
+            confidence=np.where(rows, np.float32(0), self.confidence),
         )
 
 
@@ -136,26 +115,16 @@ def call_cells(
     back_off: BackOff,
     clusters: np.ndarray | None = None,
 ) -> Calls:
-    """Call every cell, or every cluster by the mean probability of its cells.
+    """Call every cell, or every cluster (a number for each cell) by the mean probability of its cells.
 
-    Parameters
-    ----------
-    num_cells
-        N.
-    probabilities
-        Rows -> (rows, C).
-    back_off
-        What turns probabilities into calls.
-    clusters
-        A cluster number for each cell; None calls each cell by itself.
+    `probabilities` gives those of some rows, (rows, C).
     """
     if clusters is None:
-        calls = Calls.empty(num_cells)
-        for rows in parts(num_cells):
-            calls.put(rows, back_off.calls(probabilities(rows)))
-        return calls
+        blocks = [back_off.calls(probabilities(rows)) for rows in parts(num_cells)]
+        return Calls(*map(np.concatenate, zip(*blocks, strict=True)))
     num_clusters = int(clusters.max()) + 1
     total = np.zeros((num_clusters, len(back_off.labels)), dtype=np.float64)
     for rows in parts(num_cells):
         np.add.at(total, clusters[rows], probabilities(rows))
-    return back_off.calls(total / np.bincount(clusters, minlength=num_clusters)[:, None]).take(clusters)
+    of_clusters = back_off.calls(total / np.bincount(clusters, minlength=num_clusters)[:, None])
+    return Calls(*(column[clusters] for column in of_clusters))

@@ -122,11 +122,6 @@ class CellAnnotator:
     trained_types: tuple[str, ...] = ()
 
     @classmethod
-    def of_directory(cls, directory: Path, trained_types: Sequence[str] = ()) -> "CellAnnotator":
-        """Read from the files of a model directory."""
-        return cls.of_files(annotation_files(directory), trained_types)
-
-    @classmethod
     def of_files(cls, files: Mapping[str, str | Path], trained_types: Sequence[str] = ()) -> "CellAnnotator":
         """Read from {name: path} of those `ANNOTATION_FILES` that a model has."""
         annotator = _read(tuple(sorted((name, str(path)) for name, path in files.items())))
