@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .arguments import shared_arguments
-from .embedding import EvidenceBatch, embed_batch
+from .embedding import CellRun, EvidenceBatch, embed_batch
 from .errors import UserError
 from .input_warnings import cell_warnings
 from .loading import LoadedModel, ModelSource, load
-from .processing.calling_scmmgpt import CellEvidence
+from .processing.calling_scmmgpt import CellEvidence, Scorer
 from .processing.encoding_scmmgpt import similarity_scale
 from .processing.labels_scmmgpt import Labels, LabelSet
 from .processing.prompting_scmmgpt import query_text
@@ -148,15 +148,34 @@ def annotate(
     verb = Verb.begin("annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys(names)))
     clusters = _clusters(verb.cells.obs, cluster_key)
     label_set = _label_set(verb, labels)
-    annotator, loaded = verb.loaded.annotator, verb.loaded
+    annotator = verb.loaded.annotator
     least = annotator.calibration.min_confidence if min_confidence is None else min_confidence
+    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share)
+    calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
+    asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
+    used = {name: getattr(scorer, name) for name in ("prior_share", "profile_weight", "temperature")}
+    used["implausible_cells"] = int(cells.is_implausible.sum())
+    record = verb.record(run.gene_account, labels=label_set.source, num_candidates=len(label_set), **asked, **used)
+    if page is not None:
+        from .annotation_report import write_report
+
+        write_report(page, verb, record, calls, cells.embeds, scorer, cluster_key)
+    obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
+    return verb.finish(Additions(obs=obs, uns={key_added: record}))
+
+
+def _score_cells(
+    verb: Verb, labels: LabelSet, tissue: str | None, smooth: int, rerank: int, prior_share: float | None
+) -> tuple[CellRun, CellEvidence, Scorer]:
+    """The run, what it found of each cell, and the scores of the labels; warns of cells that look like none."""
+    loaded, annotator = verb.loaded, verb.loaded.annotator
     candidates = annotator.candidates(
-        label_set,
+        labels,
         lambda texts: remembered(loaded.weights_hash, texts, lambda: loaded.embed_texts(texts)),
         tissue=tissue,
         with_profiles=prior_share != 0,
     )
-    texts = label_set.texts(tissue) if rerank else []
+    texts = labels.texts(tissue) if rerank else []
     run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
     cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
     scorer = annotator.scorer(
@@ -166,31 +185,9 @@ def annotate(
         measured_genes=run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None,
         prior_share=prior_share,
     )
-    calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
-    num_implausible = int(cells.is_implausible.sum())
-    for warning in cell_warnings(num_implausible, len(cells), run.dispersion(), run.gene_account):
+    for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
         verb.warn(warning)
-
-    record = verb.record(
-        run.gene_account,
-        labels=label_set.source,
-        num_candidates=len(label_set),
-        tissue=tissue,
-        min_confidence=least,
-        cluster_key=cluster_key,
-        smooth=smooth,
-        rerank=rerank,
-        prior_share=scorer.prior_share,
-        profile_weight=scorer.profile_weight,
-        temperature=scorer.temperature,
-        implausible_cells=num_implausible,
-    )
-    if page is not None:
-        from .annotation_report import write_report
-
-        write_report(page, verb, record, calls, cells.embeds, scorer, cluster_key)
-    obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
-    return verb.finish(Additions(obs=obs, uns={key_added: record}))
+    return run, cells, scorer
 
 
 def _label_set(verb: Verb, labels: Labels | None) -> LabelSet:
