@@ -54,8 +54,10 @@ class RayEngine:
 
     def results(self, run: CellRun, make: MakeCompute, start: int) -> Iterator[tuple[slice, Arrays, dict[str, Any]]]:
         """(rows, their results, the account of all from `start` to them), for all cells from `start` on, in order."""
-        path = run.cells.path.resolve()
-        job = CellJob(path, run.loaded.directory, self.device and str(self.device), run.batches.size, make)
+        assert run.cells.path is not None, "checked where the engine is made"
+        job = CellJob(
+            run.cells.path.resolve(), run.loaded.directory, self.device and str(self.device), run.batches.size, make
+        )
         account: dict[str, Any] = {}
         size = run.cells_per_chunk or CELLS_PER_RANGE
         for first, last, results, read in self._outcomes(job, list(parts(run.cells.num_cells, start, size))):
