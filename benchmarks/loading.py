@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks._measuring import machine, row
 from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.training.assembly import CorpusRows
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
 from scmmgpt.training.corpus.build import build_corpus
 from scmmgpt.training.corpus.reading import GENE_COLUMNS, Corpus, Selection
 from scmmgpt.training.corpus.recipe import CorpusRecipe
-from scmmgpt.training.data import BatchSettings, CorpusBatchSampler, CorpusLoader, stream_corpus
+from scmmgpt.training.data import BatchSettings, CorpusBatchSampler
 
 BATCH = 64
 SETTINGS = BatchSettings(batch_size=BATCH)
@@ -90,12 +91,9 @@ def from_lists(corpus: Corpus) -> Iterator[dict]:
 
 
 def loader(corpus: Corpus, collate: Callable, settings: BatchSettings = SETTINGS) -> Iterator[dict]:
-    return iter(CorpusLoader(CorpusBatchSampler(corpus, ALL, settings), collate, columns=list(GENE_COLUMNS)))
-
-
-def streamed(corpus: Corpus, collate: Callable) -> Iterator[dict]:
-    rows = stream_corpus(corpus, ALL, SETTINGS, columns=list(GENE_COLUMNS))
-    return iter(DataLoader(rows, batch_size=BATCH, collate_fn=collate))
+    """As the stages read: whole batches of rows as Arrow tables."""
+    order = CorpusBatchSampler(corpus, ALL, settings)
+    return iter(DataLoader(CorpusRows(corpus), batch_sampler=order, collate_fn=collate))
 
 
 def rates(tokens: Corpus, counts: Corpus, files: dict[str, Path], seconds: float) -> dict[str, dict]:
@@ -107,9 +105,8 @@ def rates(tokens: Corpus, counts: Corpus, files: dict[str, Path], seconds: float
         "plain h5ad, gzip, random rows -> csr": lambda: from_h5ad(files["gzip"]),
         "plain h5ad, uncompressed, random rows -> csr": lambda: from_h5ad(files["plain"]),
         "HF lists, dataset[i] -> padded": lambda: from_lists(tokens),
-        "corpus of tokens, CorpusLoader -> padded": lambda: loader(tokens, padded),
-        "corpus of tokens, CorpusLoader -> packed": lambda: _whole_batches(loader(tokens, packed)),
-        "corpus of tokens, stream -> padded": lambda: streamed(tokens, padded),
+        "corpus of tokens -> padded": lambda: loader(tokens, padded),
+        "corpus of tokens -> packed": lambda: _whole_batches(loader(tokens, packed)),
         "corpus of counts, tokenised on the way -> padded": lambda: loader(counts, on_the_fly),
     }
     found = {}

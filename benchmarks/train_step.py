@@ -21,11 +21,11 @@ from benchmarks._measuring import machine, write_report
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
 from scmmgpt.training.flops import stage_1_flops, stage_2_flops
 from scmmgpt.training.meter import device_tflops, shape_of
-from scmmgpt.training.settings import LoraSettings, TowerSettings
+from scmmgpt.training.settings import LoraSettings, Stage2Towers, TowerSettings
 from scmmgpt.training.towers import prepare_towers
 
 CELL_TOKEN = 7
-STAGE_2_TOWERS = TowerSettings(cell_encoder="freeze", language_model="lora")
+STAGE_2_TOWERS = Stage2Towers(cell_encoder="freeze", language_model="lora")
 QWEN3_1B7 = {
     "model_type": "qwen3",
     "vocab_size": 151_936,

@@ -229,23 +229,15 @@ class EndpointHandler:
         order = np.argsort([len(ids) for ids, _ in cells], kind="stable")
         batches = []
         for start in range(0, len(order), CELLS_PER_BATCH):
-            tokens = self._padded([cells[index] for index in order[start : start + CELLS_PER_BATCH]])
+            ids, values = zip(*(cells[index] for index in order[start : start + CELLS_PER_BATCH]), strict=True)
+            lengths = [len(one) for one in ids]
+            tokens = self.processor.gene_tokenizer.pad_tokens(np.concatenate(ids), np.concatenate(values), lengths)
             inputs = {name: torch.from_numpy(array).to(self.device) for name, array in tokens.items()}
             with torch.inference_mode():
                 embeds = self.model.get_cell_features(**inputs).pooler_output.float().cpu().numpy()
             batches.append({"embeds": embeds, **self._read_tokens(tokens)})
         place = np.argsort(order)
         return {name: np.concatenate([batch[name] for batch in batches])[place] for name in batches[0]}
-
-    def _padded(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-        longest = max(len(ids) for ids, _ in cells)
-        padding = self.model.config.cell_config.pad_token_id or 0
-        gene_ids = np.full((len(cells), longest), padding, dtype=np.int64)
-        gene_values = np.zeros((len(cells), longest), dtype=np.float32)
-        gene_mask = np.zeros((len(cells), longest), dtype=np.int64)
-        for row, (ids, values) in enumerate(cells):
-            gene_ids[row, : len(ids)], gene_values[row, : len(ids)], gene_mask[row, : len(ids)] = ids, values, 1
-        return {"gene_ids": gene_ids, "gene_values": gene_values, "gene_mask": gene_mask}
 
     def _require_language_model(self) -> None:
         if not self.is_generative:

@@ -13,6 +13,7 @@ from .errors_scmmgpt import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<cls>", "<mask>")
 PAD_ID, CLS_ID, MASK_ID = range(len(SPECIAL_TOKENS))
+FIRST_GENE_ID = len(SPECIAL_TOKENS)
 Numbers = Sequence[float] | np.ndarray
 GZIP = b"\x1f\x8b"  # how a packed file begins
 COLUMNS = ("gene", "ensembl_id", "median", "mass")

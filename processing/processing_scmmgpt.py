@@ -166,10 +166,9 @@ class ScMMGPTProcessor(ProcessorMixin):
             "return_text_replacement_offsets", False
         )
         texts = self._place_cells(text, num_cells)
-        expanded, offsets = self._expand_cell_tokens(texts)
-        features = dict(self.tokenizer(expanded, **text_options))
+        features = dict(self.tokenizer([self.expand_cell_tokens(one) for one in texts], **text_options))
         if with_offsets:  # without them `return_assistant_tokens_mask=True` marks the wrong tokens
-            features["text_replacement_offsets"] = offsets
+            features["text_replacement_offsets"] = [self._replacements(one) for one in texts]
         if self.qformer_tokenizer is not None and num_cells is None:
             for_qformer = self.qformer_tokenizer(texts, padding=text_options.get("padding", True), truncation=True)
             features.update({f"qformer_{name}": for_qformer[name] for name in QFORMER_NAMES})
@@ -194,27 +193,25 @@ class ScMMGPTProcessor(ProcessorMixin):
             )
         return texts
 
-    def _expand_cell_tokens(self, texts: list[str]) -> tuple[list[str], list[list[dict]]]:
-        """Every `<cell>` repeated for each query token, and which characters that replaced."""
-        repeated = self.cell_token * self.num_query_tokens
+    def expand_cell_tokens(self, text: str) -> str:
+        """The text with every `<cell>` repeated, once for each query token: what the text tokenizer is given."""
+        return text.replace(self.cell_token, self.cell_token * self.num_query_tokens)
+
+    def _replacements(self, text: str) -> list[dict]:
+        """Which characters of a text `expand_cell_tokens` replaces, in the words of transformers."""
+        repeated = self.expand_cell_tokens(self.cell_token)
         gained = len(repeated) - len(self.cell_token)
-        offsets = []
-        for text in texts:
-            found = enumerate(re.finditer(re.escape(self.cell_token), text))
-            starts = [(match.span(), match.start() + place * gained) for place, match in found]
-            offsets.append(
-                [
-                    {
-                        "type": "cell",
-                        "span": span,
-                        "new_span": (start, start + len(repeated)),
-                        "text": self.cell_token,
-                        "replacement": repeated,
-                    }
-                    for span, start in starts
-                ]
-            )
-        return [text.replace(self.cell_token, repeated) for text in texts], offsets
+        spans = [match.span() for match in re.finditer(re.escape(self.cell_token), text)]
+        return [
+            {
+                "type": "cell",
+                "span": (start, end),
+                "new_span": (start + place * gained, end + (place + 1) * gained),
+                "text": self.cell_token,
+                "replacement": repeated,
+            }
+            for place, (start, end) in enumerate(spans)
+        ]
 
     def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
         images, videos, audios, others = super()._multimodal_inputs_from_conversations(
@@ -289,7 +286,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         counts = np.asarray(counts.detach().cpu() if hasattr(counts, "detach") else counts)
         genes = self.feature_extractor
         num_genes = len(genes.genes)
-        gene_ids = genes.vocab_size - num_genes + np.arange(num_genes) if gene_ids is None else np.asarray(gene_ids)
+        gene_ids = genes.first_gene_id + np.arange(num_genes) if gene_ids is None else np.asarray(gene_ids)
         rows = genes.gene_rows(gene_ids)
         if (rows < 0).any():
             raise ValueError(f"Ids {gene_ids[rows < 0].tolist()} are special tokens, no genes.")

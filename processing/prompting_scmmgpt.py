@@ -34,16 +34,6 @@ TYPELESS_DESCRIPTIONS = (
     "A single cell{where}{who}.",
     "An unlabelled cell{where}{who}.",
 )
-# What a text may add about a cell's type and genes; {genes} and {kinds} are lists in words.
-MARKER_SENTENCES = (
-    "It expresses {genes}.",
-    "Among its expressed genes are {genes}.",
-    "Marker genes found in it: {genes}.",
-)
-LINEAGE_SENTENCES = (
-    "It is a kind of {kinds}.",
-    "In the ontology it stands below {kinds}.",
-)
 ANNOTATION_QUESTIONS = (
     "What type of cell is this?",
     "Which cell type does this cell belong to?",
@@ -154,28 +144,6 @@ def cell_text(metadata: Mapping[str, Any], definition: str | None = None, paraph
     templates = DESCRIPTIONS if "cell_type" in fields else TYPELESS_DESCRIPTIONS
     text = _fill(templates[paraphrase % len(templates)], fields)
     return text if is_missing(definition) else f"{text} {_sentence(definition)}"
-
-
-def marker_text(genes: Sequence[str], paraphrase: int = 0) -> str:
-    """A sentence about marker genes that a cell expresses.
-
-    Examples
-    --------
-    >>> marker_text(["CD3D", "CD3E", "TRAC"])
-    'It expresses CD3D, CD3E and TRAC.'
-    """
-    return MARKER_SENTENCES[paraphrase % len(MARKER_SENTENCES)].format(genes=_listed(genes))
-
-
-def lineage_text(kinds: Sequence[str], paraphrase: int = 0) -> str:
-    """A sentence about the more general types that a cell's type belongs to, nearest first.
-
-    Examples
-    --------
-    >>> lineage_text(["T cell", "lymphocyte"])
-    'It is a kind of T cell and lymphocyte.'
-    """
-    return LINEAGE_SENTENCES[paraphrase % len(LINEAGE_SENTENCES)].format(kinds=_listed(kinds))
 
 
 def annotation_question(
@@ -296,10 +264,6 @@ def _with_article(noun: str) -> str:
     spelled_out = len(noun) > 1 and noun[0] in "FHLMNRSX" and (noun[1].isupper() or noun[1].isdigit())
     vowel = spelled_out or (first in "aeiou" and not noun.lower().startswith(("uni", "eu", "one")))
     return f"{'an' if vowel else 'a'} {noun}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def _sentence(text: str | None) -> str:

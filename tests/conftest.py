@@ -2,27 +2,16 @@
 
 import pytest
 import torch
+from tiny_models import CELL_DECODER, CELL_ENCODER, LANGUAGE_MODEL, PROJECTIONS, QFORMER, WIDE
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig
 
-NUM_GENE_IDS, NUM_WORDS, NUM_QUERIES = 60, 40, 4
+NUM_GENE_IDS, NUM_WORDS = 60, 40
 PAD, CLS = 0, 1
 CELL_TOKEN = 5
-# Wide enough that a leak of a single token shows: at the usual 0.02 everything looks alike.
-INIT = {"initializer_range": 0.2}
 
 _WORDS = {"vocab_size": NUM_WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_DECODER = {
-    **_WORDS,
-    **INIT,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-}
+_DECODER = {**LANGUAGE_MODEL, **_WORDS, "max_position_embeddings": 128}
 TEXT_CONFIGS = {
     "llama": {**_DECODER},
     "mistral": {**_DECODER, "sliding_window": 16},
@@ -55,41 +44,17 @@ def tiny_config():
     def build(text_model="llama", cell=None, qformer=None, decoder=None, text=None, **top):
         return ScMMGPTConfig(
             cell_config={
+                **CELL_ENCODER,
                 "vocab_size": NUM_GENE_IDS,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
                 "pad_token_id": PAD,
                 "cls_token_id": CLS,
-                **INIT,
                 **(cell or {}),
             },
-            qformer_config={
-                "num_query_tokens": NUM_QUERIES,
-                "vocab_size": NUM_WORDS,
-                "hidden_size": 24,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                **INIT,
-                **(qformer or {}),
-            },
-            cell_decoder_config={
-                "num_text_tokens": 3,
-                "num_attention_heads": 4,
-                "latent_size": 8,
-                "flow_hidden_size": 16,
-                "num_flow_layers": 2,
-                "num_flow_steps": 4,
-                "num_memory_tokens": 3,
-                **(decoder or {}),
-            },
+            qformer_config={**QFORMER, "vocab_size": NUM_WORDS, **(qformer or {})},
+            cell_decoder_config={**CELL_DECODER, **(decoder or {})},
             text_config={"model_type": text_model, **TEXT_CONFIGS[text_model], **(text or {})},
             cell_token_id=CELL_TOKEN,
-            projection_dim=16,
-            projector_hidden_size=24,
-            **{**INIT, **top},
+            **{**PROJECTIONS, **WIDE, **top},
         )
 
     return build

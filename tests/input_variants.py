@@ -1,11 +1,14 @@
-"""The same few cells in every dress that people bring: other containers, values, gene names, dtypes and species."""
+"""The same few cells in every form that users bring: containers, values, gene names, dtypes and species."""
 
+from functools import partial
 from importlib.resources import files
 
 import anndata as ad
 import mudata
 import numpy as np
 import pandas as pd
+import zarr
+from anndata.io import write_elem
 from scipy import sparse
 
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
@@ -50,7 +53,7 @@ def adata_of(counts, names) -> ad.AnnData:
     return adata
 
 
-# ---- values: what may stand in X, with the counts perhaps elsewhere
+# ---- values: what X may hold; the counts may be in a layer or in raw
 
 
 def _scaled(counts, total):
@@ -92,7 +95,7 @@ VALUES = {
 }
 
 
-# ---- names: what the genes may be called
+# ---- names: how the genes may be named
 
 
 def _names_of(tokenizer, species, pick):
@@ -123,7 +126,7 @@ def named(tokenizer, species: str, scheme: str) -> list[str]:
     return _names_of(tokenizer, species, {**NAMES, **HUMAN_NAMES}[scheme])
 
 
-# ---- containers: what the cells may come in
+# ---- containers: the objects and files that may hold the cells
 
 
 def _view(adata, folder):
@@ -143,19 +146,27 @@ def _backed(adata, folder):
     return ad.read_h5ad(_h5ad(adata, folder), backed="r")
 
 
-def _zarr(adata, folder):
-    adata.write_zarr(folder / "cells.zarr")
-    return folder / "cells.zarr"
+def write_zarr(adata, path, zarr_format: int = 2):
+    """Cells as a zarr store of either format; `adata.write_zarr` warns of any choice between them."""
+    with ad.settings.override(auto_shard_zarr_v3=zarr_format == 3):
+        write_elem(zarr.open_group(path, mode="w", zarr_format=zarr_format), "/", adata)
+    return path
+
+
+_without_pulling = partial(mudata.set_options, pull_on_update=False)  # mudata's default from 0.4 on
 
 
 def _mudata(adata, folder):
     protein = ad.AnnData(np.ones((adata.n_obs, 3)), obs=pd.DataFrame(index=adata.obs_names))
     protein.var_names = ["CD3", "CD4", "CD8"]
-    return mudata.MuData({"prot": protein, "rna": adata})
+    with _without_pulling():
+        return mudata.MuData({"prot": protein, "rna": adata})
 
 
 def _h5mu(adata, folder):
-    _mudata(adata, folder).write(folder / "cells.h5mu")
+    cells = _mudata(adata, folder)
+    with _without_pulling():
+        cells.write(folder / "cells.h5mu")
     return folder / "cells.h5mu"
 
 
@@ -176,7 +187,8 @@ CONTAINERS = {
     "path to h5ad": _h5ad,
     "path to dense h5ad": lambda adata, folder: _h5ad(_with_x(adata, adata.X.toarray()), folder),
     "path to column-wise h5ad": lambda adata, folder: _h5ad(_with_x(adata, adata.X.tocsc()), folder),
-    "path to zarr": _zarr,
+    "path to zarr": lambda adata, folder: write_zarr(adata, folder / "cells.zarr"),
+    "path to zarr of format 3": lambda adata, folder: write_zarr(adata, folder / "cells.zarr", zarr_format=3),
     "MuData": _mudata,
     "path to h5mu": _h5mu,
 }

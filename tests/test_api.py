@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_directory import GENES, tiny_cells, write_tiny_model
+from input_variants import write_zarr
+from scipy import sparse
+from tiny_models import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt import embedding, text_cache
@@ -23,7 +25,6 @@ from scmmgpt.text_generation import (
     tokenize_prompt,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 LABELS = ["T cell", "B cell", "monocyte", "natural killer cell"]
 
 
@@ -135,10 +136,10 @@ def test_the_whole_ontology_is_a_label_set(cells, model):
 
 
 def test_empty_cells_are_unknown(cells, model):
-    cells.X[3] = 0
-    cells.X.eliminate_zeros()
+    cells.X = sparse.diags_array(np.arange(cells.n_obs) != 3, dtype=np.float32) @ cells.X
 
-    annotated = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0.01)
+    with pytest.warns(UserWarning, match="1 cells express no gene that the model knows"):
+        annotated = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0.01)
 
     assert annotated.obs["scmmgpt_cell_type"].iloc[3] == "unknown"
     assert annotated.obs["scmmgpt_confidence"].iloc[3] == 0
@@ -192,7 +193,17 @@ def test_the_report_names_what_was_called(cells, model, tmp_path):
     text = page.read_text()
     assert "obsm[&#39;X_umap&#39;]" in text
     assert "Unknown cells" in text
-    assert "untrained" in text
+    assert "untrained" not in text
+
+
+def test_an_untrained_model_warns_that_its_results_mean_nothing_and_the_report_says_so(cells, tmp_path):
+    model = write_tiny_model(tmp_path / "model", is_trained=False)
+    page = tmp_path / "report.html"
+
+    with pytest.warns(UserWarning, match="This model is untrained: its results mean nothing"):
+        scmmgpt.annotate(cells, LABELS, model=model, report=page)
+
+    assert "untrained" in page.read_text()
 
 
 # ---- text from cells
@@ -292,7 +303,7 @@ def test_a_file_becomes_a_file_with_the_same_results(file, cells, model, tmp_pat
 
 
 def test_zarr_is_read_and_written(cells, model, tmp_path):
-    cells.write_zarr(tmp_path / "cells.zarr")
+    write_zarr(cells, tmp_path / "cells.zarr")
 
     scmmgpt.embed(tmp_path / "cells.zarr", model=model, output=tmp_path / "out.zarr")
 
@@ -443,7 +454,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_stays_so():
         seen.append(rows.stop - rows.start)
         return rows
 
-    results = list(Batches(choose_device("cpu"), 12).run(10, compute))
+    with pytest.warns(UserWarning, match="Out of memory: going on with batches of"):
+        results = list(Batches(choose_device("cpu"), 12).run(10, compute))
 
     assert seen == [3, 3, 3, 1]
     assert [rows for rows, _ in results] == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
@@ -463,10 +475,12 @@ def test_an_error_that_is_not_about_memory_is_not_hidden():
 def test_a_long_list_of_labels_is_embedded_once_per_model(cells, model, tmp_path, monkeypatch):
     monkeypatch.setattr(text_cache, "cache_folder", lambda: tmp_path / "cache")
     labels = [f"type {number}" for number in range(text_cache.MIN_TEXTS)]
-    first = scmmgpt.annotate(cells[:3], labels, model=model)
+    with pytest.warns(UserWarning, match="is not in the Cell Ontology"):
+        first = scmmgpt.annotate(cells[:3], labels, model=model)
     monkeypatch.setattr(embedding, "TEXTS_PER_BATCH", 0)  # embedding again would fail
 
-    again = scmmgpt.annotate(cells[:3], labels, model=model)
+    with pytest.warns(UserWarning, match="is not in the Cell Ontology"):
+        again = scmmgpt.annotate(cells[:3], labels, model=model)
 
     pd.testing.assert_frame_equal(first.obs, again.obs)
 

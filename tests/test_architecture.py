@@ -36,6 +36,11 @@ GROUND_FLOOR = {
 }
 # These measure the finished model through the very functions that people call.
 MEASURES_THE_FRONT_DOOR = ("model_system.py", "eval_suite.py", "out_of_distribution.py")
+# What each room of the training code may import of training. What a person runs stands above the rooms of corpora and
+# of evaluation, and the embedded model above all of them.
+READER = "strict_yaml"
+ROOMS = {"corpus": {"corpus", READER}, "evaluation": {"evaluation", "corpus", READER}}
+TOP_ROOM = "mini"
 MAX_LINES = 450
 # The Hub gets the file of the saved class and its siblings: all classes of the model stand together, so that every
 # checkpoint serves every Auto class.
@@ -81,7 +86,11 @@ def imports(file, folder):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = absolute(node, folder, file)
-            names = [f"{module}.{alias.name}" for alias in node.names] if module in ("scmmgpt", "") else [module]
+            names = (
+                [f"{module}.{alias.name}" for alias in node.names]
+                if module in ("scmmgpt", "", "scmmgpt.training")
+                else [module]
+            )
         else:
             continue
         for name in names:
@@ -100,6 +109,16 @@ def absolute(node, folder, file):
 def forbidden_imports(file, folder):
     """Imports against the arrows: front door -> training, hub_cards -> islands; islands -> nobody."""
     return sorted({name for name, at_once in imports(file, folder) if not may_import(file, folder, name, at_once)})
+
+
+def against_the_rooms(file):
+    """Imports of a room of training from one that stands above it."""
+    place = file.relative_to(FOLDERS["training"]).parts
+    room = place[0] if len(place) > 1 else ""
+    of_training = {name.split(".")[1] for name, _ in imports(file, "training") if name.startswith("training.")}
+    return sorted(
+        name for name in of_training if room != TOP_ROOM and (name == TOP_ROOM or name not in ROOMS.get(room, {name}))
+    )
 
 
 def may_import(file, folder, name, at_once):
@@ -145,6 +164,12 @@ def test_every_import_follows_the_arrows():
     against = {file.name: forbidden_imports(file, folder) for folder, file in ALL_FILES}
 
     assert {name: modules for name, modules in against.items() if modules} == {}
+
+
+def test_no_room_of_training_imports_from_above():
+    against = {file.name: against_the_rooms(file) for file in python_files(FOLDERS["training"])}
+
+    assert {name: rooms for name, rooms in against.items() if rooms} == {}
 
 
 def test_no_file_is_longer_than_one_reads_in_one_go():
@@ -206,7 +231,7 @@ def test_what_the_hub_allows_is_allowed(tmp_path):
         ("modeling_scmmgpt", "def f():\n    import scmmgpt.errors", "errors"),
         ("processing", "from ..modeling_scmmgpt import x", "modeling_scmmgpt"),
         ("processing", "from scmmgpt import errors", "errors"),
-        ("processing", "from ..training import x", "training"),
+        ("processing", "from ..training import x", "training.x"),
         ("training", "def f():\n    from scmmgpt.api import annotate", "api"),
         ("training", "from ..cli import main", "cli"),
         ("training", "from scmmgpt import annotate", "annotate"),
@@ -240,6 +265,27 @@ def test_an_import_along_the_arrows_is_allowed(tmp_path, monkeypatch, folder, so
     (tmp_path / "file.py").write_text(source)
 
     assert forbidden_imports(tmp_path / "file.py", folder) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "found"),
+    [
+        ("corpus", "from ..settings import x", ["settings"]),
+        ("corpus", "from ..strict_yaml import x\nfrom .reading import y", []),
+        ("corpus", "def f():\n    from scmmgpt.training.evaluation.metrics import x", ["evaluation"]),
+        ("evaluation", "from ..corpus.checks import x", []),
+        ("evaluation", "from scmmgpt.training import stage1", ["stage1"]),
+        (".", "from .mini.recipe import x", ["mini"]),
+        (".", "from .evaluation.metrics import x\nfrom .settings import y", []),
+        ("mini", "from ..stage1 import x\nfrom ..evaluation.metrics import y", []),
+    ],
+)
+def test_an_import_from_a_room_above_is_found(tmp_path, monkeypatch, room, source, found):
+    monkeypatch.setitem(FOLDERS, "training", tmp_path)
+    (tmp_path / room).mkdir(exist_ok=True)
+    (tmp_path / room / "file.py").write_text(source)
+
+    assert against_the_rooms(tmp_path / room / "file.py") == found
 
 
 def dangerous_calls(file):
@@ -276,3 +322,16 @@ def test_a_dangerous_call_is_found(tmp_path, source):
     (tmp_path / "module.py").write_text(source)
 
     assert len(list(dangerous_calls(tmp_path / "module.py"))) == 1
+
+
+def test_a_warning_is_an_error_but_for_messages_of_other_packages_named_one_by_one(pytestconfig):
+    first, *ignored = pytestconfig.getini("filterwarnings")
+
+    assert first == "error"
+    for rule in ignored:
+        action, message, category, module = rule.split(":")
+        assert action == "ignore"
+        assert message
+        assert category.endswith("Warning")
+        assert module
+        assert not module.startswith("scmmgpt")

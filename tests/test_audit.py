@@ -106,8 +106,7 @@ def test_the_audit_finds_a_test_sets_cells_in_the_corpus_on_fewer_genes(tmp_path
     folder = write_cells(tmp_path / "cells", one=1, two=2)
     corpus = corpus_of(folder, tmp_path / "corpus")
     known, new = anndata.read_h5ad(folder / "two.h5ad")[:15], make_cells(num_cells=20, seed=9)
-    test_set = anndata.concat([known, new])[:, :90].copy()
-    test_set.obs_names_make_unique()
+    test_set = anndata.concat([known, new], index_unique="-")[:, :90].copy()
     test_set.write_h5ad(tmp_path / "test.h5ad")
 
     report = audit_corpus(corpus.path, test_set=str(tmp_path / "test.h5ad"), **LOOSE)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard, ModelCard
 from jinja2 import UndefinedError
-from tiny_repository import make_model, make_processor, make_repository
+from tiny_models import make_model, make_processor, make_repository
 
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL, render

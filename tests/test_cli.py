@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 import pytest
 from tiny_corpus import gene_tokenizer, make_cells, write_cells
-from tiny_directory import tiny_cells, write_tiny_model
+from tiny_models import tiny_cells, write_tiny_model
 
 from scmmgpt import errors
 from scmmgpt.cli import app
@@ -39,7 +39,7 @@ VERBS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shell")
-    write_tiny_model(folder / "model")
+    write_tiny_model(folder / "model", is_trained=False)
     tiny_cells().write_h5ad(folder / "cells.h5ad")
     (folder / "labels.txt").write_text("T cell\nB cell\nmonocyte\n")
     return folder

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from tiny_corpus import files_of, gene_tokenizer, write_cells
-from tiny_directory import tiny_cells, write_tiny_model
+from tiny_models import tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt import embedding
 from scmmgpt.index import Index, build_index
 from scmmgpt.loading import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 LABELS = ["T cell", "B cell", "monocyte"]
 KILLS = {"annotate": 18, "index": 14, "corpus": 12, "stage 1": 6}  # fifty in all
 

@@ -1,22 +1,16 @@
-"""Reading a corpus: every row once, whoever reads; the same order again; from any place on; batches that fit the model."""
-
-import multiprocessing
-import re
-from functools import partial
+"""Reading a corpus: every row once, the same order again, batches that fit the model."""
 
 import numpy as np
 import pytest
 import torch
-from datasets.distributed import split_dataset_by_node
 from tiny_corpus import TYPES, gene_tokenizer, make_cells
-from torch.utils.data import DataLoader
 
 from scmmgpt.training.collators import CellCollator, CellTextCollator, TokenizingCollator, row_generator
 from scmmgpt.training.corpus.build import build_corpus
-from scmmgpt.training.corpus.reading import Corpus, Selection, as_rows
+from scmmgpt.training.corpus.reading import Selection
 from scmmgpt.training.corpus.recipe import CorpusRecipe
-from scmmgpt.training.corpus.text import CellTextWriter
-from scmmgpt.training.data import BatchSettings, CorpusBatchSampler, CorpusLoader, spread_types, stream_corpus
+from scmmgpt.training.data import BatchSettings, CorpusBatchSampler, spread_types
+from scmmgpt.training.run import RowOrder
 
 ALL = Selection("all")
 SETTINGS = BatchSettings(batch_size=8, run_rows=4, block_rows=32, seed=3)
@@ -47,19 +41,10 @@ def corpus(corpora):
     return corpora["log1p"]
 
 
-def row_numbers(table):
-    """Stands in for a collator: which rows a batch holds."""
-    rows = table.to_pylist() if hasattr(table, "to_pylist") else table
-    return [(row["source"], row["row"]) for row in rows]
-
-
-def loader(corpus, settings=SETTINGS, rank=0, world_size=1, **options):
-    sampler = CorpusBatchSampler(corpus, ALL, settings, rank=rank, world_size=world_size)
-    return CorpusLoader(sampler, row_numbers, columns=["source", "row"], **options)
-
-
-def every_row(corpus):
-    return sorted(zip(corpus.dataset["source"][:], corpus.dataset["row"][:], strict=True))
+def sampler_of(corpus, settings=SETTINGS, epoch=0):
+    sampler = CorpusBatchSampler(corpus, ALL, settings)
+    sampler.epoch = epoch
+    return sampler
 
 
 def flat(batches):
@@ -67,88 +52,37 @@ def flat(batches):
 
 
 def test_an_epoch_holds_every_row_once_in_whole_batches(corpus):
-    batches = list(loader(corpus))
+    batches = list(sampler_of(corpus))
 
-    assert sorted(flat(batches)) == every_row(corpus)
+    assert sorted(flat(batches)) == list(range(NUM_ROWS))
     assert [len(batch) for batch in batches] == [8] * (NUM_ROWS // 8) + [NUM_ROWS % 8]
 
 
-def test_the_length_of_the_loader_is_the_number_of_its_batches(corpus):
-    for rank in range(3):
-        assert len(loader(corpus, rank=rank, world_size=3)) == len(list(loader(corpus, rank=rank, world_size=3)))
+def test_the_length_of_an_epoch_is_the_number_of_its_batches(corpus):
+    assert len(sampler_of(corpus)) == len(list(sampler_of(corpus)))
 
 
 def test_the_same_seed_gives_the_same_order_and_the_next_epoch_another(corpus):
-    one, two = loader(corpus), loader(corpus)
-
-    first, again, second = list(one), list(two), list(one)
+    first, again, second = (list(sampler_of(corpus, epoch=epoch)) for epoch in (0, 0, 1))
 
     assert first == again
     assert flat(first) != flat(second)
-    assert sorted(flat(second)) == every_row(corpus)
+    assert sorted(flat(second)) == list(range(NUM_ROWS))
 
 
-def read_share(path, rank, world_size, first_batches, state, results):
-    """One of several training processes, with two workers of its own."""
-    own = loader(Corpus.open(path), rank=rank, world_size=world_size, num_workers=2)
-    if state is not None:
-        own.load_state_dict(state)
-    batches = []
-    for batch in own:
-        batches.append(batch)
-        if len(batches) == first_batches:
-            break
-    results.put((rank, batches, own.state_dict()))
-
-
-def run_processes(path, world_size, first_batches=None, states=(None, None)):
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [
-        context.Process(target=read_share, args=(path, rank, world_size, first_batches, states[rank], results))
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    found = sorted(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join()
-    return found
-
-
-def test_two_processes_with_two_workers_see_every_row_once(corpus):
-    shares = run_processes(corpus.path, world_size=2)
-
-    assert sorted(flat(flat(batches for _, batches, _ in shares))) == every_row(corpus)
-
-
-def test_two_processes_with_two_workers_resume_with_exactly_the_rows_not_seen(corpus):
-    whole = run_processes(corpus.path, world_size=2)
-    before = run_processes(corpus.path, world_size=2, first_batches=5)
-    after = run_processes(corpus.path, world_size=2, states=[state for _, _, state in before])
-
-    for rank in range(2):
-        assert before[rank][1] + after[rank][1] == whole[rank][1]
-
-
-def test_resuming_does_not_depend_on_the_number_of_workers(corpus):
-    whole = list(loader(corpus))
-    first = loader(corpus)
-    iterator = iter(first)
-    before = [next(iterator) for _ in range(7)]
-
-    resumed = loader(corpus, num_workers=2)
-    resumed.load_state_dict(first.state_dict())
-
-    assert before + list(resumed) == whole
-
-
-def test_dropping_the_last_batch_gives_every_process_the_same_number(corpus):
+def test_dropping_the_last_batch_leaves_whole_ones(corpus):
     settings = BatchSettings(batch_size=8, run_rows=4, block_rows=32, drop_last=True)
 
-    lengths = [[len(batch) for batch in loader(corpus, settings, rank=rank, world_size=3)] for rank in range(3)]
+    assert [len(batch) for batch in sampler_of(corpus, settings)] == [8] * (NUM_ROWS // 8)
 
-    assert lengths == [[8] * (NUM_ROWS // 8 // 3)] * 3
+
+def test_rows_one_by_one_follow_the_batches_of_their_epoch(corpus):
+    order = RowOrder(sampler_of(corpus))
+
+    order.set_epoch(2)
+
+    assert list(order) == flat(sampler_of(corpus, epoch=2))
+    assert len(order) == NUM_ROWS
 
 
 def test_a_batch_repeats_a_type_as_rarely_as_its_rows_allow(corpus):
@@ -189,64 +123,14 @@ def test_type_balance_evens_out_types_and_keeps_the_size_of_an_epoch(corpus):
 def test_source_weights_change_the_mixture(corpus):
     settings = BatchSettings(batch_size=8, run_rows=4, block_rows=64, source_weights={"small": 0.0})
 
-    rows = flat(loader(corpus, settings))
+    rows = flat(sampler_of(corpus, settings))
 
-    assert {source for source, _ in rows} == {"big"}
+    assert set(corpus.table(rows, ["source"])["source"].to_pylist()) == {"big"}
 
 
 def test_an_unknown_source_weight_is_refused(corpus):
     with pytest.raises(ValueError, match="names nothing; the corpus has big, small"):
         CorpusBatchSampler(corpus, ALL, BatchSettings(source_weights={"nothing": 2.0}))
-
-
-# ---- streaming
-
-
-def stream(corpus, **options):
-    return stream_corpus(corpus, ALL, SETTINGS, columns=["source", "row", "gene_ids", "gene_values"], **options)
-
-
-def test_a_stream_holds_every_row_once_in_a_shuffled_order(corpus):
-    rows = row_numbers(list(stream(corpus)))
-
-    assert sorted(rows) == every_row(corpus)
-    assert rows != every_row(corpus)
-    assert rows == row_numbers(list(stream(corpus)))
-    assert rows != row_numbers(list(stream(corpus, epoch=1)))
-
-
-def test_a_stream_is_divided_among_processes_and_workers_without_overlap(corpus):
-    shares = [split_dataset_by_node(stream(corpus), rank, 2) for rank in range(2)]
-
-    rows = [flat(DataLoader(share, batch_size=8, num_workers=2, collate_fn=row_numbers)) for share in shares]
-
-    assert sorted(flat(rows)) == every_row(corpus)
-
-
-def test_a_stream_resumes_with_exactly_the_rows_not_seen(corpus):
-    whole = row_numbers(list(stream(corpus)))
-    rows = stream(corpus)
-    before = [row for row, _ in zip(rows, range(77), strict=False)]
-
-    resumed = stream(corpus)
-    resumed.load_state_dict(rows.state_dict())
-
-    # `zip` draws one row more than it keeps.
-    assert row_numbers(before) + row_numbers(list(resumed)) in (whole, whole[:77] + whole[78:])
-
-
-def test_a_stream_with_workers_resumes_under_a_stateful_loader(corpus):
-    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
-    make = partial(stateful.StatefulDataLoader, batch_size=8, num_workers=2, collate_fn=row_numbers)
-    whole = list(make(stream(corpus)))
-    first = make(stream(corpus))
-    iterator = iter(first)
-    before = [next(iterator) for _ in range(6)]
-
-    resumed = make(stream(corpus))
-    resumed.load_state_dict(first.state_dict())
-
-    assert before + list(resumed) == whole
 
 
 # ---- batches
@@ -288,13 +172,13 @@ def test_counts_are_tokenised_on_the_way_as_the_gene_tokenizer_would(corpora, se
         assert torch.equal(batch[key], expected[key])
 
 
-def test_max_genes_keeps_the_first_tokens_and_padding_can_be_rounded(corpus):
+def test_max_genes_keeps_the_first_tokens(corpus):
     table = corpus.table(np.arange(16))
 
-    short = CellCollator("log1p", max_genes=20, pad_to_multiple_of=16)(table)
+    short = CellCollator("log1p", max_genes=20)(table)
 
-    assert short["gene_ids"].shape == (16, 32)
-    assert torch.equal(short["gene_ids"][:, :20], CellCollator("log1p")(table)["gene_ids"][:, :20])
+    assert short["gene_ids"].shape == (16, 20)
+    assert torch.equal(short["gene_ids"], CellCollator("log1p")(table)["gene_ids"][:, :20])
 
 
 def write_text(row, generator):
@@ -341,40 +225,3 @@ def test_spread_types_leaves_no_type_at_one_end():
     assert sorted(order) == list(range(100))
     for part in np.array_split(types[order], 5):
         assert np.abs(np.bincount(part, minlength=3) - [12, 6, 2]).max() <= 1
-
-
-# ---- texts
-
-
-def test_a_text_names_only_markers_that_its_cell_expresses(corpus):
-    writer = CellTextWriter.of_corpus(corpus, marker_share=1.0, definition_share=0.0, lineage_share=0.0)
-    names = {token: gene for gene, token in corpus.gene_tokenizer().vocabulary.items()}
-    rows = as_rows(corpus.table(np.arange(60)))
-
-    for row in rows:
-        named = set(re.findall(r"GENE\d+", writer(row, row_generator(row, 0))))
-        assert named
-        assert named <= {names[token] for token in row["gene_ids"]}
-        assert named <= set(corpus.markers[row["cell_type_ontology_term_id"]])
-
-
-def test_cells_of_one_type_do_not_all_have_the_same_text(corpus):
-    writer = CellTextWriter.of_corpus(corpus)
-    rows = [row for row in as_rows(corpus.table(np.arange(100))) if row["cell_type"] == "B cell"]
-
-    texts = {writer(row, row_generator(row, 0)) for row in rows}
-
-    assert len(texts) > len(rows) / 2
-
-
-def test_a_text_speaks_of_its_own_type_only(corpus):
-    writer = CellTextWriter.of_corpus(corpus, definition_share=1.0, lineage_share=1.0)
-    row = as_rows(corpus.table([0]))[0]
-    term = corpus.ontology.terms[row["cell_type_ontology_term_id"]]
-
-    text = writer(row, np.random.default_rng(0))
-
-    assert term.definition.strip().rstrip(".") in text
-    assert corpus.ontology.terms[corpus.ontology.ancestors(term.id)[0]].label in text
-    assert any(name in text for name in (term.label, *term.synonyms))
-    assert row["tissue"] in text

@@ -75,4 +75,10 @@ def test_more_loadings_than_the_profiles_have_components_are_left_at_nothing(dec
 
 
 def test_a_decoder_may_have_no_loadings(decoder, shares):
-    begin_with(decoder(0), shares, np.ones_like(shares, bool), np.arange(NUM_GENES) + 2)
+    new = decoder(0)
+
+    begin_with(new, shares, np.ones_like(shares, bool), np.arange(NUM_GENES) + 2)
+
+    torch.testing.assert_close(
+        new.gene_head.gene_bias[2 : 2 + NUM_GENES].exp(), torch.from_numpy(shares.mean(0)).float()
+    )

@@ -38,7 +38,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("page", [parameter(page) for page in PAGES_THAT_RUN])
 def test_blocks_of_a_page_run_in_order(page, folder, monkeypatch):
     pytest.importorskip("scanpy", reason="pip install 'scmmgpt[eval]'")

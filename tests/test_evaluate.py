@@ -386,11 +386,8 @@ def test_a_suite_keeps_its_test_cells_out_of_the_baselines_training(tmp_path):
     cells_of(TYPES * 10, seed=3).write_h5ad(tmp_path / "data" / "real.h5ad")
     sources = "sources: [{file: sim_small.h5ad}, {file: real.h5ad}]\ndevelopment_studies: [out]\n"
     (tmp_path / "train.yaml").write_text(sources)
-    part = {
-        "name": "p",
-        "leave_out_development_studies": True,
-        "studies": [{"file": "sim_small.h5ad", "study_profile": "in"}],
-    }
+    tested = eval_suite.SuiteStudy(file="sim_small.h5ad", study_profile="in")
+    part = eval_suite.SuitePart(name="p", leave_out_development_studies=True, studies=[tested])
 
     training = eval_suite.training_cells(tmp_path / "train.yaml", tmp_path / "data", part, "cell_type")
 
@@ -411,16 +408,16 @@ def test_the_recipe_in_the_repository_names_four_real_studies_and_nine_profiles(
     recipe = Path(eval_suite.__file__).parent / "recipes" / "eval_dev.yaml"
     suite = eval_suite.Suite.read(recipe)
 
-    real, simulated = (part["studies"] for part in suite.parts)
+    real, simulated = (part.studies for part in suite.parts)
     assert [len(real), len(simulated)] == [4, 9]
-    assert not any("study_profile" in study for study in real)
+    assert not any(study.study_profile for study in real)
     assert (recipe.parent / suite.training_recipe).is_file()
 
 
 def test_a_misspelt_key_of_a_suite_is_refused(tmp_path):
     (tmp_path / "suite.yaml").write_text("{name: t, lable: cell_type}")
 
-    with pytest.raises(UserError, match="no key 'lable'"):
+    with pytest.raises(UserError, match=r"suite\.yaml(.|\n)*`lable` does not exist. Did you mean `label`"):
         eval_suite.Suite.read(tmp_path / "suite.yaml")
 
 

@@ -42,7 +42,6 @@ def test_example_runs(example, tmp_path):
 NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(EXAMPLES.glob("*.ipynb"))]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_cells_of_a_notebook_run_in_order(notebook, monkeypatch):
     monkeypatch.chdir(EXAMPLES)

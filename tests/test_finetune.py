@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_directory import tiny_cells, write_tiny_model
+from tiny_models import tiny_cells, write_tiny_model
 from transformers import AutoModel, AutoModelForMultimodalLM, AutoModelForPreTraining, AutoProcessor
 
 pytest.importorskip("peft", reason="LoRA comes with PEFT: pip install 'scmmgpt[train]'")

@@ -1,4 +1,4 @@
-"""Same cell, same tokens: whatever holds it, whatever stands in it, whatever its genes are called."""
+"""Same cell, same tokens: in any container, with counts or normalised values, under any gene names."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from input_variants import (
@@ -27,6 +28,7 @@ from scmmgpt.processing import ScMMGPTGeneTokenizer, gene_kernels_scmmgpt
 from scmmgpt.processing.cell_matrix_scmmgpt import in_memory
 from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
 from scmmgpt.processing.gene_kernels_scmmgpt import order_genes_with_numpy
+from scmmgpt.processing.gene_vocabulary_scmmgpt import SPECIAL_TOKENS
 
 NUM_GENES = 400
 MODES = {
@@ -222,6 +224,18 @@ def test_every_cell_begins_with_cls_and_is_padded_on_the_right(tokenizer, counts
     assert tokens["gene_values"].dtype == np.float32
 
 
+def test_special_tokens_and_padding_are_no_genes(tokenizer, counts):
+    tokens = tokenizer((counts, tokenizer.genes))
+
+    is_gene = tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"])
+
+    special = [tokenizer.vocabulary[name] for name in SPECIAL_TOKENS]
+    np.testing.assert_array_equal(is_gene, ~np.isin(tokens["gene_ids"], special))
+    assert not tokenizer.is_gene(tokens["gene_ids"], np.zeros_like(tokens["gene_mask"])).any()
+    tensors = {name: torch.from_numpy(tokens[name]) for name in ("gene_ids", "gene_mask")}
+    np.testing.assert_array_equal(tokenizer.is_gene(**tensors).numpy(), is_gene)
+
+
 def test_ties_go_to_the_smaller_id(tokenizers):
     tokenizer = tokenizers["counts"]
     counts = np.zeros((1, NUM_GENES), int)
@@ -298,6 +312,8 @@ def test_packed_cells_are_the_padded_ones_end_to_end(tokenizer, counts):
     real = padded["gene_mask"] == 1
     np.testing.assert_array_equal(packed["gene_ids"], padded["gene_ids"][real][None])
     np.testing.assert_array_equal(packed["gene_values"], padded["gene_values"][real][None])
+    again = tokenizer.pad_tokens(packed["gene_ids"][0], packed["gene_values"][0], np.diff(packed["cell_cu_seqlens"]))
+    assert_same_tokens(again, padded)
     np.testing.assert_array_equal(np.diff(packed["cell_cu_seqlens"]), real.sum(1))
     assert packed["cell_cu_seqlens"].dtype == np.int32
     assert "gene_mask" not in packed
@@ -452,7 +468,7 @@ def test_real_cells_have_the_tokens_of_the_peers(mode, name, real_folder):
 @pytest.mark.data
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("name", REAL_COUNTS)
-def test_real_cells_have_the_same_tokens_in_every_dress(name, values, real_folder, tmp_path):
+def test_real_cells_have_the_same_tokens_in_every_container_and_with_any_values(name, values, real_folder, tmp_path):
     counts, genes = real_counts(real_folder, name, most=60)
     tokenizer = ScMMGPTGeneTokenizer(genes, gene_order="median_ratio", max_genes=None)
     turn = REAL_COUNTS.index(name) + list(VALUES).index(values)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_hub import FakeHub, running_hub
-from tiny_repository import make_cells, make_repository
+from tiny_models import make_repository, tiny_cells
 
 from scmmgpt.hub_cards.push import push
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
@@ -67,7 +67,7 @@ def test_a_pulled_model_says_the_same_and_a_revision_keeps_saying_it(hub, tmp_pa
     first, second = make_repository(tmp_path / "first", seed=0), make_repository(tmp_path / "second", seed=1)
     old = push(first, NAME)["commit"]
     push(second, NAME)
-    cells = make_cells(3)
+    cells = tiny_cells(3)
     (tmp_path / "cells.json").write_text(json.dumps([cells.X.toarray().tolist(), list(cells.var_names)]))
 
     for directory, revision in ((first, old), (second, "main")):
@@ -87,7 +87,7 @@ def test_a_pulled_model_says_the_same_and_a_revision_keeps_saying_it(hub, tmp_pa
 PUSH_WITH_TRANSFORMERS = """
 import sys
 from transformers import Trainer, TrainingArguments
-from tiny_repository import make_model, make_processor
+from tiny_models import make_model, make_processor
 
 processor = make_processor()
 model = make_model(processor)

@@ -5,14 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_directory import tiny_cells, write_tiny_model
+from tiny_models import tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt import index as index_module
 from scmmgpt.errors import UserError
 from scmmgpt.index import Index, best_rows, build_index, rows_where, write_index
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 MODEL = {"name": "a model", "weights_sha256": "0" * 64}
 
 

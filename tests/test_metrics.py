@@ -151,8 +151,6 @@ def test_the_calibration_error_of_a_hand_worked_case():
     error = metrics.expected_calibration_error(confidence, correct, num_bins=10)
 
     assert error == pytest.approx(4 / 6 * abs(0.95 - 0.75) + 2 / 6 * abs(0.55 - 0.5))
-    curve = metrics.reliability_curve(confidence, correct, num_bins=10)
-    assert [(row["accuracy"], row["cells"]) for row in curve] == [(0.5, 2), (0.75, 4)]
 
 
 def test_confidence_that_is_the_chance_of_being_right_is_calibrated():

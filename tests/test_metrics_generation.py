@@ -135,12 +135,5 @@ def test_covariance_agreement_sees_dependence_between_genes(generator):
     assert generation.covariance_agreement(real, np.zeros_like(real)) == 0
 
 
-def test_a_mean_is_nearer_its_own(generator):
-    own, others = generator.normal(size=(50, 4)), generator.normal(size=(50, 4)) + 2
-
-    assert generation.nearer_own_mean(own + 0.2, own, others)
-    assert not generation.nearer_own_mean(others, own, others)
-
-
 def test_duplicates_are_counted_beyond_the_first():
     assert generation.num_duplicates(np.array([[1, 2], [1, 2], [3, 4], [1, 2]])) == 2

@@ -22,6 +22,7 @@ from scmmgpt.training.mini.guard import guard_numbers
 from scmmgpt.training.mini.profiles import Profiles, read_profiles
 from scmmgpt.training.mini.recipe import read_recipe
 from scmmgpt.training.mini.texts import TypeTexts, marker_genes
+from scmmgpt.training.strict_yaml import RecipeError
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "training" / "recipes" / "mini.yaml"
@@ -202,11 +203,30 @@ def test_no_test_study_and_no_closed_licence_is_among_the_sources():
     assert all(source.simulated == source.file.startswith("sim/") for source in recipe.sources)
 
 
+def test_every_part_of_the_training_is_a_run_of_a_stage(tmp_path):
+    recipe = read_recipe(RECIPE)
+
+    first, second = (recipe.stage1_run(number, tmp_path) for number in range(2))
+    last = recipe.stage2_run(recipe.stage2, tmp_path, seed=50)
+
+    assert first.training["max_steps"] == 1000
+    assert (first.model.config["match_weight"], second.model.config["match_weight"]) == (0, 0.5)
+    assert last.learning_rates == {"cell_decoder": 3e-3}
+    assert last.towers.cell_encoder == "freeze"
+
+
+def test_a_part_that_is_cut_warms_up_over_the_same_share_of_its_steps():
+    cut = read_recipe(RECIPE).cut_to(80)
+
+    for part in (*cut.stage1, cut.stage2, cut.flow):
+        assert (part.training["max_steps"], part.training["warmup_steps"]) == (80, 10)
+
+
 def test_a_misspelt_key_of_the_recipe_is_refused(tmp_path):
     path = tmp_path / "mini.yaml"
     path.write_text(RECIPE.read_text().replace("tokenizer_size", "tokeniser_size"))
 
-    with pytest.raises(ValueError, match="tokeniser_size"):
+    with pytest.raises(RecipeError, match=r"mini\.yaml(.|\n)*`model\.tokeniser_size`.*Did you mean `tokenizer_size`"):
         read_recipe(path)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny_directory import GENES, tiny_cells, write_tiny_model
+from tiny_models import GENES, tiny_cells, write_tiny_model
 from transformers import pipeline
 
 import scmmgpt  # noqa: F401 - registers the tasks

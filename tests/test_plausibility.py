@@ -19,7 +19,6 @@ from scmmgpt.training.evaluation.out_of_distribution import (
 )
 
 REAL_CELLS = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +47,16 @@ def test_real_cells_keep_their_names(cells, model):
     assert (annotated.obs["scmmgpt_cell_type"] == "unknown").mean() < 0.1
 
 
-@pytest.mark.parametrize("change", [shuffled_gene_names, noise_over_all_genes])
-def test_noise_and_wrong_gene_names_are_unknown(change, cells, model):
-    assert share_of_unknown(changed(cells, change), model) > 0.95
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [(shuffled_gene_names, ["look like no cell"]), (noise_over_all_genes, ["look like no cell", "empty droplets"])],
+)
+def test_noise_and_wrong_gene_names_are_unknown_and_warned_of(change, advice, cells, model):
+    with pytest.warns(UserWarning, match="look like no cell|empty droplets") as given:
+        assert share_of_unknown(changed(cells, change), model) > 0.95
+
+    assert len(given) == len(advice)
+    assert all(words in str(warning.message) for words, warning in zip(advice, given, strict=True))
 
 
 def test_whoever_asks_for_a_name_at_any_confidence_gets_one(cells, model):
@@ -96,7 +102,7 @@ def test_counts_of_one_profile_have_the_dispersion_of_chance_and_real_ones_more(
 
 def test_padding_and_the_other_cells_do_not_change_whether_a_cell_is_plausible(cells, model):
     tokenizer = model.processor.feature_extractor
-    both = anndata.concat([cells[:20], changed(cells[:20], shuffled_gene_names)])
+    both = anndata.concat([cells[:20], changed(cells[:20], shuffled_gene_names)], index_unique="-")
     together = tokenizer.looks_implausible(**tokenizer(both, return_tensors="np"))
 
     alone = [tokenizer.looks_implausible(**tokenizer(both[i], return_tensors="np"))[0] for i in range(both.n_obs)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from input_variants import adata_of, counts_of, gene_tokenizer
 from scipy import sparse
-from tiny_directory import _text_tokenizer as tiny_text_tokenizer
+from tiny_models import make_text_tokenizer
 from transformers import AutoFeatureExtractor, AutoProcessor
 
 from scmmgpt.processing import ScMMGPTProcessor
@@ -22,7 +22,7 @@ NUM_GENES, NUM_QUERIES = 60, 4
 
 @pytest.fixture(scope="module")
 def processor():
-    return ScMMGPTProcessor(gene_tokenizer(NUM_GENES), tiny_text_tokenizer(), num_query_tokens=NUM_QUERIES)
+    return ScMMGPTProcessor(gene_tokenizer(NUM_GENES), make_text_tokenizer(), num_query_tokens=NUM_QUERIES)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_the_callers_cells_are_not_changed(processor, cells):
 
 
 def test_a_second_text_tokenizer_serves_the_qformer(processor):
-    both = ScMMGPTProcessor(processor.feature_extractor, tiny_text_tokenizer(), tiny_text_tokenizer(), NUM_QUERIES)
+    both = ScMMGPTProcessor(processor.feature_extractor, make_text_tokenizer(), make_text_tokenizer(), NUM_QUERIES)
 
     inputs = both(text=["a T cell"])
 
@@ -174,7 +174,7 @@ def test_a_conversation_may_be_about_any_number_of_cells(processor, cells, num_c
 
 
 def test_a_chat_template_of_strings_learns_to_take_cells(processor):
-    tokenizer = tiny_text_tokenizer()
+    tokenizer = make_text_tokenizer()
     tokenizer.chat_template = (
         "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{% endfor %}"
     )
@@ -361,8 +361,8 @@ def test_generated_cells_can_be_read_again(processor):
 
 @pytest.fixture(params=[False, True], ids=["one text tokenizer", "two text tokenizers"])
 def saved(request, processor, tmp_path):
-    second = tiny_text_tokenizer() if request.param else None
-    both = ScMMGPTProcessor(processor.feature_extractor, tiny_text_tokenizer(), second, NUM_QUERIES)
+    second = make_text_tokenizer() if request.param else None
+    both = ScMMGPTProcessor(processor.feature_extractor, make_text_tokenizer(), second, NUM_QUERIES)
     both.save_pretrained(tmp_path / "saved")
     return both, tmp_path / "saved"
 

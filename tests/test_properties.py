@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from scipy import sparse
-from tiny_directory import GENES, tiny_cells, write_tiny_model
+from tiny_models import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+# Cells as odd as these deserve any advice; a warning of numpy or pandas is a failure all the same.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 LAYOUTS = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "coo": sparse.coo_matrix}
 DTYPES = ["float32", "float64", "int32", "int64", "uint8", "bool"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
-from tiny_directory import tiny_cells, write_tiny_model
+from tiny_models import tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt import api, embedding, errors, ray_engine
@@ -20,7 +20,6 @@ from scmmgpt.errors import UserError
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason='wants ray: pip install "scmmgpt[ray]"')
 LABELS = ["T cell", "B cell", "monocyte", "natural killer cell"]
 LOCAL = {"engine": "ray", "workers": 1, "progress": False}
-pytestmark = pytest.mark.filterwarnings("ignore:This model is untrained")
 
 
 @pytest.fixture(scope="module")

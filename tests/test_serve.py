@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi")
 import httpx
 from fastapi.testclient import TestClient
-from tiny_repository import GENES, as_dicts, make_cells, make_repository
+from tiny_models import GENES, as_dicts, make_repository, tiny_cells
 
 import scmmgpt.hub_cards.serve
 from scmmgpt.hub_cards.handler import EndpointHandler
@@ -47,12 +47,12 @@ def test_health_says_what_is_loaded(client):
 @pytest.mark.parametrize(
     ("path", "body", "key"),
     [
-        pytest.param("/annotate", {"cells": as_dicts(make_cells(2)), "labels": LABELS}, "calls", id="annotate"),
-        pytest.param("/embed", {"cells": as_dicts(make_cells(2))}, "embeddings", id="embed"),
+        pytest.param("/annotate", {"cells": as_dicts(tiny_cells(2)), "labels": LABELS}, "calls", id="annotate"),
+        pytest.param("/embed", {"cells": as_dicts(tiny_cells(2))}, "embeddings", id="embed"),
         pytest.param(
-            "/describe", {"cells": as_dicts(make_cells(2)), "max_new_tokens": 4}, "descriptions", id="describe"
+            "/describe", {"cells": as_dicts(tiny_cells(2)), "max_new_tokens": 4}, "descriptions", id="describe"
         ),
-        pytest.param("/search", {"cells": as_dicts(make_cells(2)), "text": "B cells"}, "hits", id="search"),
+        pytest.param("/search", {"cells": as_dicts(tiny_cells(2)), "text": "B cells"}, "hits", id="search"),
         pytest.param("/generate", {"text": "a B cell", "num_cells": 2}, "cells", id="generate"),
     ],
 )
@@ -64,7 +64,7 @@ def test_every_task_has_its_path(client, path, body, key):
 
 
 def test_the_form_of_an_inference_endpoint_is_taken_too(client):
-    request = {"task": "embed", "cells": as_dicts(make_cells(2))}
+    request = {"task": "embed", "cells": as_dicts(tiny_cells(2))}
 
     one = client.post("/", json={"inputs": request}).json()
     two = client.post("/", json={"inputs": [request, request]}).json()
@@ -96,7 +96,7 @@ def test_a_body_means_the_same_to_the_server_and_to_an_inference_endpoint(client
 
 
 def test_text_is_streamed_as_server_sent_events(client):
-    body = {"cells": as_dicts(make_cells(1)), "max_new_tokens": 8}
+    body = {"cells": as_dicts(tiny_cells(1)), "max_new_tokens": 8}
 
     with client.stream("POST", "/describe/stream", json=body) as answer:
         lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
@@ -207,7 +207,7 @@ def test_more_than_can_wait_is_turned_away():
 
 
 def test_more_streams_than_allowed_are_turned_away_and_each_gives_its_place_back(repository):
-    body = {"cells": as_dicts(make_cells(1)), "max_new_tokens": 4}
+    body = {"cells": as_dicts(tiny_cells(1)), "max_new_tokens": 4}
     service = Service(EndpointHandler(str(repository), device="cpu"), "tiny")
     request = DescribeRequest(**body)
 
@@ -227,7 +227,7 @@ def test_an_answer_that_takes_too_long_is_given_up_with_a_reason(repository, mon
     monkeypatch.setattr(handler, "answer", lambda requests: time.sleep(0.5) or requests)
 
     with TestClient(create_app(handler)) as client:
-        answer = client.post("/embed", json={"cells": as_dicts(make_cells(1))})
+        answer = client.post("/embed", json={"cells": as_dicts(tiny_cells(1))})
 
     assert answer.status_code == 503
     assert "try again" in answer.json()["error"]
@@ -238,18 +238,18 @@ def test_a_stop_signal_lets_running_requests_finish(repository):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = f"from scmmgpt.hub_cards.serve import serve; serve({str(repository)!r}, port={port}, device='cpu')"
-    server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    try:
-        wait_until_up(f"http://127.0.0.1:{port}/health", server)
-        body = {"cells": as_dicts(make_cells(1)), "max_new_tokens": 200}
-        with httpx.stream("POST", f"http://127.0.0.1:{port}/describe/stream", json=body, timeout=300) as answer:
-            server.send_signal(signal.SIGTERM)
-            lines = [line for line in answer.iter_lines() if line]
-        assert lines[-1] == "data: [DONE]"
-        assert server.wait(timeout=60) in (0, -signal.SIGTERM)
-        assert "Traceback" not in server.stderr.read()
-    finally:
-        server.kill()
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            wait_until_up(f"http://127.0.0.1:{port}/health", server)
+            body = {"cells": as_dicts(tiny_cells(1)), "max_new_tokens": 200}
+            with httpx.stream("POST", f"http://127.0.0.1:{port}/describe/stream", json=body, timeout=300) as answer:
+                server.send_signal(signal.SIGTERM)
+                lines = [line for line in answer.iter_lines() if line]
+            assert lines[-1] == "data: [DONE]"
+            assert server.wait(timeout=60) in (0, -signal.SIGTERM)
+            assert "Traceback" not in server.stderr.read()
+        finally:
+            server.kill()
 
 
 def wait_until_up(url: str, server: subprocess.Popen) -> None:

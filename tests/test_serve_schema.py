@@ -7,7 +7,7 @@ pytest.importorskip("schemathesis", reason="pip install schemathesis")
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from tiny_repository import make_repository
+from tiny_models import make_repository
 
 from scmmgpt.hub_cards.handler import EndpointHandler
 from scmmgpt.hub_cards.serve import create_app

@@ -23,7 +23,7 @@ from scmmgpt.errors import UserError
 
 sys.path.insert(0, str(Path(hub_cards.__file__).parent / "space"))
 from session import MAX_LABELS, MAX_TEXT, Session
-from tiny_repository import make_cells, make_repository
+from tiny_models import tiny_cells, write_tiny_model
 
 SPACE = Path(hub_cards.__file__).parent / "space"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -34,7 +34,7 @@ LABELS = "B cell\nmonocyte\nT cell"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    return make_repository(tmp_path_factory.mktemp("repository") / "model")
+    return write_tiny_model(tmp_path_factory.mktemp("repository") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def model(repository):
 
 @pytest.fixture
 def cells_file(tmp_path):
-    make_cells(60).write_h5ad(tmp_path / "cells.h5ad")
+    tiny_cells(60).write_h5ad(tmp_path / "cells.h5ad")
     return tmp_path / "cells.h5ad"
 
 
@@ -74,15 +74,18 @@ def test_selected_cells_are_counted_described_compared_and_talked_about(session)
 
     assert session.select([3, 4, 5, 5, 99_999, -1]).startswith("3 cells are selected")
     assert "most typical of 3 cells" in session.describe()
-    assert all(percent > 0 for _, percent, _ in session.compare())
+    genes = session.compare()
+    assert genes
+    assert all(percent > 0 for _, percent, _ in genes)
     answers = list(session.chat("What is this?"))
+    assert answers
     assert all(later.startswith(earlier) for earlier, later in zip(answers, answers[1:], strict=False))
 
 
 def test_a_search_highlights_the_best_cells_best_first(session):
     rows = session.search("B cells")
 
-    assert session.points()["highlighted"] == [int(name.removeprefix("cell_")) for name, _, _ in rows]
+    assert session.points()["highlighted"] == [int(name.removeprefix("cell")) for name, _, _ in rows]
     scores = [score for _, _, score in rows]
     assert scores == sorted(scores, reverse=True)
 
@@ -280,7 +283,7 @@ def test_a_visitor_goes_all_the_way_and_another_sees_nothing_of_it(
         other = Visitor(browser, url, width=390, height=844)
         assert "Upload a file" in other.text("#status")
         assert other.page.evaluate("document.querySelectorAll('#map .legend span').length") == 0
-        make_cells(30, seed=9).write_h5ad(tmp_path / "other.h5ad")
+        tiny_cells(30, seed=9).write_h5ad(tmp_path / "other.h5ad")
         other.upload(tmp_path / "other.h5ad", 30)
         other.annotate("natural killer cell\nplatelet")
         other.picture(pictures, "narrow")

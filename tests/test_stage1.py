@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,17 @@ import torch
 import yaml
 from tiny_corpus import gene_tokenizer
 from tiny_run import build_tiny_corpus, write_recipe
-from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, Trainer
 
 pytest.importorskip("datasets", reason="training reads its corpus with datasets: pip install 'scmmgpt[train]'")
 
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.training import stage1
-from scmmgpt.training.assembly import check_vocabulary
+from scmmgpt.training.assembly import CorpusRows, assemble_processor, cell_collator, check_vocabulary
 from scmmgpt.training.checkpoints import TrainingStopped, last_checkpoint
-from scmmgpt.training.settings import RecipeError, read_recipe
+from scmmgpt.training.settings import Stage1Settings, read_recipe
 from scmmgpt.training.stage1 import hide_values, main
+from scmmgpt.training.strict_yaml import RecipeError
 
 SCRIPT = Path(stage1.__file__)
 QUICK = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 2}
@@ -153,7 +155,7 @@ def test_a_run_is_not_continued_with_another_recipe(finished, corpus, tmp_path):
 def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(corpus, tmp_path):
     # Without dropout: the two draw different masks. Matching draws its negatives within a process.
     still = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
-    config = read_recipe(write_recipe(tmp_path, corpus)).model.config
+    config = read_recipe(write_recipe(tmp_path, corpus), Stage1Settings).model.config
     config = {
         **config,
         "match_weight": 0,
@@ -188,13 +190,13 @@ def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(cor
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_saved(corpus, tmp_path, monkeypatch):
-    forward = stage1.Trainer.compute_loss
+    forward = Trainer.compute_loss
 
     def poisoned(self, *args, **kwargs):
         loss, outputs = forward(self, *args, **kwargs)
         return loss * (float("nan") if self.state.global_step == 1 else 1.0), outputs
 
-    monkeypatch.setattr(stage1.Trainer, "compute_loss", poisoned)
+    monkeypatch.setattr(Trainer, "compute_loss", poisoned)
     recipe = write_recipe(tmp_path, corpus, training=QUICK)
 
     with pytest.raises(TrainingStopped, match=r"loss is nan at step 1.*bad_batch\.pt"):
@@ -205,14 +207,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_saved(corpus, 
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(corpus, tmp_path, monkeypatch):
-    write = stage1.Trainer._save_optimizer_and_scheduler
+    write = Trainer._save_optimizer_and_scheduler
 
     def full(self, output_dir):
         if output_dir.endswith("checkpoint-6"):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, output_dir)
 
-    monkeypatch.setattr(stage1.Trainer, "_save_optimizer_and_scheduler", full)
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
 
     with pytest.raises(TrainingStopped, match=r"No space left.*checkpoint-3 is whole.*run the same command again"):
         main(["--config", str(write_recipe(tmp_path, corpus, training={"eval_strategy": "no"}))])
@@ -282,4 +284,38 @@ def test_a_training_argument_that_does_not_exist_is_refused_with_the_nearest(cor
     recipe = write_recipe(tmp_path, corpus, training={"learning_rat": 1})
 
     with pytest.raises(RecipeError, match="Did you mean `learning_rate`"):
+        main(["--config", str(recipe)])
+
+
+def test_the_gene_tokenizer_of_a_recipe_is_whole_in_itself(corpus, tmp_path):
+    recipe = write_recipe(tmp_path, corpus, model={"gene_tokenizer": {"value_mode": "rank", "min_matched_genes": 1}})
+
+    genes = assemble_processor(read_recipe(recipe, Stage1Settings), corpus).gene_tokenizer
+
+    assert genes.value_mode == "rank"
+    assert genes.gene_order == "median_ratio"
+
+
+def test_collating_cells_leaves_the_processor_as_it_was(corpus, tmp_path):
+    settings = read_recipe(write_recipe(tmp_path, corpus, data={"max_genes": 9}), Stage1Settings)
+    processor = assemble_processor(replace(settings, data=replace(settings.data, max_genes=30)), corpus)
+
+    batch = cell_collator(settings, corpus, processor)([CorpusRows(corpus)[0]])
+
+    assert batch["gene_ids"].shape == (1, 10)  # <cls> comes on top
+    assert processor.gene_tokenizer.max_genes == 30
+
+
+def test_a_model_is_saved_with_the_number_of_genes_that_it_was_trained_on(corpus, tmp_path):
+    main(["--config", str(write_recipe(tmp_path, corpus, training=QUICK, data={"max_genes": 9}))])
+
+    assert AutoProcessor.from_pretrained(tmp_path / "run").gene_tokenizer.max_genes == 9
+
+
+def test_a_misspelt_field_inside_a_part_of_the_model_is_refused(corpus, tmp_path):
+    recipe = write_recipe(tmp_path, corpus, config={"qformer_config": {"num_query_token": 4}})
+
+    with pytest.raises(
+        RecipeError, match=r"`model\.config`: `num_query_token` is not a field.*Did you mean `num_query_tokens`"
+    ):
         main(["--config", str(recipe)])

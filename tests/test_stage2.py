@@ -10,21 +10,25 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import TYPES
-from tiny_run import build_tiny_corpus, write_recipe
-from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor
+from tiny_run import build_tiny_corpus, write_recipe, write_stage_2_recipe
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
 pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install 'scmmgpt[train]'")
 
 from peft import PeftModel
+from trl import SFTConfig
 
+from scmmgpt.modeling_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellEncoder, ScMMGPTQFormer
 from scmmgpt.training import stage1, stage2
-from scmmgpt.training.assembly import CorpusRows, cell_collator
+from scmmgpt.training.assembly import CorpusRows, assemble_config, assemble_processor, cell_collator
 from scmmgpt.training.collators import row_generator
 from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows, flatten_prompts
 from scmmgpt.training.corpus.reading import Selection
 from scmmgpt.training.decoder_start import corpus_shares
-from scmmgpt.training.settings import LoraSettings, RecipeError, TowerSettings, read_recipe
-from scmmgpt.training.stage2 import main
+from scmmgpt.training.run import training_arguments
+from scmmgpt.training.settings import LoraSettings, Stage2Settings, Stage2Towers, read_recipe
+from scmmgpt.training.stage2 import LEAVE_TO_US, main, parts_of
+from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import lora_config, tower_of
 
 QUICK = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 2}
@@ -46,14 +50,14 @@ def corpus(tmp_path_factory):
 def finished(corpus, tmp_path_factory):
     """The output of a run over both directions, unlabelled cells mixed in."""
     folder = tmp_path_factory.mktemp("finished")
-    main(["--config", str(write_recipe(folder, corpus, data={"unlabelled_share": 0.25}))])
+    main(["--config", str(write_stage_2_recipe(folder, corpus, data={"unlabelled_share": 0.25}))])
     return folder / "run"
 
 
 @pytest.fixture
 def collate(corpus, finished):
     processor = AutoProcessor.from_pretrained(finished)
-    settings = read_recipe(finished / "recipe.yaml")
+    settings = read_recipe(finished / "recipe.yaml", Stage2Settings)
     return ConversationCollator(
         cell_collator(settings, corpus, processor), processor, corpus.ontology, max_tokens=64, num_target_genes=50
     )
@@ -93,7 +97,7 @@ def test_stage_2_takes_up_the_towers_of_stage_1(corpus, tmp_path):
     stage1.main(["--config", str(write_recipe(tmp_path, corpus, "one", training=QUICK))])
     frozen = {"cell_encoder": "freeze", "qformer": "freeze", "heads": "freeze"}
     config = {"cell_decoder_config": {"num_text_tokens": 2, "num_attention_heads": 4}}
-    recipe = write_recipe(tmp_path, corpus, "two", training=QUICK, towers=frozen)
+    recipe = write_stage_2_recipe(tmp_path, corpus, "two", training=QUICK, towers=frozen)
     main(["--config", str(recipe), f"model.start_from={tmp_path / 'one'}", f"model.config={json.dumps(config)}"])
 
     before = AutoModel.from_pretrained(tmp_path / "one").state_dict()
@@ -103,6 +107,52 @@ def test_stage_2_takes_up_the_towers_of_stage_1(corpus, tmp_path):
     assert AutoModelForMultimodalLM.from_pretrained(tmp_path / "two").config.cell_decoder_config.num_text_tokens == 2
 
 
+@pytest.fixture
+def pretrained_parts(corpus, tmp_path):
+    """Folders of a cell encoder, a Q-Former and a causal LM, and the weights in the first two."""
+    recipe = read_recipe(write_stage_2_recipe(tmp_path, corpus, "source"), Stage2Settings)
+    processor = assemble_processor(recipe, corpus)
+    config = assemble_config(recipe, processor)
+    torch.manual_seed(7)
+    towers = {"cell_encoder": ScMMGPTCellEncoder(config.cell_config), "qformer": ScMMGPTQFormer(config.qformer_config)}
+    for name, part in towers.items():
+        part.save_pretrained(tmp_path / name)
+    AutoModelForCausalLM.from_config(config.text_config).save_pretrained(tmp_path / "language_model")
+    processor.tokenizer.save_pretrained(tmp_path / "language_model")
+    return tmp_path, {name: part.state_dict() for name, part in towers.items()}
+
+
+@pytest.mark.parametrize("with_language_model", [False, True], ids=["new-llm", "pretrained-llm"])
+def test_pretrained_towers_that_a_recipe_names_are_where_stage_2_begins(corpus, pretrained_parts, with_language_model):
+    folder, weights = pretrained_parts
+    named = ["cell_encoder", "qformer"] + (["language_model"] if with_language_model else [])
+    recipe = write_stage_2_recipe(folder, corpus, model={name: str(folder / name) for name in named}, training=QUICK)
+    settings = read_recipe(recipe, Stage2Settings)
+
+    _, model, _ = parts_of(settings, training_arguments(settings, SFTConfig, **LEAVE_TO_US), corpus)
+
+    for tower, expected in weights.items():
+        begun = getattr(model.model, tower).state_dict()
+        assert all(torch.equal(begun[name], weight) for name, weight in expected.items()), tower
+
+
+@pytest.mark.parametrize("tower", ["cell_encoder", "qformer"])
+def test_a_tower_is_named_once_beside_a_checkpoint_or_in_it(corpus, tmp_path, tower):
+    recipe = write_stage_2_recipe(tmp_path, corpus, model={"start_from": "a", tower: "b"})
+
+    with pytest.raises(RecipeError, match=f"give {tower} or start_from, not both"):
+        read_recipe(recipe, Stage2Settings)
+
+
+def test_a_tower_that_does_not_fit_the_corpus_is_refused_by_its_key(corpus, pretrained_parts):
+    folder, _ = pretrained_parts
+    small = {"vocab_size": 40, "hidden_size": 32, "pad_token_id": 0, "cls_token_id": 1, "mask_token_id": 2}
+    ScMMGPTCellEncoder(ScMMGPTCellConfig(**small)).save_pretrained(folder / "other")
+
+    with pytest.raises(RecipeError, match=r"`model\.cell_encoder`.*does not fit"):
+        main(["--config", str(write_stage_2_recipe(folder, corpus, model={"cell_encoder": str(folder / "other")}))])
+
+
 @pytest.fixture(scope="module")
 def adapted(corpus, tmp_path_factory):
     """The output of a LoRA run."""
@@ -110,7 +160,7 @@ def adapted(corpus, tmp_path_factory):
     wide = {
         "text_config": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
     }
-    recipe = write_recipe(
+    recipe = write_stage_2_recipe(
         folder, corpus, towers=LORA, lora={"rank": 2}, config=wide, training={**QUICK, "learning_rate": 0.05}
     )
     main(["--config", str(recipe)])
@@ -124,7 +174,10 @@ def test_adapters_are_small_and_give_the_same_answers_on_their_base(adapted, cor
     processor = AutoProcessor.from_pretrained(adapted)
     row = next(row for row in CorpusRows(corpus) if row["cell_type"] in TYPES)
     collate = ConversationCollator(
-        cell_collator(read_recipe(adapted / "recipe.yaml"), corpus, processor), processor, corpus.ontology, 64
+        cell_collator(read_recipe(adapted / "recipe.yaml", Stage2Settings), corpus, processor),
+        processor,
+        corpus.ontology,
+        64,
     )
     batch = {name: value for name, value in collate([row]).items() if not name.startswith(("target", "cell_prompt"))}
 
@@ -151,7 +204,7 @@ def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_
 
     model = ScMMGPTForConditionalGeneration(tiny_config())
     model.save_pretrained(tmp_path / "base")
-    config = lora_config(model, TowerSettings(**LORA), LoraSettings(rank=2), new_token_ids=[38, 39])
+    config = lora_config(model, Stage2Towers(**LORA), LoraSettings(rank=2), new_token_ids=[38, 39])
     wrapped = __import__("peft").get_peft_model(model, config)
     words = torch.tensor([[38, 39, 7]])
     for name, weight in wrapped.named_parameters():
@@ -169,7 +222,7 @@ def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_
 def test_lora_stays_in_the_tower_that_asked_for_it(tiny_config):
     from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 
-    config = lora_config(ScMMGPTForConditionalGeneration(tiny_config()), TowerSettings(**LORA), LoraSettings())
+    config = lora_config(ScMMGPTForConditionalGeneration(tiny_config()), Stage2Towers(**LORA), LoraSettings())
     wrapped = __import__("peft").get_peft_model(ScMMGPTForConditionalGeneration(tiny_config()), config)
 
     assert {tower_of(name) for name, weight in wrapped.named_parameters() if weight.requires_grad} == {
@@ -244,7 +297,7 @@ def test_the_share_of_unlabelled_rows_is_kept_and_they_begin_again():
 
 
 def test_a_run_killed_in_mid_step_goes_on_with_the_same_losses(finished, corpus, tmp_path):
-    recipe = write_recipe(tmp_path, corpus, data={"unlabelled_share": 0.25})
+    recipe = write_stage_2_recipe(tmp_path, corpus, data={"unlabelled_share": 0.25})
     kill_in_step_5 = (
         "import os, signal, sys\n"
         "from scmmgpt.training import stage2\n"
@@ -281,7 +334,7 @@ def test_text_to_cell_begins_with_the_counts_of_the_training_cells(corpus):
 
 
 def test_a_dry_run_counts_what_lora_trains(corpus, tmp_path, capsys):
-    main(["--config", str(write_recipe(tmp_path, corpus, towers=LORA)), "--dry-run"])
+    main(["--config", str(write_stage_2_recipe(tmp_path, corpus, towers=LORA)), "--dry-run"])
 
     plan = capsys.readouterr().out
     assert "language_model" in plan
@@ -292,7 +345,7 @@ def test_text_to_cell_refuses_a_corpus_without_counts(tmp_path):
     corpus = build_tiny_corpus(tmp_path, value_mode="log1p")
 
     with pytest.raises(RecipeError, match="value_mode: counts"):
-        main(["--config", str(write_recipe(tmp_path, corpus))])
+        main(["--config", str(write_stage_2_recipe(tmp_path, corpus))])
 
 
 def test_stage_2_trainer_keeps_trls_place():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_directory import GENES, tiny_cells, write_tiny_model
+from tiny_models import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt.errors import UserError
@@ -155,7 +155,6 @@ def directory(tmp_path_factory):
     return directory
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_agreement_is_the_weighted_sum_of_a_cells_values_whatever_lies_beside_it(directory):
     loaded = load(directory, device="cpu")
     genes, profiles = loaded.processor.gene_tokenizer, loaded.annotator.type_profiles
@@ -174,7 +173,6 @@ def test_agreement_is_the_weighted_sum_of_a_cells_values_whatever_lies_beside_it
         assert np.allclose(together[i], expected, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_annotation_of_a_study_is_the_same_in_any_order_and_any_batches(directory):
     cells, order = tiny_cells(150), np.random.default_rng(0).permutation(150)
     options = {"labels": ["T cell", "B cell", "monocyte"], "model": directory, "device": "cpu", "progress": False}
@@ -212,11 +210,9 @@ def meant(loaded, *names):
     return annotator.candidates(annotator.label_set(list(names)), loaded.embed_texts).term_ids
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_free_text_is_understood_where_a_trained_type_says_the_same(mini):
     assert meant(mini, "cells that secrete insulin", "something blue") == ("CL:0000169", None)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_type_is_meant_twice(mini):
     assert meant(mini, "type B pancreatic cell", "cells that secrete insulin")[1] != "CL:0000169"

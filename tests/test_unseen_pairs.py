@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_run import build_tiny_corpus, write_recipe
+from tiny_run import build_tiny_corpus, write_stage_2_recipe
 
 pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install 'scmmgpt[train]'")
 
@@ -69,7 +69,7 @@ def test_the_whole_experiment_runs_and_keeps_its_numbers(corpus, tmp_path, monke
     monkeypatch.setattr(unseen_pairs, "MIN_TISSUES", 1)
     monkeypatch.setattr(unseen_pairs, "MOST_PAIRS", 1)
     quick = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 1}
-    recipe = write_recipe(tmp_path, corpus, training=quick, data={"cells_to_text": False})
+    recipe = write_stage_2_recipe(tmp_path, corpus, training=quick, data={"cells_to_text": False})
 
     unseen_pairs.main(["--config", str(recipe)])
 

@@ -1,54 +1,29 @@
 """A corpus of two studies, labelled, and one without labels, and recipes small enough to train in seconds."""
 
+from functools import partial
 from pathlib import Path
 
 import yaml
 from tiny_corpus import gene_tokenizer, make_cells
+from tiny_models import CELL_DECODER, CELL_ENCODER, LANGUAGE_MODEL, PROJECTIONS, QFORMER
 
 from scmmgpt.training.corpus.build import build_corpus
 from scmmgpt.training.corpus.reading import Corpus
 from scmmgpt.training.corpus.recipe import CorpusRecipe
 from scmmgpt.training.corpus.splits import SplitSettings
 
-WIDE = {"initializer_range": 0.2}
 CONFIG = {
-    "projection_dim": 16,
-    "projector_hidden_size": 24,
+    **PROJECTIONS,
     "cell_config": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
+        **CELL_ENCODER,
         "num_hidden_layers": 1,
-        "num_attention_heads": 4,
         "hidden_dropout": 0.1,
         "num_pooled_tokens": 2,
         "num_attended_genes": 16,
-        **WIDE,
     },
-    "qformer_config": {
-        "num_query_tokens": 4,
-        "hidden_size": 24,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        **WIDE,
-    },
-    "text_config": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        **WIDE,
-    },
-    "cell_decoder_config": {
-        "num_text_tokens": 3,
-        "num_attention_heads": 4,
-        "latent_size": 8,
-        "flow_hidden_size": 16,
-        "num_flow_layers": 2,
-        "num_flow_steps": 4,
-        "num_memory_tokens": 3,
-    },
+    "qformer_config": QFORMER,
+    "text_config": LANGUAGE_MODEL,
+    "cell_decoder_config": CELL_DECODER,
 }
 TRAINING = {
     "max_steps": 6,
@@ -62,7 +37,7 @@ TRAINING = {
     "eval_steps": 6,
     "disable_tqdm": True,
     "bf16": False,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
 }
 
 
@@ -93,10 +68,13 @@ def write_recipe(folder: Path, corpus: Corpus, name: str = "run", *, training: d
             "config": {**CONFIG, **sections.pop("config", {})},
             **sections.pop("model", {}),
         },
-        "evaluation": {"max_cells": 24, "num_generated_texts": 4, "num_generated_cells": 2},
+        "evaluation": {"max_cells": 24, **sections.pop("evaluation", {})},
         "training": {**TRAINING, **(training or {})},
         **sections,
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+write_stage_2_recipe = partial(write_recipe, evaluation={"num_generated_texts": 4, "num_generated_cells": 2})

@@ -13,7 +13,12 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
-from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
+from scmmgpt.modeling_scmmgpt import (
+    ScMMGPTConfig,
+    ScMMGPTForConditionalGeneration,
+    ScMMGPTForPreTraining,
+    ScMMGPTModel,
+)
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import (
@@ -28,7 +33,8 @@ from scmmgpt.training.collators import CellCollator, TokenizingCollator
 from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.data import BatchSettings, CorpusBatchSampler
 from scmmgpt.training.run import RowOrder
-from scmmgpt.training.settings import ModelSettings, RecipeError, RunSettings, check_names
+from scmmgpt.training.settings import ModelSettings, RunSettings, Stage2Model, Stage2Settings
+from scmmgpt.training.strict_yaml import RecipeError, check_names
 from scmmgpt.training.text_tokenizer import train_text_tokenizer
 
 NUM_TEXTS_FOR_TOKENIZER = 20_000
@@ -42,15 +48,18 @@ DEFINITION_SHARE = 0.5
 def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcessor:
     """The starting checkpoint's processor, or one of the corpus's genes and the recipe's text tokenizers."""
     model = settings.model
+    # What a model is trained to read is what its processor gives it later.
+    read_length = {} if settings.data.max_genes is None else {"max_genes": settings.data.max_genes}
     if model.start_from is not None:
         processor = ScMMGPTProcessor.from_pretrained(model.start_from)
         check_vocabulary(processor.gene_tokenizer, corpus, model.start_from)
+        if read_length:
+            processor.feature_extractor = processor.feature_extractor.with_settings(**read_length)
         return processor
-    genes = _changed(corpus.gene_tokenizer(), model.gene_tokenizer)
-    num_query_tokens = _config_fields(model).get("qformer_config", {}).get("num_query_tokens", 32)
+    num_query_tokens = model.config.get("qformer_config", {}).get("num_query_tokens", 32)
     return ScMMGPTProcessor(
-        genes,
-        _text_tokenizer(model.tokenizer or model.language_model, model, corpus),
+        corpus.gene_tokenizer().with_settings(**{**model.gene_tokenizer, **read_length}),
+        _text_tokenizer(model.text_tokenizer, model, corpus),
         qformer_tokenizer=AutoTokenizer.from_pretrained(model.qformer_tokenizer) if model.qformer_tokenizer else None,
         num_query_tokens=num_query_tokens,
     )
@@ -66,14 +75,6 @@ def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) ->
         f"{corpus.path} was made with another vocabulary ({len(theirs)} genes) than {model} has ({len(ours)}); the "
         f"first that differs is {first!r}. Build it again with `scmmgpt corpus build ... --processor {model}`."
     )
-
-
-def _changed(genes: ScMMGPTGeneTokenizer, changes: dict[str, Any]) -> ScMMGPTGeneTokenizer:
-    known = [name for name in genes.to_dict() if hasattr(genes, name)]
-    check_names(changes, known, "model.gene_tokenizer")
-    for name, value in changes.items():
-        setattr(genes, name, value)
-    return genes
 
 
 def _text_tokenizer(source: str | None, model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -100,7 +101,7 @@ def _sample_texts(corpus: Corpus):
         yield cell_request(row)
 
 
-def new_token_ids(settings: RunSettings, processor: ScMMGPTProcessor) -> list[int]:
+def new_token_ids(settings: Stage2Settings, processor: ScMMGPTProcessor) -> list[int]:
     """Tokens that the pretrained LLM's own tokenizer does not have: their rows must be learnt and kept."""
     if settings.model.language_model is None:
         return []
@@ -166,14 +167,14 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
     data, genes, stored = settings.data, processor.gene_tokenizer, corpus.manifest["value_mode"]
     if stored == "counts" and genes.value_mode != "counts":
         if data.max_genes is not None:
-            genes.max_genes = data.max_genes
+            genes = genes.with_settings(max_genes=data.max_genes)
         return TokenizingCollator(genes, packed=data.packed)
     if stored != genes.value_mode:
         raise RecipeError(
             f"{corpus.path} holds values of mode {stored!r} and the model reads {genes.value_mode!r}. Build the corpus "
             f"with `tokens: {{value_mode: counts}}`, which serves every mode, or with {genes.value_mode!r}."
         )
-    return CellCollator(stored, packed=data.packed, max_genes=data.max_genes, pad_token_id=genes.vocabulary["<pad>"])
+    return CellCollator(stored, packed=data.packed, max_genes=data.max_genes)
 
 
 def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, arguments: TrainingArguments) -> RowOrder:
@@ -208,10 +209,10 @@ def assemble_config(settings: RunSettings, processor: ScMMGPTProcessor) -> ScMMG
         config = ScMMGPTConfig.from_pretrained(model.start_from)
         _update(config, model.config)
         return config
-    chosen = _config_fields(model)
+    chosen = {name: dict(value) if isinstance(value, dict) else value for name, value in model.config.items()}
     genes, text = processor.gene_tokenizer, processor.tokenizer
     qformer_text = processor.qformer_tokenizer or text
-    if model.language_model is not None:
+    if isinstance(model, Stage2Model) and model.language_model is not None:
         chosen["text_config"] = AutoConfig.from_pretrained(model.language_model).get_text_config().to_dict()
     chosen["cell_config"] = _part_config(model.cell_encoder) | {
         "vocab_size": genes.vocab_size,
@@ -228,7 +229,10 @@ def assemble_config(settings: RunSettings, processor: ScMMGPTProcessor) -> ScMMG
     special = {name: getattr(text, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     chosen["text_config"] = {"model_type": "llama", "vocab_size": len(text), **special} | chosen.get("text_config", {})
     chosen["text_config"]["vocab_size"] = max(chosen["text_config"]["vocab_size"], len(text))
-    return ScMMGPTConfig(cell_token_id=processor.cell_token_id, **chosen)
+    try:
+        return ScMMGPTConfig(cell_token_id=processor.cell_token_id, **chosen)
+    except ValueError as error:
+        raise RecipeError(f"`model.config`: {error}") from error
 
 
 def loading_options(settings: RunSettings) -> dict[str, Any]:
@@ -250,43 +254,48 @@ def attention_for(half_precision_gpu: bool, has_flash_attn: bool) -> str | dict[
 
 def assemble_pretraining_model(settings: RunSettings, config: ScMMGPTConfig) -> ScMMGPTForPreTraining:
     """Stage 1's model: from a checkpoint, or new with the recipe's pretrained towers."""
-    options = loading_options(settings)
-    if settings.model.start_from is not None:
-        return ScMMGPTForPreTraining.from_pretrained(settings.model.start_from, config=config, **options)
-    model = ScMMGPTForPreTraining._from_config(config, **options)
-    for part, place in (
-        (model.model.cell_encoder, settings.model.cell_encoder),
-        (model.model.qformer, settings.model.qformer),
-    ):
-        if place is not None:
-            weights = AutoModel.from_pretrained(place).state_dict()  # a BERT's pooler is nobody's input
-            part.load_state_dict({name: w for name, w in weights.items() if not name.startswith("pooler.")})
-    return model
+    model, options = settings.model, loading_options(settings)
+    if model.start_from is not None:
+        return ScMMGPTForPreTraining.from_pretrained(model.start_from, config=config, **options)
+    made = ScMMGPTForPreTraining._from_config(config, **options)
+    load_towers(made.model, model)
+    return made
 
 
 def assemble_generative_model(
-    settings: RunSettings, config: ScMMGPTConfig, processor: ScMMGPTProcessor
+    settings: Stage2Settings, config: ScMMGPTConfig, processor: ScMMGPTProcessor
 ) -> ScMMGPTForConditionalGeneration:
-    """Stage 2's model: stage 1's towers, and a causal LM from its own checkpoint or new."""
+    """Stage 2's model: pretrained towers, and a causal LM from its own checkpoint or new."""
     model, options = settings.model, loading_options(settings)
+    if model.language_model is None and model.start_from is not None:
+        return ScMMGPTForConditionalGeneration.from_pretrained(model.start_from, config=config, **options)
     if model.language_model is None:
+        made = ScMMGPTForConditionalGeneration._from_config(config, **options)
+    else:
         if model.start_from is not None:
-            return ScMMGPTForConditionalGeneration.from_pretrained(model.start_from, config=config, **options)
-        return ScMMGPTForConditionalGeneration._from_config(config, **options)
-    towers = AutoModel.from_pretrained(model.start_from) if model.start_from is not None else None
+            config.text_config = AutoConfig.from_pretrained(model.language_model).get_text_config()
+        made = ScMMGPTForConditionalGeneration.from_parts(config, model.language_model, **options)
+    load_towers(made.model, model)
+    if len(processor.tokenizer) > made.get_input_embeddings().num_embeddings:
+        made.resize_token_embeddings(len(processor.tokenizer))
+    return made
+
+
+def load_towers(towers: ScMMGPTModel, model: ModelSettings) -> None:
+    """Give new towers the pretrained weights that a recipe names: a whole checkpoint's, or those of single parts."""
     if model.start_from is not None:
-        config.text_config = AutoConfig.from_pretrained(model.language_model).get_text_config()
-    joined = ScMMGPTForConditionalGeneration.from_parts(config, model.language_model, **options)
-    if towers is not None:
-        joined.model.load_state_dict(towers.state_dict(), strict=False)
-    if len(processor.tokenizer) > joined.get_input_embeddings().num_embeddings:
-        joined.resize_token_embeddings(len(processor.tokenizer))
-    return joined
-
-
-def _config_fields(model: ModelSettings) -> dict[str, Any]:
-    check_names(model.config, [field.name for field in fields(ScMMGPTConfig)], "model.config")
-    return {name: dict(value) if isinstance(value, dict) else value for name, value in model.config.items()}
+        towers.load_state_dict(AutoModel.from_pretrained(model.start_from).state_dict(), strict=False)
+    for key in ("cell_encoder", "qformer"):
+        place = getattr(model, key)
+        if place is None:
+            continue
+        weights = AutoModel.from_pretrained(place).state_dict()  # a BERT's pooler is nobody's input
+        weights = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
+        try:
+            getattr(towers, key).load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"`model.{key}`: {place} does not fit this run's model: {reason}") from error
 
 
 def _part_config(place: str | None) -> dict[str, Any]:

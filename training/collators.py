@@ -1,6 +1,6 @@
 """Rows of a corpus -> the arguments of `forward`: padded or packed genes, texts, and which texts are alike.
 
-Rows come as one Arrow table (`CorpusLoader`) or as a list of dicts (`datasets`, `Trainer`); both give the same batch.
+Rows come as one Arrow table (`CorpusRows`) or as a list of dicts (`datasets`); both give the same batch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import scipy.sparse as sp
 import torch
 
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.cell_matrix_scmmgpt import CsrRows
-from scmmgpt.processing.gene_layout_scmmgpt import CellBlock, lay_out
+from scmmgpt.processing.gene_layout_scmmgpt import CellBlock, lay_out, pad_tokens
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.corpus.reading import GENE_COLUMNS, as_rows, ragged
 from scmmgpt.training.corpus.shards import to_model_values
@@ -36,15 +35,11 @@ class CellCollator:
         How the corpus wrote its values: `corpus.manifest["value_mode"]`.
     max_genes
         Tokens of a cell to keep, from the first; None keeps all.
-    pad_to_multiple_of
-        Round the padded length up, for kernels that like it.
     """
 
     value_mode: str
     packed: bool = False
     max_genes: int | None = None
-    pad_to_multiple_of: int = 1
-    pad_token_id: int = 0
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         offsets, gene_ids, stored = _genes_of(rows)
@@ -57,22 +52,8 @@ class CellCollator:
                 "gene_values": torch.from_numpy(values)[None],
                 "cell_cu_seqlens": torch.from_numpy(offsets.astype(np.int32)),
             }
-        return self._pad(offsets, gene_ids, values)
-
-    def _pad(self, offsets: np.ndarray, gene_ids: np.ndarray, values: np.ndarray) -> dict[str, torch.Tensor]:
-        lengths = np.diff(offsets)
-        longest = int(lengths.max(initial=1))
-        longest = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        is_real = np.arange(longest) < lengths[:, None]
-        padded_ids = np.full(is_real.shape, self.pad_token_id, np.int64)
-        padded_values = np.zeros(is_real.shape, np.float32)
-        padded_ids[is_real] = gene_ids
-        padded_values[is_real] = values
-        return {
-            "gene_ids": torch.from_numpy(padded_ids),
-            "gene_values": torch.from_numpy(padded_values),
-            "gene_mask": torch.from_numpy(is_real.astype(np.int64)),
-        }
+        padded = pad_tokens(gene_ids, values, np.diff(offsets))
+        return {name: torch.from_numpy(array) for name, array in padded.items()}
 
 
 @dataclass
@@ -84,27 +65,20 @@ class TokenizingCollator:
     gene_tokenizer
         A gene tokenizer with the corpus's vocabulary and any settings. With `panel_scaling` every cell is taken for
         one of a whole transcriptome: a corpus does not say which genes were measured and zero.
-    augment
-        Changes the counts before they are tokenised, e.g. thins them: csr (cells x vocabulary) in, csr out.
     """
 
     gene_tokenizer: ScMMGPTGeneTokenizer
     packed: bool = False
-    augment: Callable[[sp.csr_matrix], sp.csr_matrix] | None = None
 
     @cached_property
     def _id_of_column(self) -> np.ndarray:
         """Columns are vocabulary ids; special tokens are not counted."""
         ids = np.arange(self.gene_tokenizer.vocab_size, dtype=np.int32)
-        return np.where(self.gene_tokenizer.gene_rows(ids) >= 0, ids, -1).astype(np.int32)
+        return np.where(self.gene_tokenizer.is_gene(ids), ids, -1).astype(np.int32)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         offsets, gene_ids, stored = _genes_of(rows)
         cells = CsrRows(offsets.astype(np.int64), gene_ids.astype(np.int32), stored.astype(np.float32))
-        if self.augment is not None:
-            shape = (len(offsets) - 1, len(self._id_of_column))
-            changed = self.augment(sp.csr_matrix((cells.data, cells.indices, cells.indptr), shape=shape))
-            cells = CsrRows(changed.indptr.astype(np.int64), changed.indices.astype(np.int32), changed.data)
         tokenizer = self.gene_tokenizer
         # The corpus has named the genes already: straight to the layout, which costs a tenth of the whole call.
         block = CellBlock(cells, self._id_of_column, tokenizer.target_sum, float(cells.data.sum()), 0)

@@ -91,8 +91,7 @@ class ConversationCollator:
         answer's first word would never be asked for there.
         """
         processor, tokenizer = self.processor, self.processor.tokenizer
-        placeholders = processor.cell_token * processor.num_query_tokens
-        texts = [prompt.replace(processor.cell_token, placeholders) for prompt in prompts]
+        texts = [processor.expand_cell_tokens(prompt) for prompt in prompts]
         # As `apply_chat_template` decides it: a template may write the first token itself.
         has_start = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
         asked = tokenizer(texts, add_special_tokens=not has_start)["input_ids"]

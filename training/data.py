@@ -1,29 +1,20 @@
-"""From a corpus to batches: shuffled, divided, resumable, with distinct texts and similar lengths in a batch.
+"""The order of a corpus's rows: shuffled, with distinct texts and similar lengths in a batch.
 
-Two ways to the same rows:
-
-- `CorpusLoader`: a `DataLoader` over the mapped rows, ordered by `CorpusBatchSampler`. The position in an epoch is one
-  number, so a run resumes at the exact batch, with any number of workers.
-- `stream_corpus`: a `datasets.IterableDataset` of rows, divided by `datasets` itself among nodes and workers, for
-  `map`, `batch`, `Trainer` and `StatefulDataLoader`.
-
-Both shuffle the same way: short runs of neighbouring rows are dealt at random into blocks, and rows are shuffled
-inside a block. Reading stays sequential enough for a disk, and only one block is in memory at a time.
+Short runs of neighbouring rows are dealt at random into blocks, and rows are shuffled inside a block. Reading stays
+sequential enough for a disk, and only one block is in memory at a time. Trainer divides the rows among processes, and
+skips those that a run has seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
-from scmmgpt.training.corpus.reading import Corpus, Selection, as_rows
+from scmmgpt.training.corpus.reading import Corpus, Selection
 
 # `datasets` divides blocks without reading in vain when their number is a multiple of that of the processes.
 _FEW_BLOCKS, _MANY_BLOCKS = 8, 64
@@ -80,63 +71,21 @@ class RowSampler(Protocol):
 
 
 class CorpusBatchSampler(Sampler[list[int]]):
-    """Row numbers of the batches of one process, in order, from any position of any epoch.
+    """Row numbers of an epoch's batches, in an order that depends on seed and epoch alone.
 
     Parameters
     ----------
     corpus, selection, settings
         What to read, which rows of it, and how to batch them.
-    rank, world_size
-        This process takes every `world_size`-th batch, from the `rank`-th on.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        selection: Selection,
-        settings: BatchSettings,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}.")
+    def __init__(self, corpus: Corpus, selection: Selection, settings: BatchSettings):
         self.corpus, self.selection, self.settings = corpus, selection, settings
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.first_batch = 0, 0
+        self.epoch = 0
         self._counted = (-1, 0)  # epoch, rows
         self._weights = _row_weights(corpus, selection, settings) if settings.is_weighted else None
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.first_batch * self.world_size
-        group: list[np.ndarray] = []
-        for number, batch in enumerate(self._batches_of_all()):
-            if number < first:
-                continue
-            group.append(batch)
-            if len(group) == self.world_size:
-                yield group[self.rank].tolist()
-                group = []
-        # With `drop_last` every process gets the same number of batches.
-        if self.rank < len(group) and not self.settings.drop_last:
-            yield group[self.rank].tolist()
-
-    def __len__(self) -> int:
-        """Batches left for this process in this epoch."""
-        whole, rest = divmod(self.num_rows, self.settings.batch_size)
-        batches = whole + (rest > 0 and not self.settings.drop_last)
-        share, extra = divmod(batches, self.world_size)
-        return share + (self.rank < extra and not self.settings.drop_last) - self.first_batch
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that all processes together read in this epoch."""
-        if self._counted[0] != self.epoch:
-            self._counted = (self.epoch, sum(len(rows) for rows in self._blocks()))
-        return self._counted[1]
-
-    def _batches_of_all(self) -> Iterator[np.ndarray]:
-        """The batches of all processes: every row of the epoch, in order."""
         size = self.settings.batch_size
         left = np.empty(0, np.int64)
         for number, rows in enumerate(self._blocks()):
@@ -146,9 +95,20 @@ class CorpusBatchSampler(Sampler[list[int]]):
             # What does not fill a batch waits for the next block, so that only an epoch's last batch is small.
             order = generator.permutation(len(rows))
             left = rows[order[whole:]]
-            yield from self._arrange(rows[order[:whole]], generator)
+            yield from (batch.tolist() for batch in self._arrange(rows[order[:whole]], generator))
         if len(left) and not self.settings.drop_last:
-            yield left
+            yield left.tolist()
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.num_rows, self.settings.batch_size)
+        return whole + (rest > 0 and not self.settings.drop_last)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of this epoch."""
+        if self._counted[0] != self.epoch:
+            self._counted = (self.epoch, sum(len(rows) for rows in self._blocks()))
+        return self._counted[1]
 
     def _arrange(self, rows: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
         """Cut the rows of a block into batches of similar lengths and distinct types, in random order."""
@@ -183,124 +143,6 @@ class CorpusBatchSampler(Sampler[list[int]]):
 
     def _generator(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.settings.seed, self.epoch, purpose, number])
-
-
-class CorpusLoader(DataLoader):
-    """A `DataLoader` that knows its place: `state_dict()` in mid-epoch, `load_state_dict()` in the next run.
-
-    Parameters
-    ----------
-    sampler
-        Which rows, in which order.
-    collate
-        Turns an Arrow table of rows into a batch.
-    columns
-        Columns to read; None reads all.
-    """
-
-    def __init__(
-        self,
-        sampler: CorpusBatchSampler,
-        collate: Callable,
-        *,
-        columns: list[str] | None = None,
-        num_workers: int = 0,
-        pin_memory: bool | None = None,
-        **options,
-    ):
-        super().__init__(
-            CorpusTables(sampler.corpus, columns),
-            sampler=sampler,
-            batch_size=None,  # the sampler's items are whole batches
-            collate_fn=collate,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-            **options,
-        )
-        self._num_given = 0
-
-    def __iter__(self) -> Iterator[dict]:
-        self._num_given = self.sampler.first_batch
-        for batch in super().__iter__():
-            self._num_given += 1
-            yield batch
-        self.set_epoch(self.sampler.epoch + 1)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start at the beginning of an epoch, unless the loader already stands in it."""
-        if epoch != self.sampler.epoch:
-            self.sampler.epoch, self.sampler.first_batch, self._num_given = epoch, 0, 0
-
-    def state_dict(self) -> dict:
-        """The epoch, and how many of its batches this process has been given."""
-        return {"epoch": self.sampler.epoch, "num_batches": self._num_given}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on with the batch after those."""
-        self.sampler.epoch = state["epoch"]
-        self.sampler.first_batch = self._num_given = state["num_batches"]
-
-
-class CorpusTables(Dataset):
-    """Lists of row numbers -> Arrow tables of those rows, through the mapped `datasets.Dataset`."""
-
-    def __init__(self, corpus: Corpus, columns: list[str] | None = None):
-        self.corpus, self.columns = corpus, columns
-
-    def __len__(self) -> int:
-        return len(self.corpus)
-
-    def __getitem__(self, rows: list[int]) -> pa.Table:
-        return self.corpus.table(rows, self.columns)
-
-
-def stream_corpus(
-    corpus: Corpus,
-    selection: Selection,
-    settings: BatchSettings,
-    *,
-    epoch: int = 0,
-    columns: list[str] | None = None,
-) -> datasets.IterableDataset:
-    """Every selected row once, shuffled, as a stream that `datasets` divides, resumes and transforms.
-
-    Parameters
-    ----------
-    corpus, selection, settings
-        What to read, which rows of it, and the size of runs and blocks.
-    epoch
-        Deals other blocks; `set_epoch` of the result only takes the same blocks in another order.
-    columns
-        Columns to read; None reads all.
-    """
-    if settings.is_weighted:
-        raise ValueError("A stream gives every row once: type_balance and source_weights are for CorpusBatchSampler.")
-    blocks = _deal_runs(len(corpus), settings, np.random.default_rng([settings.seed, epoch, 0, 0]))
-    return datasets.IterableDataset.from_generator(
-        _stream_blocks,
-        gen_kwargs={
-            "blocks": [(number, tuple(runs.tolist())) for number, runs in enumerate(blocks)],
-            "corpus_path": str(corpus.path),
-            "selection": selection,
-            "settings": settings,
-            "epoch": epoch,
-            "columns": tuple(columns or corpus.dataset.column_names),
-        },
-    )
-
-
-def _stream_blocks(blocks, corpus_path, selection, settings, epoch, columns) -> Iterator[dict]:
-    corpus = Corpus.open(corpus_path)
-    for number, runs in blocks:
-        rows = _rows_of_runs(np.array(runs, np.int64), settings.run_rows, len(corpus))
-        rows = rows[corpus.is_selected(rows, selection)]
-        generator = np.random.default_rng([settings.seed, epoch, 1, number])
-        types = corpus.index["cell_type"][rows]
-        order = spread_types(types, generator) if settings.distinct_types else generator.permutation(len(rows))
-        # Read in the order on disk, hand out in the shuffled one.
-        table = corpus.table(rows, list(columns)).take(order)
-        for start in range(0, len(table), 256):
-            yield from as_rows(table.slice(start, 256))
 
 
 def spread_types(types: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -12,21 +12,19 @@ import argparse
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from pydantic.dataclasses import dataclass
 
-from scmmgpt.errors import UserError
 from scmmgpt.training.evaluation.baselines import METHODS, TrainingCells, baseline_systems, components_system
 from scmmgpt.training.evaluation.results import Record, provenance, write_results
 from scmmgpt.training.evaluation.study import NO_LABEL, Study, open_study
 from scmmgpt.training.evaluation.systems import System
 from scmmgpt.training.evaluation.type_tree import TypeTree
 
-from .evaluate import ALL_TASKS, device_kind, leakage_record, study_records
-from .settings import parse_yaml, read_text
+from .evaluate import ALL_TASKS, Task, device_kind, leakage_record, study_records
+from .strict_yaml import CHECKED, RecipeError, read_settings, read_yaml
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,43 +32,54 @@ if TYPE_CHECKING:
 SIMULATED_PREFIX = "sim_"
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
+class SuiteStudy:
+    """A file of cells, or those of its cells that one `study_profile` names."""
+
+    file: str
+    study_profile: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.study_profile or Path(self.file).stem
+
+
+@dataclass(config=CHECKED, frozen=True)
+class SuitePart:
+    """Studies that are tested with one model.
+
+    Attributes
+    ----------
+    leave_out_development_studies
+        The baselines do not learn from the training recipe's development studies either.
+    """
+
+    name: str
+    studies: list[SuiteStudy]
+    leave_out_development_studies: bool = False
+
+
+@dataclass(config=CHECKED, frozen=True)
 class Suite:
     """A suite as its recipe says it."""
 
     name: str
     label: str
     training_recipe: str
-    parts: list[dict[str, Any]]
-    tasks: list[str]
-    slow_tasks: list[str]
+    parts: list[SuitePart]
+    tasks: list[Task]
+    slow_tasks: list[Task]
     slow_studies: list[str]
     seed: int = 0
 
     @classmethod
     def read(cls, path: Path) -> Suite:
         """The suite in a yaml file; keys and tasks that do not exist are refused."""
-        content = parse_yaml(read_text(path), path)
-        known = {field.name for field in fields(cls)}
-        if strange := sorted(set(content) - known):
-            raise UserError(f"{path} has no key {strange[0]!r}; keys: {', '.join(sorted(known))}.")
-        required = {"name", "label", "training_recipe", "parts", "tasks", "slow_tasks", "slow_studies"}
-        if missing := sorted(required - set(content)):
-            raise UserError(f"{path} lacks the key {missing[0]!r}.")
-        if wrong := [name for name in ("parts", "tasks", "slow_tasks", "slow_studies") if not _is_list(content[name])]:
-            raise UserError(f"{path}: {wrong[0]!r} must be a list.")
-        suite = cls(**content)
-        if strange := sorted({*map(str, suite.tasks), *map(str, suite.slow_tasks)} - set(ALL_TASKS)):
-            raise UserError(f"{path} names the task {strange[0]!r}; there are: {', '.join(ALL_TASKS)}.")
-        return suite
+        return read_settings(path, cls)
 
-    def tasks_of(self, study: str) -> list[str]:
+    def tasks_of(self, study: str) -> list[Task]:
         """The tasks for one study."""
         return self.tasks + (self.slow_tasks if study in self.slow_studies else [])
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str | dict) for item in value)
 
 
 def run_suite(
@@ -102,12 +111,12 @@ def run_suite(
     suite, tree = Suite.read(recipe), TypeTree.load()
     records: list[Record] = []
     for part in suite.parts:
-        chosen = [entry for entry in part["studies"] if not studies or _name_of(entry) in studies]
+        chosen = [study for study in part.studies if not studies or study.name in studies]
         if chosen:
             training = training_cells(recipe.parent / suite.training_recipe, data, part, suite.label)
-            systems = _systems(models.get(part["name"]), training, tree)
-            opened = (_open(entry, suite.label, data, tree) for entry in chosen)
-            records += _run_part(suite, part["name"], opened, training, systems, tree, output, only)
+            systems = _systems(models.get(part.name), training, tree)
+            opened = (_open(study, suite.label, data, tree) for study in chosen)
+            records += _run_part(suite, part.name, opened, training, systems, tree, output, only)
     return records
 
 
@@ -137,7 +146,7 @@ def _run_part(
     return records
 
 
-def training_cells(recipe: Path, data: Path, part: dict[str, Any], label: str) -> TrainingCells:
+def training_cells(recipe: Path, data: Path, part: SuitePart, label: str) -> TrainingCells:
     """The labelled cells of the training recipe's sources, for the baselines of one part.
 
     Parameters
@@ -152,9 +161,11 @@ def training_cells(recipe: Path, data: Path, part: dict[str, Any], label: str) -
     label
         The column of `obs` with the types.
     """
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    left_out = {_name_of(entry) for entry in part["studies"]}
-    if part.get("leave_out_development_studies"):
+    content = read_yaml(recipe)
+    if missing := [key for key in ("sources", "development_studies") if key not in content]:
+        raise RecipeError(f"{recipe}: `{missing[0]}` is missing.")
+    left_out = {study.name for study in part.studies}
+    if part.leave_out_development_studies:
         left_out |= set(content["development_studies"])
     sources = []
     for source in content["sources"]:
@@ -171,18 +182,14 @@ def _labelled(adata: AnnData, label: str, left_out: set[str]) -> AnnData:
     return adata[keep.to_numpy()].copy()
 
 
-def _name_of(entry: dict) -> str:
-    return entry.get("study_profile") or Path(entry["file"]).stem
-
-
-def _open(entry: dict, label: str, data: Path, tree: TypeTree) -> Study:
-    path = data / entry["file"]
+def _open(study: SuiteStudy, label: str, data: Path, tree: TypeTree) -> Study:
+    path = data / study.file
     cells: AnnData | Path = path
-    if profile := entry.get("study_profile"):
+    if study.study_profile:
         cells = _read(path)
-        cells = cells[(cells.obs["study_profile"].astype(str) == profile).to_numpy()].copy()
+        cells = cells[(cells.obs["study_profile"].astype(str) == study.study_profile).to_numpy()].copy()
     is_simulated = path.stem.startswith(SIMULATED_PREFIX)
-    return open_study(cells, label, name=_name_of(entry), is_simulated=is_simulated, tree=tree)
+    return open_study(cells, label, name=study.name, is_simulated=is_simulated, tree=tree)
 
 
 def _systems(model: System | None, training: TrainingCells, tree: TypeTree) -> list[System]:

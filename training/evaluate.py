@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -41,8 +41,10 @@ from scmmgpt.training.evaluation.type_tree import TypeTree
 if TYPE_CHECKING:
     from anndata import AnnData
 
-QUICK_TASKS = ("annotation", "candidates", "wording", "unknown types", "controls", "clustering", "retrieval")
-ALL_TASKS = (*QUICK_TASKS, "untrained types", "few-shot", "description", "generation")
+QuickTask = Literal["annotation", "candidates", "wording", "unknown types", "controls", "clustering", "retrieval"]
+Task = QuickTask | Literal["untrained types", "few-shot", "description", "generation"]
+QUICK_TASKS: tuple[QuickTask, ...] = get_args(QuickTask)
+ALL_TASKS: tuple[Task, ...] = tuple(task for tasks in get_args(Task) for task in get_args(tasks))
 MOST_CELLS = 10_000
 # Baselines that are worth their time in tasks beyond plain annotation.
 IN_MORE_TASKS = {

@@ -39,7 +39,15 @@ from scmmgpt.training.collators import CellCollator, CellTextCollator, text_labe
 from scmmgpt.training.corpus.shards import to_stored_values
 from scmmgpt.training.held_out import CELLS_PER_BATCH, HeldOutCells
 from scmmgpt.training.run import plain_errors, seed_everything, training_arguments
-from scmmgpt.training.settings import RunSettings, TowerSettings, read_recipe
+from scmmgpt.training.settings import (
+    Stage1Settings,
+    Stage2Data,
+    Stage2Model,
+    Stage2Settings,
+    Stage2Towers,
+    read_recipe,
+)
+from scmmgpt.training.strict_yaml import check_settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -135,7 +143,6 @@ class LabelledCells(Dataset):
     labels: np.ndarray
     batches: np.ndarray
     value_mode: str
-    pad_token_id: int
 
     @classmethod
     def of(cls, adata: AnnData, processor: ScMMGPTProcessor, *, label: str, batch_key: str | None, text: str | None):
@@ -170,7 +177,7 @@ class LabelledCells(Dataset):
             )
         ]
         batches = adata.obs[batch_key].astype(str).to_numpy() if batch_key else np.full(len(labels), "")
-        return cls(rows, labels, batches, genes.value_mode, genes.vocabulary["<pad>"])
+        return cls(rows, labels, batches, genes.value_mode)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -181,7 +188,7 @@ class LabelledCells(Dataset):
     @property
     def collate(self) -> CellCollator:
         """Rows -> genes."""
-        return CellCollator(self.value_mode, pad_token_id=self.pad_token_id)
+        return CellCollator(self.value_mode)
 
 
 def split_cells(labels: np.ndarray, shots: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -252,15 +259,16 @@ def definition_of(label: str, ontology: Ontology) -> str | None:
 # ---- steps
 
 
-def _settings(output: Path, recipe: str | os.PathLike | None, training: dict, *, lora: bool) -> RunSettings:
-    settings = read_recipe(recipe or RECIPE)
+def _settings(output: Path, recipe: str | os.PathLike | None, training: dict, *, lora: bool) -> Stage1Settings:
+    content = asdict(read_recipe(recipe or RECIPE, Stage1Settings))
+    content["output"] = str(output / RUN)
+    content["training"] |= training
     if not lora:
-        towers = {name: "full" if way == "lora" else way for name, way in asdict(settings.towers).items()}
-        settings = replace(settings, towers=TowerSettings(**towers))
-    return replace(settings, output=str(output / RUN), training={**settings.training, **training})
+        content["towers"] = {name: "full" if way == "lora" else way for name, way in content["towers"].items()}
+    return check_settings(content, Stage1Settings, where="finetune")
 
 
-def _arguments(settings: RunSettings):
+def _arguments(settings: Stage1Settings):
     from transformers import TrainingArguments
 
     return training_arguments(settings, TrainingArguments)
@@ -284,7 +292,7 @@ def _ontology(base: Path) -> Ontology:
 
 
 def _rows(
-    cells: LabelledCells, shown: np.ndarray, processor, ontology: Ontology, settings: RunSettings
+    cells: LabelledCells, shown: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings
 ) -> stage1.Rows:
     arguments = _arguments(settings)
     encode = text_encoder(processor, settings.data.max_text_tokens)
@@ -295,7 +303,7 @@ def _rows(
     return stage1.Rows(cells, None, LabelCollator(collate), order)
 
 
-def _held_out(cells: LabelledCells, rows: np.ndarray, processor, ontology: Ontology, settings: RunSettings):
+def _held_out(cells: LabelledCells, rows: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings):
     if not len(rows):
         return None
     names = sorted(set(cells.labels))
@@ -350,7 +358,7 @@ def _take_over(network: PreTrainedModel, trained: ScMMGPTForPreTraining) -> None
 
 
 def _learn_to_describe(
-    output: Path, settings: RunSettings, cells: LabelledCells, shown: np.ndarray, ontology: Ontology
+    output: Path, settings: Stage1Settings, cells: LabelledCells, shown: np.ndarray, ontology: Ontology
 ):
     """Stage 2 on the user's own texts: the language model answers what it is asked about these cells."""
     require("trl")
@@ -363,12 +371,18 @@ def _learn_to_describe(
     from datasets import Dataset as Table
 
     processor = ScMMGPTProcessor.from_pretrained(output)
-    run = output / RUN / "description"
-    towers = TowerSettings(
+    towers = Stage2Towers(
         cell_encoder="freeze", qformer="freeze", heads="freeze", language_model="lora", cell_decoder="freeze"
     )
-    model = replace(settings.model, start_from=str(output), config={})
-    settings = replace(settings, output=str(run), towers=towers, model=model, lora=replace(settings.lora, merge=False))
+    describing = Stage2Settings(
+        output=str(output / RUN / "description"),
+        data=Stage2Data(corpus=settings.data.corpus, text_to_cells=False),
+        model=Stage2Model(start_from=str(output), attention=settings.model.attention, dtype=settings.model.dtype),
+        towers=towers,
+        lora=replace(settings.lora, merge=False),
+        hardware=settings.hardware,
+        training=settings.training,
+    )
     collate = ConversationCollator(
         cells.collate,
         processor,
@@ -379,7 +393,7 @@ def _learn_to_describe(
     )
     table = Table.from_list([cells[i] for i in shown]).with_format("numpy")
     order = ShuffledRows(np.arange(len(shown)), settings.training.get("seed", 0))
-    trainer = stage2.train(settings, network, processor, stage2.Rows(table, None, collate, order), fresh=True)
+    trainer = stage2.train(describing, network, processor, stage2.Rows(table, None, collate, order), fresh=True)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.save_pretrained(output / f"{ADAPTER}_description")
     trained.merge_and_unload().save_pretrained(output)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scmmgpt.training.settings import TowerSettings
+from scmmgpt.training.settings import Stage2Towers, TowerSettings
 
 _PASSES = {"full": 3, "lora": 2, "freeze": 2}
 
@@ -78,7 +78,7 @@ def stage_1_flops(config: Any, shape: BatchShape, towers: TowerSettings) -> floa
     return flops + _encoder_passes(towers) * cell_encoder_flops(encoder, shape)
 
 
-def stage_2_flops(config: Any, shape: BatchShape, towers: TowerSettings) -> float:
+def stage_2_flops(config: Any, shape: BatchShape, towers: Stage2Towers) -> float:
     """One training step of stage 2 on one device: the answer's loss, and the cell decoder's over its target genes."""
     encoder, qformer, language = config.cell_config, config.qformer_config, config.text_config
     flops = _encoder_passes(towers) * cell_encoder_flops(encoder, shape)

@@ -89,7 +89,7 @@ def make_plan(
         flops=flops,
         weight_bytes=weight_bytes,
         optimizer_bytes=optimizer_bytes,
-        activation_bytes=_activation_bytes(model.config, shape, checkpointed=bool(arguments.gradient_checkpointing)),
+        activation_bytes=_activation_bytes(model.config, shape, checkpointed=bool(arguments.activation_checkpointing)),
         hours=hours,
         cost=None if hours is None or price is None else hours * price * devices,
     )

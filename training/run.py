@@ -7,9 +7,9 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import yaml
@@ -27,7 +27,8 @@ from transformers import (
 from scmmgpt.errors import UserError
 from scmmgpt.training.checkpoints import STATE_FILE, TrainingStopped, last_checkpoint, remove_partial_checkpoints
 from scmmgpt.training.data import CorpusBatchSampler
-from scmmgpt.training.settings import RecipeError, RunSettings, check_names, read_recipe
+from scmmgpt.training.settings import RunSettings, read_recipe
+from scmmgpt.training.strict_yaml import RecipeError
 
 RECIPE_FILE = "recipe.yaml"
 # What may differ between a run and its continuation: it changes what is seen, not what is learnt.
@@ -40,18 +41,19 @@ FREE_TO_CHANGE = (
     "training.report_to",
 )
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
+Settings = TypeVar("Settings", bound=RunSettings)
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Generic[Settings]):
     """What was asked for on the command line."""
 
-    settings: RunSettings
+    settings: Settings
     dry_run: bool
     fresh: bool
 
 
-def read_command(description: str, arguments: Sequence[str] | None = None) -> Command:
+def read_command(description: str, kind: type[Settings], arguments: Sequence[str] | None = None) -> Command[Settings]:
     """`--config RECIPE [--dry-run] [--fresh] [section.key=value ...]`"""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="a recipe: training/recipes/*.yaml")
@@ -59,12 +61,11 @@ def read_command(description: str, arguments: Sequence[str] | None = None) -> Co
     parser.add_argument("--fresh", action="store_true", help="begin anew where a run of this output exists")
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="numbers that differ from the recipe")
     given = parser.parse_args(arguments)
-    return Command(read_recipe(given.config, given.changes), given.dry_run, given.fresh)
+    return Command(read_recipe(given.config, kind, given.changes), given.dry_run, given.fresh)
 
 
 def training_arguments(settings: RunSettings, kind: type[Arguments], **always: object) -> Arguments:
-    """The section `training` as the trainer's own arguments; a name that does not exist is refused."""
-    check_names(settings.training, [field.name for field in fields(kind) if field.init], "training")
+    """The section `training` as the trainer's own arguments."""
     defaults = {
         "output_dir": settings.output,
         "use_cpu": not torch.cuda.is_available(),
@@ -75,6 +76,8 @@ def training_arguments(settings: RunSettings, kind: type[Arguments], **always: o
         "label_names": ["gene_ids"],  # always there, so that evaluation always computes the loss
         "dataloader_drop_last": True,  # contrast over ever the same number of pairs
     }
+    if "gradient_checkpointing" not in settings.training:
+        defaults["activation_checkpointing"] = kind.gradient_checkpointing  # where TRL keeps its default
     given = {
         name: "no" if value is False and name.endswith("_strategy") else value  # YAML reads a bare `no` as false
         for name, value in settings.training.items()

@@ -1,4 +1,4 @@
-"""A run's numbers: one yaml file, read into typed settings. A key that does not exist is refused, the nearest named.
+"""A run's numbers, typed: what both stages take, and what each takes alone. One yaml file holds those of one run.
 
 Every number of a run has its home here or, where Hugging Face already has a name for it, in the section `training`,
 whose keys are those of `transformers.TrainingArguments` (stage 1) or `trl.SFTConfig` (stage 2).
@@ -6,26 +6,22 @@ whose keys are those of `transformers.TrainingArguments` (stage 1) or `trl.SFTCo
 
 from __future__ import annotations
 
-import difflib
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from scmmgpt.errors import UserError
+from scmmgpt.training.corpus.recipe import GeneTokenizerSettings
+from scmmgpt.training.strict_yaml import CHECKED, KeywordsOf, read_settings
 
-CHECKED = ConfigDict(extra="forbid", strict=False)
 Training = Literal["full", "lora", "freeze"]
-Settings = TypeVar("Settings")
-
-
-class RecipeError(UserError):
-    """A recipe that cannot be run, with the key, what was wrong and what to write instead."""
+ModelConfig = Annotated[dict[str, Any], KeywordsOf("scmmgpt.modeling_scmmgpt", "ScMMGPTConfig")]
+Stage1Arguments = Annotated[dict[str, Any], KeywordsOf("transformers", "TrainingArguments")]
+Stage2Arguments = Annotated[dict[str, Any], KeywordsOf("trl", "SFTConfig")]
+Stage1Rates = Annotated[dict[str, float], KeywordsOf(__name__, "TowerSettings", only_names=True)]
+Stage2Rates = Annotated[dict[str, float], KeywordsOf(__name__, "Stage2Towers", only_names=True)]
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -38,16 +34,10 @@ class DataSettings:
         A folder made by `scmmgpt corpus build`.
     scheme
         What is held out whole: studies, donors, tissues or cell types.
-    unlabelled_share
-        Stage 2: share of the rows that come without text (text -> cell learns from them with the empty text).
     max_genes
-        Genes of a cell to keep, from the first; None keeps all.
+        Genes of a cell to keep, from the first, in training and by the model's processor; None keeps all.
     packed
         Cells end to end instead of padded: no token is wasted where the attention takes packed sequences.
-    cells_to_text, text_to_cells
-        Stage 2: the directions that are trained.
-    num_target_genes
-        Stage 2: genes whose counts a request must explain, drawn for each batch; None takes all.
     """
 
     corpus: str
@@ -58,10 +48,26 @@ class DataSettings:
     distinct_types: bool = True
     similar_lengths: bool = True
     block_rows: int = 8192
-    unlabelled_share: float = Field(default=0.0, ge=0, lt=1)
     max_genes: int | None = None
     max_text_tokens: int = 128
     packed: bool = False
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Stage2Data(DataSettings):
+    """Which rows, in which directions.
+
+    Attributes
+    ----------
+    unlabelled_share
+        Share of the rows that come without text (text -> cell learns from them with the empty text).
+    cells_to_text, text_to_cells
+        The directions that are trained.
+    num_target_genes
+        Genes whose counts a request must explain, drawn for each batch; None takes all.
+    """
+
+    unlabelled_share: float = Field(default=0.0, ge=0, lt=1)
     cells_to_text: bool = True
     text_to_cells: bool = True
     num_target_genes: int | None = 2048
@@ -77,8 +83,8 @@ class ModelSettings:
         A checkpoint of ours, directory or Hub name: model and processor. None starts from `config` and the parts.
     config
         Fields of `ScMMGPTConfig`; with `start_from`, those that differ from the checkpoint's.
-    cell_encoder, qformer, language_model
-        Pretrained parts: directories or Hub names of a converted scGPT, a converted BERT, any causal LM.
+    cell_encoder, qformer
+        Pretrained towers: directories or Hub names of a converted scGPT, a converted BERT. `start_from` brings its own.
     tokenizer, qformer_tokenizer
         Text tokenizers; None trains a small one on the corpus's texts.
     tokenizer_size
@@ -92,16 +98,43 @@ class ModelSettings:
     """
 
     start_from: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: ModelConfig = Field(default_factory=dict)
     cell_encoder: str | None = None
     qformer: str | None = None
-    language_model: str | None = None
     tokenizer: str | None = None
     qformer_tokenizer: str | None = None
     tokenizer_size: int = 4096
-    gene_tokenizer: dict[str, Any] = Field(default_factory=dict)
+    gene_tokenizer: GeneTokenizerSettings = Field(default_factory=dict)
     attention: str | dict[str, str] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for tower in ("cell_encoder", "qformer"):
+            if self.start_from is not None and getattr(self, tower) is not None:
+                raise ValueError(f"start_from brings a {tower} of its own: give {tower} or start_from, not both.")
+
+    @property
+    def text_tokenizer(self) -> str | None:
+        """Where the tokenizer of prompts and texts comes from."""
+        return self.tokenizer
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Stage2Model(ModelSettings):
+    """Where the weights come from, with a language model's.
+
+    Attributes
+    ----------
+    language_model
+        Directory or Hub name of any causal LM, whose tokenizer is taken as well; None keeps that of `start_from`, or
+        makes a new one.
+    """
+
+    language_model: str | None = None
+
+    @property
+    def text_tokenizer(self) -> str | None:
+        return self.tokenizer or self.language_model
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -111,6 +144,12 @@ class TowerSettings:
     cell_encoder: Training = "full"
     qformer: Training = "full"
     heads: Training = "full"
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Stage2Towers(TowerSettings):
+    """The towers of stage 1, and those that stage 2 adds."""
+
     language_model: Training = "full"
     cell_decoder: Training = "full"
 
@@ -138,17 +177,27 @@ class EvaluationSettings:
     Attributes
     ----------
     max_cells
-        Held-out cells that are embedded at each evaluation.
-    num_generated_texts, num_generated_cells
-        Stage 2: cells that are described, and pseudo-cells drawn per type, at each evaluation.
+        Held-out cells that are measured on at each evaluation.
     patience
         Evaluations without a better `metric_for_best_model` after which the run stops; None never stops early.
     """
 
     max_cells: int = 1000
+    patience: int | None = None
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Stage2Evaluation(EvaluationSettings):
+    """What is measured while training, and what is generated for it.
+
+    Attributes
+    ----------
+    num_generated_texts, num_generated_cells
+        Cells that are described, and pseudo-cells drawn per type, at each evaluation.
+    """
+
     num_generated_texts: int = 64
     num_generated_cells: int = 16
-    patience: int | None = None
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -173,16 +222,14 @@ class HardwareSettings:
 
 @dataclass(config=CHECKED, frozen=True)
 class RunSettings:
-    """One run.
+    """What a run of either stage takes.
 
     Attributes
     ----------
     learning_rates
         Learning rates of towers that differ from `training.learning_rate`.
-    mask_share
-        Stage 1: share of a cell's values that are hidden for the masked-value loss (`config.value_weight` > 0).
     training
-        Arguments of `TrainingArguments` (stage 1) or `SFTConfig` (stage 2).
+        Arguments of the trainer.
     """
 
     output: str
@@ -191,104 +238,46 @@ class RunSettings:
     towers: TowerSettings = Field(default_factory=TowerSettings)
     lora: LoraSettings = Field(default_factory=LoraSettings)
     learning_rates: dict[str, float] = Field(default_factory=dict)
-    mask_share: float = Field(default=0.15, gt=0, lt=1)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     hardware: HardwareSettings = Field(default_factory=HardwareSettings)
     training: dict[str, Any] = Field(default_factory=dict)
 
-    def __post_init__(self):
-        towers = [field.name for field in fields(TowerSettings)]
-        for tower in self.learning_rates:
-            if tower not in towers:
-                raise ValueError(f"learning_rates names {tower!r}; the towers are {', '.join(towers)}.")
 
+@dataclass(config=CHECKED, frozen=True)
+class Stage1Settings(RunSettings):
+    """A run of stage 1.
 
-def read_recipe(path: str | Path, changes: Iterable[str] = ()) -> RunSettings:
-    """The settings in a yaml file, with changes such as `training.max_steps=20`.
-
-    Variables of the environment stand as `${NAME}`.
+    Attributes
+    ----------
+    mask_share
+        Share of a cell's values that are hidden for the masked-value loss (`config.value_weight` > 0).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"There is no recipe at {path}. Recipes lie in training/recipes.")
-    content = parse_yaml(_fill_in_environment(read_text(path), path), path)
-    for change in changes:
-        _apply(content, change)
-    return check_settings(content, RunSettings, where=str(path))
+
+    learning_rates: Stage1Rates = Field(default_factory=dict)
+    training: Stage1Arguments = Field(default_factory=dict)
+    mask_share: float = Field(default=0.15, gt=0, lt=1)
 
 
-def read_text(path: Path) -> str:
-    """A recipe as it was written."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read as UTF-8 text: {error}") from error
+@dataclass(config=CHECKED, frozen=True)
+class Stage2Settings(RunSettings):
+    """A run of stage 2."""
+
+    data: Stage2Data
+    model: Stage2Model = Field(default_factory=Stage2Model)
+    towers: Stage2Towers = Field(default_factory=Stage2Towers)
+    learning_rates: Stage2Rates = Field(default_factory=dict)
+    evaluation: Stage2Evaluation = Field(default_factory=Stage2Evaluation)
+    training: Stage2Arguments = Field(default_factory=dict)
 
 
-def parse_yaml(text: str, path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe, or the reason why it has none."""
-    try:
-        content = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise RecipeError(f"{path} is no recipe: it must hold `name: value` lines.")
-    return content
+STAGES: dict[str, type[RunSettings]] = {
+    "stage 1 (training/stage1.py)": Stage1Settings,
+    "stage 2 (training/stage2.py)": Stage2Settings,
+}
+Stage = TypeVar("Stage", bound=RunSettings)
 
 
-def check_settings(content: dict, settings: type[Settings], where: str) -> Settings:
-    """Typed settings from nested dicts."""
-    try:
-        return TypeAdapter(settings).validate_python(content)
-    except ValidationError as error:
-        problems = [f"  {problem}" for problem in _problems(error, settings)]
-        raise RecipeError("\n".join([f"{where} cannot be run:", *problems])) from None
-
-
-def check_names(given: dict, allowed: list[str], where: str) -> None:
-    """Refuse a key that `allowed` does not hold, naming the nearest that it does."""
-    for name in given:
-        if name not in allowed:
-            raise RecipeError(f"{where}: `{name}` does not exist.{_did_you_mean(name, allowed)}")
-
-
-def _problems(error: ValidationError, settings: type) -> Iterator[str]:
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            *parents, name = problem["loc"]
-            yield f"`{place}` does not exist.{_did_you_mean(str(name), _names_below(settings, parents))}"
-        elif problem["type"] in ("missing", "missing_argument"):
-            yield f"`{place}` is missing."
-        else:
-            yield f"`{place}`: {problem['msg']}, got {problem['input']!r}."
-
-
-def _names_below(settings: Any, parents: list) -> list[str]:
-    for parent in parents:
-        settings = get_type_hints(settings).get(parent, settings)
-        settings = next((option for option in (settings, *get_args(settings)) if is_dataclass(option)), settings)
-    return [field.name for field in fields(settings)] if is_dataclass(settings) else []
-
-
-def _did_you_mean(name: str, allowed: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
-    return f" Did you mean `{nearest[0]}`?" if nearest else f" There is: {', '.join(allowed[:20])}."
-
-
-def _fill_in_environment(text: str, path: Path) -> str:
-    filled = os.path.expandvars(text)
-    if "${" in filled:
-        name = filled.split("${", 1)[1].split("}", 1)[0]
-        raise RecipeError(f"{path} needs the environment variable {name}: export {name}=... and run again.")
-    return filled
-
-
-def _apply(content: dict, change: str) -> None:
-    place, is_change, value = change.partition("=")
-    if not is_change:
-        raise RecipeError(f"A change is written section.key=value, got {change!r}.")
-    *parents, name = place.split(".")
-    for parent in parents:
-        content = content.setdefault(parent, {})
-    content[name] = yaml.safe_load(value)
+def read_recipe(path: str | Path, kind: type[Stage], changes: Iterable[str] = ()) -> Stage:
+    """The settings of a run in a yaml file, with changes such as `training.max_steps=20`."""
+    others = {name: stage for name, stage in STAGES.items() if stage is not kind}
+    return read_settings(path, kind, changes=changes, others=others)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from scmmgpt.training.assembly import (
     CellWriter,
@@ -36,7 +36,7 @@ from scmmgpt.training.curves import draw_curves
 from scmmgpt.training.data import RowSampler
 from scmmgpt.training.flops import stage_1_flops
 from scmmgpt.training.held_out import held_out_cells, nearest_class_mean
-from scmmgpt.training.meter import RunMeter, shape_of
+from scmmgpt.training.meter import shape_of
 from scmmgpt.training.plan import Plan, make_plan
 from scmmgpt.training.run import (
     begin,
@@ -47,48 +47,22 @@ from scmmgpt.training.run import (
     train_to_the_end,
     training_arguments,
 )
-from scmmgpt.training.settings import RecipeError, RunSettings
+from scmmgpt.training.settings import Stage1Settings
+from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import prepare_towers
-from scmmgpt.training.watch import RunWatch
+from scmmgpt.training.trainer import RunTrainer
 
 LOSSES = ("contrast_loss", "match_loss", "caption_loss", "value_loss")
 
 
-class Stage1Trainer(Trainer):
-    """Trainer with the losses by name, hidden values, and a stop at NaN."""
-
-    def __init__(self, *args, watch: RunWatch, row_order: RowSampler | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.watch, self.row_order = watch, row_order
-        self.add_callback(watch.meter)
+class Stage1Trainer(RunTrainer):
+    """The trainer of stage 1, which hides values where the model learns to fill them in."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.model.config.value_weight:
             config = self.model.config.cell_config
-            inputs = inputs | hide_values(inputs, self.watch.settings.mask_share, config.mask_value)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        self.watch.observe(self, inputs, outputs, loss)
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs, start_time=None):
-        super().log(self.watch.add_to_log(self, logs), start_time)
-
-    def evaluation_loop(self, *args, **kwargs):
-        output = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update(self.watch.evaluate(self))
-        return output
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            self.optimizer = self.watch.optimizer(self, self.model if model is None else model)
-        return super().create_optimizer(model)
-
-    def _get_train_sampler(self, train_dataset=None):
-        return super()._get_train_sampler(train_dataset) if self.row_order is None else self.row_order
-
-    def _save_checkpoint(self, model, trial):
-        with whole_or_absent(self.args.output_dir, self.state.global_step):
-            super()._save_checkpoint(model, trial)
+            inputs = inputs | hide_values(inputs, self.settings.mask_share, config.mask_value)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 def hide_values(inputs: dict, share: float, mask_value: float) -> dict[str, torch.Tensor]:
@@ -115,8 +89,10 @@ class Rows:
 
     Attributes
     ----------
+    train
+        Rows, or a stream of whole batches.
     collate
-        Rows -> the arguments of `forward`.
+        Rows -> the arguments of `forward`; not asked by a stream.
     order
         The order of the training rows; None leaves it to Trainer.
     scores
@@ -134,14 +110,21 @@ class Rows:
 
 
 def train(
-    settings: RunSettings, model: PreTrainedModel, processor, rows: Rows, *, fresh: bool = False
+    settings: Stage1Settings,
+    model: PreTrainedModel,
+    processor,
+    rows: Rows,
+    *,
+    fresh: bool = False,
+    make_trainer: Callable[..., Stage1Trainer] = Stage1Trainer,
 ) -> Stage1Trainer:
-    """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`."""
+    """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`.
+
+    `make_trainer` is for a loss beyond those of the stage.
+    """
     arguments = training_arguments(settings, TrainingArguments)
     checkpoint = begin(settings, arguments, fresh=fresh)
-    step_flops = partial(stage_1_flops, model.config, towers=settings.towers)
-    meters = [RunMeter(LOSSES, step_flops, settings.hardware.peak_tflops) for _ in range(2)]
-    trainer = Stage1Trainer(
+    trainer = make_trainer(
         model=prepare_towers(model, settings.towers, settings.lora),
         args=arguments,
         train_dataset=rows.train,
@@ -149,8 +132,11 @@ def train(
         data_collator=rows.collate,
         processing_class=processor,
         callbacks=callbacks_of(settings),
-        watch=RunWatch(settings, *meters, scores=rows.scores),
+        settings=settings,
+        losses=LOSSES,
+        step_flops=partial(stage_1_flops, model.config, towers=settings.towers),
         row_order=rows.order,
+        scores=rows.scores,
     )
     train_to_the_end(trainer, checkpoint)
     with whole_or_absent(arguments.output_dir, trainer.state.global_step):
@@ -159,7 +145,7 @@ def train(
     return trainer
 
 
-def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: TrainingArguments) -> Rows:
+def rows_of(settings: Stage1Settings, corpus: Corpus, processor, arguments: TrainingArguments) -> Rows:
     """The corpus's training rows with their texts, and its validation rows to be measured on."""
     data = settings.data
     chosen = {"scheme": data.scheme, "is_labelled": True, "sources": tuple(data.sources)}
@@ -179,7 +165,7 @@ def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: Trainin
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or print the plan."""
-    command = read_command("Stage 1: align cells with texts.", arguments)
+    command = read_command("Stage 1: align cells with texts.", Stage1Settings, arguments)
     settings = command.settings
     training = training_arguments(settings, TrainingArguments)
     seed_everything(training)
@@ -196,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"Stage 1 is in {settings.output}")
 
 
-def plan(settings: RunSettings, arguments: TrainingArguments, model: PreTrainedModel, rows: Rows) -> Plan:
+def plan(settings: Stage1Settings, arguments: TrainingArguments, model: PreTrainedModel, rows: Rows) -> Plan:
     """What the run will take, judged by its first batch."""
     assert rows.order is not None
     first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]

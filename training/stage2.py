@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from scmmgpt.processing import ScMMGPTProcessor
@@ -40,7 +40,7 @@ from scmmgpt.training.decoder_start import begin_with, corpus_shares, is_new
 from scmmgpt.training.flops import stage_2_flops
 from scmmgpt.training.held_out import spread_over
 from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
-from scmmgpt.training.meter import RunMeter, shape_of
+from scmmgpt.training.meter import shape_of
 from scmmgpt.training.plan import Plan, make_plan
 from scmmgpt.training.run import (
     begin,
@@ -51,9 +51,10 @@ from scmmgpt.training.run import (
     train_to_the_end,
     training_arguments,
 )
-from scmmgpt.training.settings import RecipeError, RunSettings
+from scmmgpt.training.settings import Stage2Settings
+from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import freeze_towers, lora_config, prepare_towers
-from scmmgpt.training.watch import RunWatch
+from scmmgpt.training.trainer import RunTrainer
 
 LOSSES = ("language_loss", "cell_generation_loss")
 ADAPTER, BASE, SAMPLES = "adapter", "base", "samples.jsonl"
@@ -61,45 +62,15 @@ ADAPTER, BASE, SAMPLES = "adapter", "base", "samples.jsonl"
 LEAVE_TO_US = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
 
 
-class Stage2Trainer(SFTTrainer):
-    """SFTTrainer with the model's own loss: TRL's would leave out text -> cell."""
-
-    def __init__(self, *args, watch: RunWatch, row_order: RowSampler | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.watch, self.row_order = watch, row_order
-        self.add_callback(watch.meter)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
-        self.watch.observe(self, inputs, outputs, loss)
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs, start_time=None):
-        super().log(self.watch.add_to_log(self, logs), start_time)
-
-    def evaluation_loop(self, *args, **kwargs):
-        output = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update(self.watch.evaluate(self))
-        return output
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            self.optimizer = self.watch.optimizer(self, self.model if model is None else model)
-        return super().create_optimizer(model)
-
-    def _get_train_sampler(self, train_dataset=None):
-        return super()._get_train_sampler(train_dataset) if self.row_order is None else self.row_order
-
-    def _save_checkpoint(self, model, trial):
-        with whole_or_absent(self.args.output_dir, self.state.global_step):
-            super()._save_checkpoint(model, trial)
+class Stage2Trainer(RunTrainer, SFTTrainer):
+    """The trainer of stage 2, in TRL's place."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """What a run trains on and is measured with, see `stage1.Rows`."""
 
-    train: Dataset
+    train: Dataset | IterableDataset
     eval: Dataset | None
     collate: Callable[[list], dict]
     order: RowSampler | None = None
@@ -119,15 +90,19 @@ class SampleWriter(TrainerCallback):
 
 
 def train(
-    settings: RunSettings,
+    settings: Stage2Settings,
     model: PreTrainedModel,
     processor,
     rows: Rows,
     *,
     new_tokens: Sequence[int] = (),
     fresh: bool = False,
+    make_trainer: Callable[..., Stage2Trainer] = Stage2Trainer,
 ) -> Stage2Trainer:
-    """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`."""
+    """Train a model, from its last checkpoint if there is one; the result lies in `settings.output`.
+
+    `make_trainer` is for a loss beyond those of the stage.
+    """
     arguments = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
     checkpoint = begin(settings, arguments, fresh=fresh)
     adapters = lora_config(model, settings.towers, settings.lora, new_tokens)
@@ -135,10 +110,8 @@ def train(
         freeze_towers(model, settings.towers)
     elif settings.model.start_from is None or settings.model.language_model is not None:
         keep_base(model, processor, Path(settings.output) / BASE, arguments)
-    step_flops = partial(stage_2_flops, model.config, towers=settings.towers)
-    meters = [RunMeter(LOSSES, step_flops, settings.hardware.peak_tflops) for _ in range(2)]
     samples = [] if rows.scores is None else [SampleWriter(rows.scores)]
-    trainer = Stage2Trainer(
+    trainer = make_trainer(
         model=model,
         args=arguments,
         train_dataset=rows.train,
@@ -147,8 +120,11 @@ def train(
         processing_class=processor,
         peft_config=adapters,
         callbacks=[*callbacks_of(settings), *samples],
-        watch=RunWatch(settings, *meters, scores=rows.scores),
+        settings=settings,
+        losses=LOSSES,
+        step_flops=partial(stage_2_flops, model.config, towers=settings.towers),
         row_order=rows.order,
+        scores=rows.scores,
     )
     train_to_the_end(trainer, checkpoint)
     with whole_or_absent(arguments.output_dir, trainer.state.global_step):
@@ -166,7 +142,7 @@ def keep_base(model: PreTrainedModel, processor, place: Path, arguments: SFTConf
     model.name_or_path = model.config._name_or_path = str(place)
 
 
-def save(trainer: Stage2Trainer, processor, settings: RunSettings, *, has_adapters: bool) -> None:
+def save(trainer: Stage2Trainer, processor, settings: Stage2Settings, *, has_adapters: bool) -> None:
     """The whole model; with LoRA its adapters too. Sharded models are left as adapters."""
     output = Path(settings.output)
     if not has_adapters:
@@ -179,7 +155,7 @@ def save(trainer: Stage2Trainer, processor, settings: RunSettings, *, has_adapte
         processor.save_pretrained(output)
 
 
-def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: SFTConfig) -> Rows:
+def rows_of(settings: Stage2Settings, corpus: Corpus, processor, arguments: SFTConfig) -> Rows:
     """The corpus's training rows as conversations and requests, and its validation rows to be measured on."""
     data, evaluation = settings.data, settings.evaluation
     if data.text_to_cells and corpus.manifest["value_mode"] != "counts":
@@ -216,7 +192,7 @@ def rows_of(settings: RunSettings, corpus: Corpus, processor, arguments: SFTConf
     return Rows(dataset, dataset.select(eval_rows) if len(eval_rows) else None, collate, order, scores)
 
 
-def plan(settings: RunSettings, arguments: SFTConfig, model: PreTrainedModel, rows: Rows) -> Plan:
+def plan(settings: Stage2Settings, arguments: SFTConfig, model: PreTrainedModel, rows: Rows) -> Plan:
     """What the run will take, judged by its first batch."""
     assert rows.order is not None
     first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
@@ -225,7 +201,7 @@ def plan(settings: RunSettings, arguments: SFTConfig, model: PreTrainedModel, ro
     return make_plan(settings, arguments, prepared, shape_of(rows.collate(first)), step_flops, len(rows.order))
 
 
-def run(settings: RunSettings, arguments: SFTConfig, corpus: Corpus, *, fresh: bool = False) -> Stage2Trainer:
+def run(settings: Stage2Settings, arguments: SFTConfig, corpus: Corpus, *, fresh: bool = False) -> Stage2Trainer:
     """Train what the recipe describes on a corpus."""
     processor, model, rows = parts_of(settings, arguments, corpus)
     if settings.data.text_to_cells and is_new(model.cell_decoder):
@@ -236,7 +212,7 @@ def run(settings: RunSettings, arguments: SFTConfig, corpus: Corpus, *, fresh: b
 
 
 def parts_of(
-    settings: RunSettings, arguments: SFTConfig, corpus: Corpus
+    settings: Stage2Settings, arguments: SFTConfig, corpus: Corpus
 ) -> tuple[ScMMGPTProcessor, PreTrainedModel, Rows]:
     """What a run is made of: the processor, the model as it begins, and its rows."""
     seed_everything(arguments)
@@ -247,7 +223,7 @@ def parts_of(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or print the plan."""
-    command = read_command("Stage 2: cells to text and text to cells.", arguments)
+    command = read_command("Stage 2: cells to text and text to cells.", Stage2Settings, arguments)
     settings = command.settings
     training = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
     corpus = Corpus.open(settings.data.corpus)

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from scmmgpt.errors import require
-from scmmgpt.training.settings import LoraSettings, RecipeError, TowerSettings
+from scmmgpt.training.settings import LoraSettings, TowerSettings
+from scmmgpt.training.strict_yaml import RecipeError
 
 # Where the towers' weights lie, in both stages. What is named nowhere are the heads: projections and loss heads.
 PLACES = {

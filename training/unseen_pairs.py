@@ -26,6 +26,7 @@ from scmmgpt.processing.prompting_scmmgpt import cell_request
 from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.evaluation.expression import log_normalised
 from scmmgpt.training.run import plain_errors, read_command, training_arguments
+from scmmgpt.training.settings import Stage2Settings
 from scmmgpt.training.stage2 import LEAVE_TO_US, Stage2Trainer, run
 
 MIN_CELLS, MIN_TISSUES, MOST_PAIRS = 30, 5, 24
@@ -144,7 +145,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = read_command("Text to cell for unseen pairs of type and tissue.", arguments)
+    command = read_command("Text to cell for unseen pairs of type and tissue.", Stage2Settings, arguments)
     settings = command.settings
     training = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
     corpus = Corpus.open(settings.data.corpus)

@@ -288,7 +288,7 @@ class TokenEvidence:
     def __call__(self, tokens: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Arrays of `CellEvidence`, one row per cell, from `gene_ids`, `gene_values` and `gene_mask`."""
         tokens = {name: np.asarray(values) for name, values in tokens.items()}
-        is_gene = (self.gene_tokenizer.gene_rows(tokens["gene_ids"]) >= 0) & (tokens["gene_mask"] > 0)
+        is_gene = self.gene_tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"])
         evidence = {
             "is_empty": ~is_gene.any(axis=1),
             "is_implausible": self.gene_tokenizer.looks_implausible(**tokens),

@@ -1,5 +1,6 @@
 """Blocks of cells -> token arrays: lengths, places, values; padded or end to end."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ from scipy import sparse
 
 from .cell_matrix_scmmgpt import CsrRows
 from .gene_kernels_scmmgpt import count_expressed, order_genes
-from .gene_vocabulary_scmmgpt import CLS_ID
+from .gene_vocabulary_scmmgpt import CLS_ID, PAD_ID
 
 NOTHING = np.empty(0)
 
@@ -76,6 +77,23 @@ def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarr
         )
     padded: dict[str, np.ndarray] = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width)}
     return {**padded, "gene_mask": is_real.astype(np.int64)}, totals
+
+
+def pad_tokens(gene_ids: np.ndarray, gene_values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> dict:
+    """Tokens of cells that lie end to end, one cell to a row, as wide as the longest.
+
+    Parameters
+    ----------
+    gene_ids, gene_values
+        The tokens of all cells.
+    lengths
+        How many tokens each cell has.
+    """
+    lengths = np.asarray(lengths)
+    is_real = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    ids, values = np.full(is_real.shape, PAD_ID, np.int64), np.zeros(is_real.shape, np.float32)
+    ids[is_real], values[is_real] = gene_ids, gene_values
+    return {"gene_ids": ids, "gene_values": values, "gene_mask": is_real.astype(np.int64)}
 
 
 def _shown_lengths(block: CellBlock, expressed: np.ndarray, layout: Layout) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The gene tokenizer: cells in any dress -> `gene_ids`, `gene_values`, `gene_mask`."""
+"""The gene tokenizer: cells in any format -> `gene_ids`, `gene_values`, `gene_mask`."""
 
 import copy
 import os
@@ -12,8 +12,8 @@ from transformers.utils import cached_file
 from .cell_reading_scmmgpt import choose_matrix, open_cells
 from .errors_scmmgpt import UserError
 from .gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneMatch, GeneNames, gene_name_columns
-from .gene_layout_scmmgpt import CellBlock, Layout, lay_out, sum_duplicates
-from .gene_vocabulary_scmmgpt import SPECIAL_TOKENS, GeneVocabulary, Numbers
+from .gene_layout_scmmgpt import CellBlock, Layout, lay_out, pad_tokens, sum_duplicates
+from .gene_vocabulary_scmmgpt import FIRST_GENE_ID, GeneVocabulary, Numbers
 from .input_account_scmmgpt import InputAccount
 from .plausibility_scmmgpt import looks_implausible
 
@@ -87,6 +87,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
     """
 
     model_input_names = ["gene_ids", "gene_values", "gene_mask"]
+    pad_tokens = staticmethod(pad_tokens)
 
     def __init__(  # noqa: PLR0913 - a feature extractor takes its settings one by one, as they stand in its json
         self,
@@ -167,12 +168,24 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
 
     @property
     def gene_ids(self) -> np.ndarray:
-        """Ids of `genes`; smaller ones are special tokens."""
-        return len(SPECIAL_TOKENS) + np.arange(len(self._vocabulary.genes))
+        """Ids of `genes`."""
+        return FIRST_GENE_ID + np.arange(len(self._vocabulary.genes))
+
+    @property
+    def first_gene_id(self) -> int:
+        """Id of the first of `genes`; smaller ids are special tokens."""
+        return FIRST_GENE_ID
 
     def gene_rows(self, gene_ids: np.ndarray) -> np.ndarray:
         """Places in `genes` of the given ids; negative for special tokens."""
-        return np.asarray(gene_ids) - len(SPECIAL_TOKENS)
+        return np.asarray(gene_ids) - FIRST_GENE_ID
+
+    def is_gene(self, gene_ids: Any, gene_mask: Any = None) -> Any:
+        """Which tokens are genes, not special tokens or padding; arrays or tensors of one shape, as the ids are."""
+        is_gene = gene_ids >= FIRST_GENE_ID
+        return is_gene if gene_mask is None else is_gene & (gene_mask > 0)
+
+    pad_tokens = staticmethod(pad_tokens)
 
     def with_statistics(self, medians: Numbers, masses: Numbers) -> "ScMMGPTGeneTokenizer":
         """The same tokenizer with gene statistics measured on a corpus; zero or NaN: never seen there."""
@@ -198,10 +211,9 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
 
     def looks_implausible(self, gene_ids: np.ndarray, gene_values: np.ndarray, gene_mask: np.ndarray) -> np.ndarray:
         """Which of some tokenised cells, (cells, tokens), look like no cell: noise, or counts under wrong names."""
-        rows = self.gene_rows(gene_ids)
-        is_gene = (rows >= 0) & (gene_mask > 0) & (gene_values > 0)
-        log_medians = self._vocabulary.log_medians[np.where(is_gene, rows, 0)]
-        return looks_implausible(gene_values, log_medians, is_gene, self.value_mode, self.max_genes)
+        is_expressed = self.is_gene(gene_ids, gene_mask) & (gene_values > 0)
+        log_medians = self._vocabulary.log_medians[np.where(is_expressed, self.gene_rows(gene_ids), 0)]
+        return looks_implausible(gene_values, log_medians, is_expressed, self.value_mode, self.max_genes)
 
     @property
     def account(self) -> dict | None:
@@ -295,7 +307,9 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         by_median = self.gene_order == "median_ratio"
         return Layout(
             value_mode=self.value_mode,
-            medians=np.pad(self._vocabulary.medians, (len(SPECIAL_TOKENS), 0)) if by_median else np.empty(0),
+            medians=np.pad(self._vocabulary.medians, (FIRST_GENE_ID, 0), constant_values=1)
+            if by_median
+            else np.empty(0),
             num_bins=self.num_bins,
             max_genes=max_genes or len(self._vocabulary.genes),
             add_cls=self.add_cls,
@@ -323,9 +337,9 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
             chosen = choose_matrix(cells, layer, counts)
             names = gene_name_columns(chosen.matrix.var, chosen.matrix.var_names, gene_column)
             match = self._match(names, species, gene_column)
-            share = self.panel_share(match.rows[match.rows >= 0] + len(SPECIAL_TOKENS)) if self.panel_scaling else 1.0
+            share = self.panel_share(match.rows[match.rows >= 0] + FIRST_GENE_ID) if self.panel_scaling else 1.0
             account.begin(cells, chosen, match, share)
-            id_of_column = np.where(match.rows >= 0, match.rows + len(SPECIAL_TOKENS), -1).astype(np.int32)
+            id_of_column = np.where(match.rows >= 0, match.rows + FIRST_GENE_ID, -1).astype(np.int32)
             for start, stop in chosen.matrix.blocks(*bounds):
                 rows, turned_back = chosen.linear_rows(start, stop)
                 total = float(rows.data[rows.entries].sum(dtype=np.float64))

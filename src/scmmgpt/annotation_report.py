@@ -119,9 +119,13 @@ def _genes_of_groups(verb: Verb, group_of_cell: np.ndarray, num_groups: int) -> 
     for start in range(0, len(chosen), CELLS_PER_CHUNK):
         rows = chosen[start : start + CELLS_PER_CHUNK]
         features = gene_tokenizer(verb.cells.rows(rows), return_tensors="np")
-        gene_rows = gene_tokenizer.gene_rows(features["gene_ids"])
-        cell, place = np.nonzero((gene_rows >= 0) & (features["gene_mask"] > 0))
-        genes.add(group_of_cell[rows], gene_rows[cell, place], features["gene_values"][cell, place], cell)
+        cell, place = np.nonzero(gene_tokenizer.is_gene(features["gene_ids"], features["gene_mask"]))
+        genes.add(
+            group_of_cell[rows],
+            gene_tokenizer.gene_rows(features["gene_ids"][cell, place]),
+            features["gene_values"][cell, place],
+            cell,
+        )
     return genes
 
 

@@ -95,7 +95,8 @@ def _most_typical(embeds: np.ndarray, clusters: np.ndarray) -> np.ndarray:
 
 def _checked_texts(run: CellRun, features: dict[str, np.ndarray], results: Arrays) -> list[str]:
     vocabulary = run.gene_tokenizer.vocabulary
-    is_expressed = (features["gene_mask"] > 0) & (features["gene_values"] > 0)
+    is_gene = run.gene_tokenizer.is_gene(features["gene_ids"], features["gene_mask"])
+    is_expressed = is_gene & (features["gene_values"] > 0)
     return [
         mark_genes(text, vocabulary, set(ids[expressed].tolist()))
         for text, ids, expressed in zip(

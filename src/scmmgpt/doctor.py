@@ -27,7 +27,7 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     num_genes: list[int] = []
     num_implausible, spread = 0, None
     for features in gene_tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):
-        is_gene = (features["gene_mask"] > 0) & (gene_tokenizer.gene_rows(features["gene_ids"]) >= 0)
+        is_gene = gene_tokenizer.is_gene(features["gene_ids"], features["gene_mask"])
         num_genes += is_gene.sum(axis=1).tolist()
         num_implausible += int(gene_tokenizer.looks_implausible(**features).sum())
         spread = dispersion(gene_tokenizer, features) if spread is None else spread

@@ -79,17 +79,16 @@ def dispersion(gene_tokenizer: Any, features: Mapping[str, np.ndarray]) -> float
     """
     if gene_tokenizer.value_mode != "log1p":
         return None
-    gene_rows = gene_tokenizer.gene_rows(features["gene_ids"])
-    is_gene = (gene_rows >= 0) & (features["gene_values"] > 0)
+    is_gene = gene_tokenizer.is_gene(features["gene_ids"]) & (features["gene_values"] > 0)
     bounds = np.concatenate([[0], is_gene.sum(axis=1).cumsum()])
     counts = np.zeros(is_gene.shape)
     counts[is_gene], found = recover_counts(bounds, np.expm1(features["gene_values"][is_gene].astype(np.float64)))
     usable = found & is_gene.any(axis=1)
     if np.count_nonzero(usable) < _MIN_CELLS_FOR_DISPERSION:
         return None
-    counts, gene_rows, is_gene = counts[usable], gene_rows[usable], is_gene[usable]
+    counts, gene_ids, is_gene = counts[usable], features["gene_ids"][usable], is_gene[usable]
     totals = counts.sum(axis=1, keepdims=True)
-    places = np.where(is_gene, gene_rows, 0).ravel()
+    places = np.where(is_gene, gene_tokenizer.gene_rows(gene_ids), 0).ravel()
     sums, squares = (
         np.bincount(places, weights=np.ravel(each)) for each in (counts, counts**2 / np.maximum(totals, 1))
     )

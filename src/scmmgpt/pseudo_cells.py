@@ -72,7 +72,7 @@ def _draw(
         ):
             blocks.append(processor.post_process_cells(output.counts, output.gene_ids, text))
             advance(len(output.counts))
-    adata = anndata.concat(blocks, merge="same")
+    adata = anndata.concat(blocks, merge="same", index_unique="-")
     adata.obs_names = [f"generated_{number}" for number in range(num_cells)]
     return adata
 

@@ -144,9 +144,21 @@ def write_with_additions(source: Path, output: Path, additions: Additions) -> No
 def write_cells(adata: AnnData, path: Path) -> None:
     """Write AnnData in the format that the name asks for."""
     if path.suffix == ".zarr":
-        adata.write_zarr(path)
+        _write_zarr(adata, path)
     else:
         adata.write_h5ad(path, compression="gzip")
+
+
+def _write_zarr(adata: AnnData, path: Path) -> None:
+    """What `adata.write_zarr` writes today, which warns that its format will be another one tomorrow."""
+    import zarr
+    from anndata.io import write_elem
+
+    adata.strings_to_categoricals()
+    if adata.raw is not None:
+        adata.strings_to_categoricals(adata.raw.var)
+    write_elem(zarr.open_group(path, mode="w", zarr_format=2), "/", adata)
+    zarr.consolidate_metadata(path)
 
 
 def save_cells(adata: AnnData, path: Path) -> None:

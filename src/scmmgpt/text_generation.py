@@ -23,7 +23,7 @@ def tokenize_prompt(loaded: LoadedModel, prompt: str) -> torch.Tensor:
     """Token ids of one prompt, (1, S), every `<cell>` as many placeholders as a cell has tokens."""
     processor = loaded.processor
     tokenizer = processor.tokenizer
-    text = prompt.replace(processor.cell_token, processor.cell_token * processor.num_query_tokens)
+    text = processor.expand_cell_tokens(prompt)
     has_start = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     ids = tokenizer(text, add_special_tokens=not has_start, return_tensors="pt")["input_ids"]
     return ids.to(loaded.device)

@@ -40,7 +40,7 @@ def ontology():
 
 @cache
 def tokenizer():
-    from tiny_repository import make_processor
+    from tiny_models import make_processor
 
     return make_processor().feature_extractor
 
@@ -136,12 +136,14 @@ def recipe(content: bytes) -> None:
     """A recipe of training, of a corpus, of an evaluation."""
     from scmmgpt.training.corpus.recipe import CorpusRecipe
     from scmmgpt.training.eval_suite import Suite
-    from scmmgpt.training.settings import read_recipe
+    from scmmgpt.training.mini.recipe import MiniRecipe
+    from scmmgpt.training.settings import Stage1Settings, Stage2Settings
+    from scmmgpt.training.strict_yaml import read_settings
 
     path = written("recipe.yaml", content)
-    for read in (read_recipe, CorpusRecipe.read, Suite.read):
+    for kind in (Stage1Settings, Stage2Settings, CorpusRecipe, Suite, MiniRecipe):
         try:
-            read(path)
+            read_settings(path, kind)
         except UserError:
             continue
 
@@ -175,13 +177,13 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 def small_h5ad() -> bytes:
     """A whole file of three cells: what mutations begin with."""
-    from tiny_repository import make_cells
+    from tiny_models import tiny_cells
 
     buffer = io.BytesIO()
     path = folder() / "seed.h5ad"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        make_cells(3).write_h5ad(path)
+        tiny_cells(3).write_h5ad(path)
     buffer.write(path.read_bytes())
     return buffer.getvalue()
 

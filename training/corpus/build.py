@@ -10,7 +10,6 @@ result is the same to the byte. A second run over the same sources with the same
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
 import shutil
@@ -165,21 +164,7 @@ def _gene_tokenizer(processor, settings: dict) -> ScMMGPTGeneTokenizer:
         tokenizer = processor
     else:
         tokenizer = ScMMGPTGeneTokenizer.from_pretrained(processor) if processor else default_gene_tokenizer()
-    vocabulary = {"genes", "ensembl_ids", "medians", "masses", "gene_names", "kwargs", "self"}
-    known = set(inspect.signature(ScMMGPTGeneTokenizer.__init__).parameters) - vocabulary
-    if unknown := sorted(set(settings) - known):
-        raise UserError(
-            f"The recipe's tokens name {', '.join(unknown)}; the gene tokenizer has {', '.join(sorted(known))}."
-        )
-    statistics = tokenizer.gene_statistics
-    return ScMMGPTGeneTokenizer(
-        genes=tokenizer.genes,
-        ensembl_ids=tokenizer.ensembl_ids,
-        medians=statistics["median"],
-        masses=statistics["mass"],
-        gene_names=tokenizer.gene_names,
-        **{**{name: getattr(tokenizer, name) for name in known}, **settings},
-    )
+    return tokenizer.with_settings(**settings)
 
 
 def _refuse_other_settings(path: Path, settings: dict) -> None:

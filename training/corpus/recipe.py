@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from scmmgpt.errors import UserError
-from scmmgpt.training.settings import parse_yaml, read_text
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from .splits import SCHEMES, SplitSettings
+from scmmgpt.training.strict_yaml import CHECKED, KeywordsOf, read_settings
+
+from .splits import Scheme, SplitSettings
+
+# The vocabulary and its tables come with the processor that the corpus is made for.
+TABLES = ("genes", "ensembl_ids", "medians", "masses", "gene_names")
+GeneTokenizerSettings = Annotated[dict[str, Any], KeywordsOf("scmmgpt.processing", "ScMMGPTGeneTokenizer", TABLES)]
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class Quality:
     """Which cells are left out.
 
@@ -34,7 +39,7 @@ class Quality:
     organisms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class SourceSettings:
     """What a recipe says about one source beyond what the source says itself.
 
@@ -50,11 +55,11 @@ class SourceSettings:
 
     weight: float = 1.0
     licence: str = ""
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = Field(default_factory=dict)
     donor_pattern: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class CorpusRecipe:
     """How a corpus is made.
 
@@ -78,46 +83,24 @@ class CorpusRecipe:
         The split scheme whose training cells marker genes are computed from.
     """
 
-    tokens: dict[str, Any] = field(default_factory=dict)
-    shard_rows: int = 8192
-    chunk_rows: int = 1024
-    quality: Quality = field(default_factory=Quality)
-    splits: SplitSettings = field(default_factory=SplitSettings)
-    families: dict[str, list[str]] = field(default_factory=dict)
-    columns: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, SourceSettings] = field(default_factory=dict)
+    tokens: GeneTokenizerSettings = Field(default_factory=dict)
+    shard_rows: int = Field(default=8192, ge=1)
+    chunk_rows: int = Field(default=1024, ge=1)
+    quality: Quality = Field(default_factory=Quality)
+    splits: SplitSettings = Field(default_factory=SplitSettings)
+    families: dict[str, list[str]] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(default_factory=dict)
+    sources: dict[str, SourceSettings] = Field(default_factory=dict)
     on_error: Literal["stop", "skip"] = "stop"
     labels_at_chance: Literal["refuse", "keep"] = "refuse"
     deduplicate: bool = True
-    marker_scheme: str = "study"
+    marker_scheme: Scheme = "study"
     num_markers: int = 20
-
-    def __post_init__(self):
-        _check(self.on_error in ("stop", "skip"), f"on_error must be stop or skip, got {self.on_error!r}.")
-        _check(
-            self.labels_at_chance in ("refuse", "keep"),
-            f"labels_at_chance must be refuse or keep, got {self.labels_at_chance!r}.",
-        )
-        _check(self.marker_scheme in SCHEMES, f"marker_scheme must be one of {SCHEMES}, got {self.marker_scheme!r}.")
-        _check(self.shard_rows >= 1 and self.chunk_rows >= 1, "shard_rows and chunk_rows must be at least 1.")
 
     @classmethod
     def read(cls, path: str | Path) -> CorpusRecipe:
         """The recipe in a yaml file; a key that is not known is refused."""
-        content = parse_yaml(read_text(Path(path)), Path(path))
-        return cls.from_dict(content, str(path))
-
-    @classmethod
-    def from_dict(cls, content: dict, where: str = "the recipe") -> CorpusRecipe:
-        """The recipe in a nested dict."""
-        parts = dict(content)
-        parts["quality"] = _build(Quality, parts.get("quality", {}), f"{where}, quality")
-        parts["splits"] = _build(SplitSettings, parts.get("splits", {}), f"{where}, splits")
-        parts["sources"] = {
-            name: _build(SourceSettings, settings, f"{where}, sources, {name}")
-            for name, settings in _checked_mapping(parts.get("sources"), f"{where}, sources").items()
-        }
-        return _build(cls, parts, where)
+        return read_settings(path, cls)
 
     def of_source(self, name: str) -> SourceSettings:
         """What the recipe says about one source."""
@@ -138,27 +121,3 @@ class CorpusRecipe:
 def fingerprint(content: object) -> str:
     """A short hash of anything JSON can write."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _build(kind: type, values: dict, where: str):
-    values = _checked_mapping(values, where)
-    known = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
-    _check(not unknown, f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    try:
-        return kind(**values)
-    except (TypeError, ValueError, AttributeError) as error:  # a value of another kind fails in the check of its rule
-        raise UserError(f"{where}: {error}") from error
-
-
-def _checked_mapping(values: Any, where: str) -> dict[str, Any]:
-    values = {} if values is None else values
-    is_mapping = isinstance(values, dict) and all(isinstance(key, str) for key in values)
-    _check(is_mapping, f"{where} must hold `name: value` lines.")
-    return values
-
-
-def _check(is_fine: bool, message: str) -> None:
-    if not is_fine:
-        raise UserError(message)

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from scmmgpt.errors import UserError
 from scmmgpt.processing.ontology_scmmgpt import Ontology
+from scmmgpt.training.strict_yaml import CHECKED
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
-SCHEMES = ("donor", "study", "tissue", "cell_type")
+Scheme = Literal["donor", "study", "tissue", "cell_type"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class SplitSettings:
     """How much of the corpus is held out, and what must be held out by name.
 
@@ -31,14 +36,11 @@ class SplitSettings:
     seed: int = 0
     validation: float = 0.1
     test: float = 0.1
-    held_out: dict = field(default_factory=dict)
+    held_out: dict[Scheme, dict[Literal["train", "validation", "test"], list[str]]] = Field(default_factory=dict)
 
     def __post_init__(self):
         if not 0 <= self.validation + self.test < 1:
             raise ValueError(f"validation + test must lie in [0, 1), got {self.validation} + {self.test}.")
-        for scheme, chosen in self.held_out.items():
-            if scheme not in SCHEMES or not set(chosen) <= set(SPLITS):
-                raise ValueError(f"held_out takes {SCHEMES} and {SPLITS} below them, got {scheme}: {list(chosen)}.")
 
 
 def study_family(dataset: str, study: str, families: Mapping[str, Iterable[str]]) -> str:
@@ -56,7 +58,7 @@ def study_family(dataset: str, study: str, families: Mapping[str, Iterable[str]]
     return study
 
 
-def split_scheme(num_cells: Mapping[str, int], scheme: str, settings: SplitSettings, ontology: Ontology) -> dict:
+def split_scheme(num_cells: Mapping[str, int], scheme: Scheme, settings: SplitSettings, ontology: Ontology) -> dict:
     """{split: sorted groups} for one scheme.
 
     Parameters

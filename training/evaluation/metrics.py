@@ -124,20 +124,6 @@ def expected_calibration_error(confidence: Numbers, correct: Numbers, num_bins: 
     return float(np.abs(gap).sum() / len(confidence))
 
 
-def reliability_curve(confidence: Numbers, correct: Numbers, num_bins: int = 15) -> list[dict]:
-    """Mean confidence, accuracy and cells of each bin that `expected_calibration_error` uses and that is not empty."""
-    confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    return [
-        {
-            "confidence": float(confidence[bins == b].mean()),
-            "accuracy": float(correct[bins == b].mean()),
-            "cells": int(np.sum(bins == b)),
-        }
-        for b in np.unique(bins)
-    ]
-
-
 def risk_coverage(confidence: Numbers, correct: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Coverage (share of cells answered, surest first) and risk (share of those answered wrongly).
 

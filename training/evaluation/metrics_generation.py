@@ -153,12 +153,6 @@ def covariance_agreement(real: np.ndarray, generated: np.ndarray, num_genes: int
     return float(np.corrcoef(real_pairs, generated_pairs)[0, 1])
 
 
-def nearer_own_mean(generated: np.ndarray, own: np.ndarray, others: np.ndarray) -> bool:
-    """Whether the generated cells' mean is nearer to the mean of `own` (type in its tissue) than to that of `others`."""
-    mean = generated.mean(0)
-    return bool(np.linalg.norm(mean - own.mean(0)) < np.linalg.norm(mean - others.mean(0)))
-
-
 def num_duplicates(counts: np.ndarray) -> int:
     """How many cells are an exact copy of an earlier one."""
     return len(counts) - len({row.tobytes() for row in np.ascontiguousarray(counts)})

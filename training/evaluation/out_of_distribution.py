@@ -223,7 +223,7 @@ def main() -> None:
     loaded = load(arguments.model)
     development = load(arguments.development) if arguments.development else None
     rows = run(loaded, Path(os.environ["SCMMGPT_DATA"]), development=development)
-    min_confidence = loaded.calibration.min_confidence
+    min_confidence = loaded.annotator.calibration.min_confidence
     head = {**provenance(seed=0, device=str(loaded.device), model=loaded.name), "min_confidence": min_confidence}
     arguments.output.write_text(json.dumps({"run": head, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -6,21 +6,25 @@ between two studies of one type: gene effects of a platform, ambient RNA, depth,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch.utils.data import IterableDataset, get_worker_info
+
+from scmmgpt.processing.gene_layout_scmmgpt import pad_tokens
+from scmmgpt.processing.gene_vocabulary_scmmgpt import CLS_ID, FIRST_GENE_ID
+from scmmgpt.training.strict_yaml import CHECKED
 
 from .profiles import WHOLE_TRANSCRIPTOME, Profiles
 
-PAD_ID, CLS_ID, FIRST_GENE_ID = 0, 1, 3  # as in processing/gene_vocabulary_scmmgpt.py, pinned by a test
 TARGET_SUM = 1e4
 PANEL_STEPS_PER_OCTAVE = 4
 
 
-@dataclass(frozen=True)
+@checked_dataclass(config=CHECKED, frozen=True)
 class SimulatorSettings:
     """How a cell may differ from its profile.
 
@@ -156,20 +160,17 @@ class CellSimulator:
         return 2.0 ** (round(np.log2(mass) * PANEL_STEPS_PER_OCTAVE) / PANEL_STEPS_PER_OCTAVE)
 
 
-def pad_cells(cells: list[DrawnCell], max_genes: int | None = None) -> dict[str, torch.Tensor]:
+def pad_cells(cells: list[DrawnCell]) -> dict[str, torch.Tensor]:
     """Cells as the processor would give them: ids and values behind `<cls>`, padded, mask 1 = real."""
-    lengths = [min(len(cell.genes), max_genes or len(cell.genes)) + 1 for cell in cells]
-    shape = len(cells), max(lengths)
-    ids, values, mask = np.full(shape, PAD_ID), np.zeros(shape, np.float32), np.zeros(shape, np.int64)
-    for i, (cell, length) in enumerate(zip(cells, lengths, strict=True)):
-        ids[i, 0] = CLS_ID
-        ids[i, 1:length] = cell.genes[: length - 1] + FIRST_GENE_ID
-        values[i, 1:length] = cell.values[: length - 1]
-        mask[i, :length] = 1
-    return {
-        name: torch.from_numpy(array)
-        for name, array in (("gene_ids", ids), ("gene_values", values), ("gene_mask", mask))
-    }
+    ids = np.concatenate([np.append(CLS_ID, cell.genes + FIRST_GENE_ID) for cell in cells])
+    values = np.concatenate([np.append(0, cell.values) for cell in cells])
+    padded = pad_tokens(ids, values, [1 + len(cell.genes) for cell in cells])
+    return {name: torch.from_numpy(array) for name, array in padded.items()}
+
+
+def as_it_is(batch: dict) -> dict:
+    """The collator of batches that come whole."""
+    return batch
 
 
 @dataclass
@@ -180,7 +181,7 @@ class SimulatedBatches(IterableDataset):
     """
 
     simulator: CellSimulator
-    compose: object
+    compose: Callable[[np.ndarray, list[DrawnCell], np.random.Generator], dict]
     batch_size: int
     seed: int
 

@@ -7,55 +7,54 @@ library sizes train on them alone: thousands of steps in minutes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import Dataset
-from transformers import Trainer
+from datasets import Dataset
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
-from scmmgpt.modeling_scmmgpt.modeling_cell_decoder import ScMMGPTCellDecoder
+from scmmgpt.training import stage2
+from scmmgpt.training.stage2 import Stage2Trainer
 
 from .cell_simulator import pad_cells
+from .conversation_batches import ConversationBatches
 from .recipe import MiniRecipe
-from .stage1 import training_arguments
-from .stage2 import Stage2Batch
-
-
-class TextLeavesOpen(nn.Module):
-    """The losses of flow and library size alone; some texts are hidden, as in the rest of stage 2."""
-
-    def __init__(self, decoder: ScMMGPTCellDecoder):
-        super().__init__()
-        self.flow, self.library_head = decoder.flow, decoder.library_head
-        self._decoder = (decoder,)  # not a submodule: nothing else of it learns
-
-    def forward(self, features, latent, library) -> dict[str, torch.Tensor]:
-        (decoder,) = self._decoder
-        hidden = torch.rand(len(features)) < decoder.config.text_dropout
-        features = decoder.text_features.hide(features, hidden).detach()
-        flow, library_loss = decoder.latent_losses(latent, features, library)
-        return {"loss": flow + library_loss}
 
 
 @dataclass
-class EncodedPairs(Dataset):
+class EncodedPairs:
     """N texts as features (N, K, D), the latents (N, Z) of the cells that they ask for, and the cells' totals (N,)."""
 
     features: torch.Tensor
     latent: torch.Tensor
     library: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.latent)
+    @property
+    def numbers(self) -> Dataset:
+        """The rows of a trainer: `collate` makes batches of them."""
+        return Dataset.from_dict({"number": range(len(self.latent))})
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"features": self.features[index], "latent": self.latent[index], "library": self.library[index]}
+    def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        numbers = torch.tensor([row["number"] for row in rows])
+        return {name: value[numbers] for name, value in vars(self).items()}
+
+
+class FlowTrainer(Stage2Trainer):
+    """The losses of flow and library size alone; some texts are hidden, as in the rest of stage 2."""
+
+    def losses_of(self, model, inputs):
+        decoder, features = model.cell_decoder, inputs["features"]
+        hidden = torch.rand(len(features)) < decoder.config.text_dropout
+        features = decoder.text_features.hide(features, hidden).detach()
+        flow, library_loss = decoder.latent_losses(inputs["latent"], features, inputs["library"])
+        return flow + library_loss, {}
 
 
 @torch.no_grad()
-def encode_pairs(model: ScMMGPTForConditionalGeneration, compose: Stage2Batch, number: int, seed: int) -> EncodedPairs:
+def encode_pairs(
+    model: ScMMGPTForConditionalGeneration, compose: ConversationBatches, number: int, seed: int
+) -> EncodedPairs:
     """Texts and cells as stage 2 draws them, through the frozen model."""
     model.eval()
     parts = []
@@ -71,14 +70,12 @@ def encode_pairs(model: ScMMGPTForConditionalGeneration, compose: Stage2Batch, n
     return EncodedPairs(*(torch.cat(column)[:number] for column in zip(*parts, strict=True)))
 
 
-def train_flow(model: ScMMGPTForConditionalGeneration, recipe: MiniRecipe, compose: Stage2Batch) -> list[dict]:
+def train_flow(
+    model: ScMMGPTForConditionalGeneration, recipe: MiniRecipe, compose: ConversationBatches, output: Path
+) -> list[dict]:
     """Train flow and library head in place; returns the logged losses."""
-    settings, seed = recipe.flow, recipe.seed * 100 + 80
-    pairs = encode_pairs(model, compose, settings.num_pairs, seed)
-    torch.manual_seed(seed)
-    arguments = training_arguments(settings.steps, settings.learning_rate, seed)
-    arguments.per_device_train_batch_size = settings.batch_size
-    arguments.logging_steps = 100
-    trainer = Trainer(model=TextLeavesOpen(model.cell_decoder), args=arguments, train_dataset=pairs)
-    trainer.train()
+    run = recipe.stage2_run(recipe.flow, output, seed=80)
+    pairs = encode_pairs(model, compose, recipe.flow.num_pairs, run.training["seed"])
+    rows = stage2.Rows(pairs.numbers, None, pairs.collate)
+    trainer = stage2.train(run, model, compose.processor, rows, fresh=True, make_trainer=FlowTrainer)
     return [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -19,20 +19,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE as TABLE_FILE
-from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
 from scmmgpt.processing.gene_tokenization_scmmgpt import VOCABULARY_FILE
 from scmmgpt.processing.gene_vocabulary_scmmgpt import GeneVocabulary
 
-# The encoder of the embedded model pools every gene of a cell and attends over the first few: it sees them all, those
-# most above their median first.
-EMBEDDED_SETTINGS = {
-    "value_mode": "log1p",
-    "gene_order": "median_ratio",
-    "max_genes": None,
-    "panel_scaling": True,
-}
 COLUMNS = ("species", "ensembl_id", "symbol", "human_gene", "synonyms")
 
 # Genes of these kinds are named the same way in most data sets; pseudogenes and unnamed transcripts are left out.
@@ -189,27 +179,6 @@ def write_vocabulary(source: Path, output: Path) -> Path:
     GeneVocabulary([gene.symbol for gene in genes], [gene.ensembl_id for gene in genes]).write(path)
     print(f"{path}: {len(genes)} genes")
     return path
-
-
-def build_gene_tokenizer(directory: Path, **settings) -> ScMMGPTGeneTokenizer:
-    """A gene tokenizer from the two tables in a folder; `with_statistics` gives it a corpus's medians and masses.
-
-    Parameters
-    ----------
-    directory
-        Where this script wrote its tables.
-    settings
-        Settings of the tokenizer; by default those of the embedded model.
-    """
-    vocabulary = GeneVocabulary.read(directory / VOCABULARY_FILE)
-    return ScMMGPTGeneTokenizer(
-        genes=vocabulary.genes,
-        ensembl_ids=vocabulary.ensembl_ids,
-        medians=vocabulary.medians,
-        masses=vocabulary.masses,
-        gene_names=GeneNames.read(directory / TABLE_FILE),
-        **{**EMBEDDED_SETTINGS, **settings},
-    )
 
 
 def download_sources(directory: Path) -> None:

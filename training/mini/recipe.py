@@ -1,18 +1,33 @@
-"""The recipe of the embedded model, typed: sources, simulator, architecture, the parts of each stage."""
+"""The recipe of the embedded model, typed: its sources, its simulator, and a run of each stage for each part of it."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from scmmgpt.training.settings import (
+    DataSettings,
+    ModelConfig,
+    ModelSettings,
+    Stage1Arguments,
+    Stage1Settings,
+    Stage2Arguments,
+    Stage2Data,
+    Stage2Model,
+    Stage2Rates,
+    Stage2Settings,
+    Stage2Towers,
+)
+from scmmgpt.training.strict_yaml import CHECKED, read_settings
 
 from .cell_simulator import SimulatorSettings
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class Source:
     """A file of cells and the licence that lets a model trained on it be shared."""
 
@@ -21,7 +36,7 @@ class Source:
     simulated: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class Stage1Part:
     """Some steps of stage 1 with the same settings.
 
@@ -31,26 +46,26 @@ class Stage1Part:
         Types of the whole ontology whose wordings are contrasted with one another at every step.
     shortcut_only
         Cells are embedded by the shortcut of their pooled tokens alone, at half the cost; the Q-Former's queries wait.
+    config
+        Fields of the model's configuration that this part changes.
+    training
+        Arguments of the trainer beyond those that all parts share.
     """
 
-    steps: int
     batch_size: int
-    learning_rate: float
-    match_weight: float
-    caption_weight: float
     num_ontology_texts: int
+    training: Stage1Arguments
+    config: ModelConfig = Field(default_factory=dict)
     ontology_text_weight: float = 0.5
     shortcut_only: bool = False
 
 
-@dataclass(frozen=True)
-class Stage2Settings:
+@dataclass(config=CHECKED, frozen=True)
+class Stage2Part:
     """The second stage: language about cells, and cells from language.
 
     Attributes
     ----------
-    cell_decoder_learning_rate
-        Of text -> cell, which begins from nothing and has more to learn than the language model has.
     choice_rate
         Share of the questions that name candidates to choose from.
     measured_rate
@@ -59,12 +74,14 @@ class Stage2Settings:
         Cells per step that a text should lead to.
     num_leading_genes, num_other_genes
         Genes of a request that are compared: those that fill most of a cell, and a changing few of the others.
+    towers, learning_rates, training
+        As in every recipe of stage 2.
     """
 
-    steps: int
     batch_size: int
-    learning_rate: float
-    cell_decoder_learning_rate: float
+    training: Stage2Arguments
+    towers: Stage2Towers
+    learning_rates: Stage2Rates = Field(default_factory=dict)
     choice_rate: float = 0.2
     measured_rate: float = 0.4
     max_answer_tokens: int = 72
@@ -74,8 +91,8 @@ class Stage2Settings:
     num_other_genes: int = 500
 
 
-@dataclass(frozen=True)
-class FlowSettings:
+@dataclass(config=CHECKED, frozen=True)
+class FlowPart:
     """The end of stage 2: from texts to latents and library sizes, once the latents stand still.
 
     Attributes
@@ -84,63 +101,74 @@ class FlowSettings:
         Texts with a cell each, encoded once.
     """
 
-    steps: int
-    batch_size: int
-    learning_rate: float
     num_pairs: int
+    training: Stage2Arguments
+    towers: Stage2Towers
 
 
-@dataclass(frozen=True)
+@dataclass(config=CHECKED, frozen=True)
 class MiniRecipe:
-    """Every number of the embedded model's training."""
+    """Every number of the embedded model's training.
+
+    Attributes
+    ----------
+    data, model, training
+        As in every recipe of a run, shared by all parts.
+    """
 
     sources: tuple[Source, ...]
     development_studies: tuple[str, ...]
     simulator: SimulatorSettings
-    model: dict[str, Any]
+    data: DataSettings
+    model: ModelSettings
+    training: Stage1Arguments
     stage1: tuple[Stage1Part, ...]
-    stage2: Stage2Settings
-    flow: FlowSettings
-    tissue_names: dict[str, str] = field(default_factory=dict)
+    stage2: Stage2Part
+    flow: FlowPart
+    tissue_names: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
-    tokenizer_size: int = 4096
-    max_text_tokens: int = 64
-    digest: str = field(default="", compare=False)
 
     def cut_to(self, steps: int | None) -> MiniRecipe:
         """The same recipe with no part longer than so many steps."""
         if steps is None:
             return self
+        pairs = min(self.flow.num_pairs, 100 * steps)
         return replace(
             self,
-            stage1=tuple(replace(part, steps=min(part.steps, steps)) for part in self.stage1),
-            stage2=replace(self.stage2, steps=min(self.stage2.steps, steps)),
-            flow=replace(
-                self.flow, steps=min(self.flow.steps, steps), num_pairs=min(self.flow.num_pairs, 100 * steps)
-            ),
+            stage1=tuple(replace(part, training=_cut(part.training, steps)) for part in self.stage1),
+            stage2=replace(self.stage2, training=_cut(self.stage2.training, steps)),
+            flow=replace(self.flow, training=_cut(self.flow.training, steps), num_pairs=pairs),
         )
+
+    def stage1_run(self, number: int, output: Path) -> Stage1Settings:
+        """A part of stage 1 as a run of its own."""
+        part = self.stage1[number]
+        return Stage1Settings(
+            output=str(output),
+            data=self.data,
+            model=replace(self.model, config={**self.model.config, **part.config}),
+            training={**self.training, **part.training, "seed": self.seed * 100 + number},
+        )
+
+    def stage2_run(self, part: Stage2Part | FlowPart, output: Path, seed: int) -> Stage2Settings:
+        """A part of stage 2 as a run of its own."""
+        return Stage2Settings(
+            output=str(output),
+            data=Stage2Data(corpus=self.data.corpus),
+            model=Stage2Model(config=self.model.config),
+            towers=part.towers,
+            learning_rates=part.learning_rates if isinstance(part, Stage2Part) else {},
+            training={**self.training, **part.training, "seed": self.seed * 100 + seed},
+        )
+
+
+def _cut(training: dict[str, Any], steps: int) -> dict[str, Any]:
+    """At most so many steps, the warm-up in proportion."""
+    whole = training["max_steps"]
+    kept = min(whole, steps)
+    return {**training, "max_steps": kept, "warmup_steps": max(1, training["warmup_steps"] * kept // whole)}
 
 
 def read_recipe(path: Path) -> MiniRecipe:
     """The recipe in a yaml file; a key that does not exist is refused."""
-    text = path.read_bytes()
-    content = yaml.safe_load(text)
-    content["sources"] = tuple(_typed(Source, source) for source in content["sources"])
-    content["development_studies"] = tuple(content["development_studies"])
-    simulator = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in content["simulator"].items()
-    }
-    content["simulator"] = _typed(SimulatorSettings, simulator)
-    content["stage2"] = _typed(Stage2Settings, content["stage2"])
-    content["flow"] = _typed(FlowSettings, content["flow"])
-    content["stage1"] = tuple(_typed(Stage1Part, part) for part in content["stage1"])
-    return _typed(MiniRecipe, {**content, "digest": hashlib.sha256(text).hexdigest()})
-
-
-def _typed(kind: type, content: dict[str, Any]) -> Any:
-    known = {one.name for one in fields(kind)}
-    if strange := sorted(set(content) - known):
-        raise ValueError(
-            f"The recipe has no key {strange[0]!r} for {kind.__name__}; keys: {', '.join(sorted(known))}."
-        )
-    return kind(**content)
+    return read_settings(path, MiniRecipe)

@@ -23,23 +23,24 @@ from pathlib import Path
 import torch
 
 from scmmgpt.hub_cards.export import export
-from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
+from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneNames
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.mini.cell_simulator import CellSimulator
+from scmmgpt.training.mini.cell_text_batches import train_stage1
+from scmmgpt.training.mini.conversation_batches import ConversationBatches, train_stage2
 from scmmgpt.training.mini.flow import train_flow
 from scmmgpt.training.mini.gene_tables import vocabulary_genes
 from scmmgpt.training.mini.measured_cells import read_measured_cells
 from scmmgpt.training.mini.profiles import Profiles, read_profiles
 from scmmgpt.training.mini.recipe import MiniRecipe, read_recipe
-from scmmgpt.training.mini.stage1 import train_stage1
-from scmmgpt.training.mini.stage2 import Stage2Batch, train_stage2
 from scmmgpt.training.mini.texts import TypeTexts, marker_genes, tokenizer_corpus
 from scmmgpt.training.text_tokenizer import train_text_tokenizer
 
 EMBEDDED = Path("hub_cards/scmmgpt-mini")
 ONTOLOGY_FILE = "cell_ontology.json.gz"
+RUNS = "runs"  # of the parts, below the output
 
 
 def main() -> None:
@@ -66,36 +67,36 @@ def main() -> None:
     simulator = CellSimulator(profiles, medians, masses, recipe.simulator)
 
     history, folder = [], arguments.output / "stage1"
-    about = partial(summary, recipe, profiles, arguments.development)
+    digest = hashlib.sha256(arguments.config.read_bytes()).hexdigest()
+    about = partial(summary, recipe, digest, profiles, arguments.development)
     if arguments.towers is None:
         texts = TypeTexts(ontology, marker_genes(profiles, genes))
-        torch.manual_seed(recipe.seed)
-        towers = ScMMGPTForPreTraining(build_config(recipe, processor))
-        history = train_stage1(towers, recipe, simulator, texts, processor.tokenizer)
+        towers, history = train_stage1(recipe, simulator, texts, processor, arguments.output / RUNS / "stage1")
         towers.config.training_summary = about(history)
         export(towers, processor, folder, dtype=torch.float16)
     if not arguments.stage1_only:
         sources = [data / source.file for source in recipe.sources if not source.simulated]
         measured = read_measured_cells(sources, GeneIdentifier(genes, ensembl_ids, names), profiles)
-        compose = Stage2Batch(simulator, ontology, processor, recipe.stage2, recipe.tissue_names, measured)
+        compose = ConversationBatches(simulator, ontology, processor, recipe.stage2, recipe.tissue_names, measured)
         history += second_stage(recipe, compose, about, arguments.towers or folder, arguments.output)
     print(json.dumps({"losses": [entry["loss"] for entry in history]}))
 
 
-def second_stage(recipe: MiniRecipe, compose: Stage2Batch, about: Callable, start: Path, output: Path) -> list[dict]:
+def second_stage(
+    recipe: MiniRecipe, compose: ConversationBatches, about: Callable, start: Path, output: Path
+) -> list[dict]:
     """From the towers in `start`, or from a model that lacks the flow alone, to what ships; the logged losses."""
     history = []
-    if "stage2_steps" not in ScMMGPTConfig.from_pretrained(start).training_summary:
-        towers = ScMMGPTForPreTraining.from_pretrained(start, dtype=torch.float32)
-        # What stage 2 reads of the configuration is the recipe's, not what an earlier recipe said.
-        learned, towers.config = towers.config.training_summary, build_config(recipe, compose.processor)
-        model, history = train_stage2(towers, recipe, compose)
-        model.config.training_summary = learned | about(history) | {"stage2_steps": recipe.stage2.steps}
+    learned = ScMMGPTConfig.from_pretrained(start).training_summary
+    if "stage2_steps" not in learned:
+        model, history = train_stage2(recipe, compose, start, output / RUNS / "stage2")
+        steps = {"stage2_steps": recipe.stage2.training["max_steps"]}
+        model.config.training_summary = learned | about(history) | steps
         start = output / "stage2"
         export(model, compose.processor, start, dtype=torch.float16)
     model = ScMMGPTForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    more = train_flow(model, recipe, compose)
-    model.config.training_summary |= about(history) | {"flow_steps": recipe.flow.steps}
+    more = train_flow(model, recipe, compose, output / RUNS / "flow")
+    model.config.training_summary |= about(history) | {"flow_steps": recipe.flow.training["max_steps"]}
     export(model, compose.processor, output, dtype=torch.float16)
     return history + more
 
@@ -125,50 +126,26 @@ def build_processor(recipe, genes, ensembl_ids, profiles, names, ontology) -> Sc
         gene_order="median_ratio",
         panel_scaling=True,
     )
-    qformer = recipe.model["qformer_config"]
-    tokenizer = train_text_tokenizer(tokenizer_corpus(ontology, genes), recipe.tokenizer_size)
+    qformer = recipe.model.config["qformer_config"]
+    tokenizer = train_text_tokenizer(tokenizer_corpus(ontology, genes), recipe.model.tokenizer_size)
     return ScMMGPTProcessor(gene_tokenizer, tokenizer, num_query_tokens=qformer["num_query_tokens"])
 
 
-def build_config(recipe: MiniRecipe, processor: ScMMGPTProcessor) -> ScMMGPTConfig:
-    """The architecture of the recipe with the sizes of the vocabularies."""
-    tokenizer, vocabulary = processor.tokenizer, processor.feature_extractor.vocabulary
-    fields = dict(recipe.model)
-    fields["cell_config"] = {
-        **fields["cell_config"],
-        "vocab_size": len(vocabulary),
-        "pad_token_id": vocabulary["<pad>"],
-        "cls_token_id": vocabulary["<cls>"],
-        "mask_token_id": vocabulary["<mask>"],
-    }
-    fields["qformer_config"] = {
-        **fields["qformer_config"],
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    fields["text_config"] = {
-        **fields["text_config"],
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    return ScMMGPTConfig(**fields, cell_token_id=processor.cell_token_id)
-
-
-def summary(recipe: MiniRecipe, profiles: Profiles, development: bool, history: list[dict]) -> dict:
+def summary(
+    recipe: MiniRecipe, recipe_digest: str, profiles: Profiles, development: bool, history: list[dict]
+) -> dict:
     """What the weights have seen, for the config and the card."""
     table = profiles.table
     return {
         "date": datetime.date.today().isoformat(),
-        "steps": sum(part.steps for part in recipe.stage1),
+        "steps": sum(part.training["max_steps"] for part in recipe.stage1),
         "num_profiles": len(table),
         "studies": sorted(table.study.unique()),
         "simulated_sources": [source.file for source in recipe.sources if source.simulated],
         "sources": {source.file: source.licence for source in recipe.sources},
         "cell_types": sorted(table.term_id.unique()),
         "development": development,
-        "recipe_sha256": recipe.digest,
+        "recipe_sha256": recipe_digest,
         "corpus_sha256": hashlib.sha256(profiles.share.tobytes()).hexdigest(),
         "code_sha256": code_digest(),
         **({"final_loss": history[-1]["loss"]} if history else {}),
@@ -179,7 +156,7 @@ def code_digest() -> str:
     """One hash over the modules that make the weights."""
     training = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in (training / "decoder_start.py", *sorted((training / "mini").glob("*.py"))):
+    for path in sorted([*training.glob("*.py"), *(training / "mini").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -7,13 +7,16 @@ templates of `processing/prompting_scmmgpt.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BatchEncoding, PreTrainedModel
+from datasets import IterableDataset
+from transformers import BatchEncoding
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.gene_vocabulary_scmmgpt import FIRST_GENE_ID
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import (
     annotation_answer,
@@ -22,26 +25,29 @@ from scmmgpt.processing.prompting_scmmgpt import (
     conversation,
     questions,
 )
+from scmmgpt.training import stage2
+from scmmgpt.training.assembly import assemble_config, assemble_generative_model, load_towers
 from scmmgpt.training.decoder_start import begin_with
-from scmmgpt.training.towers import parameter_groups
+from scmmgpt.training.settings import ModelSettings
+from scmmgpt.training.stage2 import Stage2Trainer
 
-from .cell_simulator import FIRST_GENE_ID, CellSimulator, DrawnCell, SimulatedBatches, pad_cells
+from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, as_it_is, pad_cells
 from .measured_cells import MeasuredCells
 from .profiles import WHOLE_TRANSCRIPTOME
-from .recipe import MiniRecipe, Stage2Settings
-from .stage1 import StreamTrainer, training_arguments
+from .recipe import MiniRecipe, Stage2Part
 
 IGNORE = -100
+PREFIX = "request_"
 
 
 @dataclass
-class Stage2Batch:
-    """Composes a batch: cells with a question and its answer, and cells that a request should lead to."""
+class ConversationBatches:
+    """Composes batches: cells with a question and its answer, and cells that a request should lead to."""
 
     simulator: CellSimulator
     ontology: Ontology
     processor: ScMMGPTProcessor
-    settings: Stage2Settings
+    settings: Stage2Part
     tissue_names: dict[str, str]
     measured: dict[str, MeasuredCells]
     target_genes: dict[str, np.ndarray] = field(init=False)
@@ -51,7 +57,6 @@ class Stage2Batch:
         self.facts = [profile_facts(row, self.tissue_names) for row in table.to_dict("records")]
         self.definitions = [self.ontology.terms[term].definition for term in table.term_id]
         self.labels = sorted(set(table.label))
-        self.cell_tokens = self.processor.cell_token * self.processor.num_query_tokens
         self.end = tokenizer.eos_token
         self.target_genes = self._genes_by_family()
 
@@ -80,7 +85,7 @@ class Stage2Batch:
             prompt = self.processor.apply_chat_template(
                 conversation(question), add_generation_prompt=True, tokenize=False
             )
-            prompt_ids = tokenizer(prompt.replace(self.processor.cell_token, self.cell_tokens))["input_ids"]
+            prompt_ids = tokenizer(self.processor.expand_cell_tokens(prompt))["input_ids"]
             answer_ids = tokenizer(answer + self.end, add_special_tokens=False)["input_ids"]
             sequences.append((prompt_ids, answer_ids[: self.settings.max_answer_tokens]))
         length = max(len(prompt) + len(answer) for prompt, answer in sequences)
@@ -100,7 +105,7 @@ class Stage2Batch:
         counts = np.zeros((len(cells), self.simulator.profiles.share.shape[1]), np.int64)
         for i, cell in enumerate(cells):
             counts[i, cell.genes] = cell.counts
-        drawn = {f"request_{name}": value for name, value in pad_cells(cells).items()}
+        drawn = {f"{PREFIX}{name}": value for name, value in pad_cells(cells).items()}
         return {
             **drawn,
             "cell_prompt_ids": tokens["input_ids"],
@@ -183,61 +188,35 @@ def profile_facts(row: dict, tissue_names: dict[str, str]) -> dict[str, str]:
     return facts
 
 
-class Stage2Trainer(StreamTrainer):
-    """Both directions in one step, each with cells of its own."""
+class TwoWayTrainer(Stage2Trainer):
+    """Stage 2's trainer for batches in which each direction has cells of its own."""
 
-    def __init__(self, *arguments, cell_decoder_learning_rate: float, **keywords):
-        super().__init__(*arguments, **keywords)
-        self.tower_rates = {"cell_decoder": cell_decoder_learning_rate}
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            trained = self.model if model is None else model
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            groups = parameter_groups(
-                trained,
-                self.get_decay_parameter_names(trained),
-                self.tower_rates,
-                learning_rate=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-            )
-            self.optimizer = kind(groups, **options)
-        return super().create_optimizer(model)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        asked, wanted = {}, {}
-        for name in list(inputs):
-            if name.startswith("request_"):
-                asked[name.removeprefix("request_")] = inputs.pop(name)
-            elif name.startswith(("target_", "cell_prompt_")):
-                wanted[name] = inputs.pop(name)
-        loss = model(**inputs).loss + model(**asked, **wanted).loss
-        return (loss, {}) if return_outputs else loss
+    def losses_of(self, model, inputs):
+        asked = {name.removeprefix(PREFIX): value for name, value in inputs.items() if name.startswith(PREFIX)}
+        wanted = {name: value for name, value in inputs.items() if name.startswith(("target_", "cell_prompt_"))}
+        said = {name: value for name, value in inputs.items() if name not in wanted and not name.startswith(PREFIX)}
+        language, cells = model(**said), model(**asked, **wanted)
+        parts = {
+            "language_loss": language.language_loss,
+            "cell_generation_loss": cells.cell_generation_loss,
+        }
+        return language.loss + cells.loss, parts
 
 
 def train_stage2(
-    towers: PreTrainedModel,
-    recipe: MiniRecipe,
-    compose: Stage2Batch,
+    recipe: MiniRecipe, compose: ConversationBatches, start: Path, output: Path
 ) -> tuple[ScMMGPTForConditionalGeneration, list[dict]]:
-    """A language model and a cell decoder around the frozen towers; returns the model and the logged losses."""
-    settings, simulator = recipe.stage2, compose.simulator
+    """A language model and a cell decoder around the frozen towers in `start`; the model, and the logged losses."""
+    simulator, processor = compose.simulator, compose.processor
+    run = recipe.stage2_run(recipe.stage2, output, seed=50)
     torch.manual_seed(recipe.seed)
-    model = ScMMGPTForConditionalGeneration(towers.config)
-    model.model.load_state_dict(towers.model.state_dict(), strict=False)
+    # The configuration is the recipe's, not what an earlier recipe said: `start` gives its towers alone.
+    model = assemble_generative_model(run, assemble_config(run, processor), processor)
+    load_towers(model.model, ModelSettings(start_from=str(start)))
     whole = simulator.profiles.measured.sum(1) >= WHOLE_TRANSCRIPTOME
     shares, is_measured = simulator.profiles.share[whole], simulator.profiles.measured[whole]
     begin_with(model.cell_decoder, shares, is_measured, np.arange(shares.shape[1]) + FIRST_GENE_ID)
-    trained = ("model.language_model", "model.cell_token_projector", "lm_head", "cell_decoder")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(trained))
-    seed = recipe.seed * 100 + 50
-    trainer = Stage2Trainer(
-        model=model,
-        args=training_arguments(settings.steps, settings.learning_rate, seed),
-        train_dataset=SimulatedBatches(simulator, compose, settings.batch_size, seed),
-        cell_decoder_learning_rate=settings.cell_decoder_learning_rate,
-    )
-    trainer.train()
-    model.requires_grad_(True)
+    stream = SimulatedBatches(simulator, compose, recipe.stage2.batch_size, run.training["seed"])
+    rows = stage2.Rows(IterableDataset.from_generator(stream.__iter__), None, as_it_is)
+    trainer = stage2.train(run, model, processor, rows, fresh=True, make_trainer=TwoWayTrainer)
     return model, [entry for entry in trainer.state.log_history if "loss" in entry]

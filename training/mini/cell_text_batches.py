@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForPreTraining
 from scmmgpt.modeling_scmmgpt.losses_scmmgpt import contrast_loss
+from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.training import stage1
+from scmmgpt.training.assembly import assemble_config, assemble_pretraining_model
 from scmmgpt.training.collators import Lineages, text_labels
+from scmmgpt.training.stage1 import Stage1Trainer
 
-from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, pad_cells
+from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, as_it_is, pad_cells
 from .recipe import MiniRecipe, Stage1Part
 from .texts import TypeTexts
 
-TEXT_PREFIX = "ontology_text_"
+PREFIX = "ontology_text_"
 
 
 @dataclass
-class Stage1Batch:
-    """Composes a batch: cells, texts about them, and pairs of wordings of types from the whole ontology.
+class CellTextBatches:
+    """Composes batches: cells, texts about them, and pairs of wordings of types from the whole ontology.
 
     Attributes
     ----------
@@ -61,8 +67,8 @@ class Stage1Batch:
             return {}
         terms = list(generator.choice(self.texts.readable_terms, self.num_ontology_texts, replace=False))
         tokens = self.tokenize([self.texts.draw(term, generator) for _ in range(2) for term in terms])
-        pairs = {f"{TEXT_PREFIX}{name}": tokens[name] for name in tokens}
-        return pairs | {f"{TEXT_PREFIX}lineage": self.lineages.of(terms)}
+        pairs = {f"{PREFIX}{name}": tokens[name] for name in tokens}
+        return pairs | {f"{PREFIX}lineage": self.lineages.of(terms)}
 
     def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
         tokens = self.tokenizer(
@@ -71,30 +77,23 @@ class Stage1Batch:
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
-class StreamTrainer(Trainer):
-    """Trainer whose batches come whole from a stream."""
+class OntologyTextTrainer(Stage1Trainer):
+    """Stage 1's trainer, which also contrasts wordings of one type with those of other types."""
 
-    def get_train_dataloader(self) -> DataLoader:
-        assert self.train_dataset is not None
-        return DataLoader(self.train_dataset, batch_size=None, num_workers=1)
-
-
-class Stage1Trainer(StreamTrainer):
-    """Stage 1's losses, and wordings of one type contrasted with those of other types."""
-
-    def __init__(self, *arguments, part: Stage1Part, **keywords):
-        super().__init__(*arguments, **keywords)
+    def __init__(self, *args: Any, part: Stage1Part, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.part = part
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        names = [name for name in inputs if name.startswith(TEXT_PREFIX)]
-        pairs = {name.removeprefix(TEXT_PREFIX): inputs.pop(name) for name in names}
-        loss = self._shared_text_loss(model, **inputs) if "text_of_cell" in inputs else model(**inputs).loss
+    def losses_of(self, model, inputs):
+        pairs = {name.removeprefix(PREFIX): value for name, value in inputs.items() if name.startswith(PREFIX)}
+        cells = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
+        shares_texts = "text_of_cell" in cells
+        loss, outputs = self._shared_text_loss(model, **cells) if shares_texts else super().losses_of(model, cells)
         if pairs:
             lineage = pairs.pop("lineage")
             first, second = model.get_text_features(**pairs).pooler_output.chunk(2)
             loss = loss + self.part.ontology_text_weight * self._contrast(model, first, second, None, lineage)
-        return (loss, {}) if return_outputs else loss
+        return loss, outputs
 
     def _shared_text_loss(
         self, model, gene_ids, gene_values, gene_mask, input_ids, attention_mask, text_of_cell, text_lineage
@@ -107,7 +106,8 @@ class Stage1Trainer(StreamTrainer):
         else:
             cells = model.get_cell_features(gene_ids, gene_values, gene_mask).pooler_output
         texts = model.get_text_features(input_ids, attention_mask).pooler_output
-        return self._contrast(model, cells, texts[text_of_cell], text_of_cell, text_lineage)
+        loss = self._contrast(model, cells, texts[text_of_cell], text_of_cell, text_lineage)
+        return loss, {"contrast_loss": loss}
 
     @staticmethod
     def _contrast(model, first, second, labels, lineage):
@@ -115,53 +115,29 @@ class Stage1Trainer(StreamTrainer):
         return contrast_loss(first, second, scale, labels, lineage, model.config.target_temperature)
 
 
-def training_arguments(steps: int, learning_rate: float, seed: int) -> TrainingArguments:
-    """What all parts of the training share."""
-    return TrainingArguments(
-        output_dir="runs/mini",
-        max_steps=steps,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 8),
-        weight_decay=0.05,
-        optim="adamw_torch_fused",
-        max_grad_norm=1.0,
-        logging_steps=10,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-    )
-
-
 def train_stage1(
-    model: ScMMGPTForPreTraining,
-    recipe: MiniRecipe,
-    simulator: CellSimulator,
-    texts: TypeTexts,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[dict]:
-    """Train all parts of stage 1 in turn; returns the logged losses."""
+    recipe: MiniRecipe, simulator: CellSimulator, texts: TypeTexts, processor: ScMMGPTProcessor, output: Path
+) -> tuple[ScMMGPTForPreTraining, list[dict]]:
+    """Train all parts of stage 1 in turn; the model, and the logged losses."""
+    runs = [recipe.stage1_run(number, output / f"part_{number + 1}") for number in range(len(recipe.stage1))]
+    torch.manual_seed(recipe.seed)
+    model = assemble_pretraining_model(runs[0], assemble_config(runs[0], processor))
     history: list[dict] = []
-    for number, part in enumerate(recipe.stage1):
-        compose = Stage1Batch(
+    for part, run in zip(recipe.stage1, runs, strict=True):
+        for name, value in part.config.items():
+            setattr(model.config, name, value)
+        compose = CellTextBatches(
             simulator,
             texts,
-            tokenizer,
-            recipe.max_text_tokens,
+            processor.tokenizer,
+            recipe.data.max_text_tokens,
             part.num_ontology_texts,
-            one_text_per_type=not (part.match_weight or part.caption_weight),
+            one_text_per_type=not (model.config.match_weight or model.config.caption_weight),
         )
-        model.config.match_weight, model.config.caption_weight = part.match_weight, part.caption_weight
-        seed = recipe.seed * 100 + number
-        trainer = Stage1Trainer(
-            model=model,
-            args=training_arguments(part.steps, part.learning_rate, seed),
-            train_dataset=SimulatedBatches(simulator, compose, part.batch_size, seed),
-            part=part,
+        stream = SimulatedBatches(simulator, compose, part.batch_size, run.training["seed"])
+        rows = stage1.Rows(stream, None, as_it_is)
+        trainer = stage1.train(
+            run, model, processor, rows, fresh=True, make_trainer=partial(OntologyTextTrainer, part=part)
         )
-        trainer.train()
         history += [entry for entry in trainer.state.log_history if "loss" in entry]
-    return history
+    return model, history

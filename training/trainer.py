@@ -1,0 +1,106 @@
+"""The trainer of both stages: what it does around each loss, log line, evaluation and checkpoint beyond Trainer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer
+
+from scmmgpt.training.checkpoints import stop_at_nan, whole_or_absent
+from scmmgpt.training.data import RowSampler
+from scmmgpt.training.flops import BatchShape
+from scmmgpt.training.meter import RunMeter
+from scmmgpt.training.settings import RunSettings
+from scmmgpt.training.towers import parameter_groups
+
+
+class RunTrainer(Trainer):
+    """Trainer that logs each loss by name, scores held-out cells, stops at NaN and leaves whole checkpoints only.
+
+    Parameters
+    ----------
+    settings
+        Of the run.
+    losses
+        Names of the model's losses, as its outputs call them.
+    step_flops
+        Operations of one training step on a batch of this shape.
+    row_order
+        The order of the training rows; None leaves it to Trainer.
+    scores
+        Model -> numbers by name, on cells that were held out; None measures losses alone.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        settings: RunSettings,
+        losses: tuple[str, ...],
+        step_flops: Callable[[BatchShape], float],
+        row_order: RowSampler | None = None,
+        scores: Callable[[Any], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.settings, self.row_order, self.scores = settings, row_order, scores
+        self.meter, self.eval_meter = (
+            RunMeter(losses, step_flops, settings.hardware.peak_tflops) for _ in ("training", "evaluation")
+        )
+        self.add_callback(self.meter)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = self.losses_of(model, inputs)
+        place = {"run": self.args.output_dir, "step": self.state.global_step, "process": self.args.process_index}
+        stop_at_nan(loss.detach(), inputs, **place)
+        is_training = self.model.training
+        (self.meter if is_training else self.eval_meter).observe(inputs, outputs, is_training=is_training)
+        return (loss, outputs) if return_outputs else loss
+
+    def losses_of(self, model, inputs: dict) -> tuple[torch.Tensor, Any]:
+        """The loss of a batch, and its parts by name. Always the model's own: TRL's would leave out text -> cell."""
+        loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
+        return loss, outputs
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs = logs | self.meter.drain(self.accelerator, is_training=True)
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = super().evaluation_loop(*args, **kwargs)
+        output.metrics.update(self.eval_meter.drain(self.accelerator, is_training=False))
+        if self.scores is not None:
+            model = self.accelerator.unwrap_model(self.model).eval()
+            with torch.no_grad():
+                output.metrics.update({f"eval_{name}": value for name, value in self.scores(model).items()})
+        return output
+
+    def create_optimizer(self, model=None):
+        """With a learning rate for each tower that asks for its own."""
+        trained = self.model if model is None else model
+        if self.optimizer is None and self.settings.learning_rates:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = parameter_groups(
+                trained,
+                self.get_decay_parameter_names(trained),
+                self.settings.learning_rates,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+            )
+            self.optimizer = kind(groups, **options)
+        return super().create_optimizer(model)
+
+    def get_train_dataloader(self):
+        if isinstance(self.train_dataset, IterableDataset):  # a stream of whole batches
+            return DataLoader(self.train_dataset, batch_size=None, num_workers=self.args.dataloader_num_workers)
+        return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset=None):
+        return super()._get_train_sampler(train_dataset) if self.row_order is None else self.row_order
+
+    def _save_checkpoint(self, model, trial):
+        with whole_or_absent(self.args.output_dir, self.state.global_step):
+            super()._save_checkpoint(model, trial)
