@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
 
 import numpy as np
 import torch
@@ -108,7 +107,9 @@ def measure(stage: int, *, attention: str, packed: bool, arguments: argparse.Nam
     times, peak = timed(step, device, arguments.steps)
     seconds = float(np.median(times))
     shape = shape_of(batch)
-    flops = partial(stage_1_flops if stage == 1 else stage_2_flops, config, shape, towers)()
+    flops = (
+        stage_1_flops(config, shape, TowerSettings()) if stage == 1 else stage_2_flops(config, shape, STAGE_2_TOWERS)
+    )
     tflops = device_tflops(device)
     tokens = shape.num_cells * (shape.num_genes + shape.num_text_tokens + shape.num_prompt_tokens)
     return {

@@ -38,6 +38,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+# docs/howto/own_data.md gives a label of its own and tells of this warning.
+@pytest.mark.filterwarnings("ignore:'killer cell' is not in the Cell Ontology:UserWarning")
 @pytest.mark.parametrize("page", [parameter(page) for page in PAGES_THAT_RUN])
 def test_blocks_of_a_page_run_in_order(page, folder, monkeypatch):
     pytest.importorskip("scanpy", reason="pip install 'scmmgpt[eval]'")

@@ -197,7 +197,8 @@ def test_a_zarr_that_is_replaced_is_never_half_there(model, tmp_path, monkeypatc
         Path, "rename", lambda self, to: (seen.append(anndata.read_zarr(self).n_obs), rename(self, to))
     )
 
-    scmmgpt.embed(tiny_cells(7), model=model, output=output, progress=False)
+    with pytest.warns(UserWarning, match="was there before and has been replaced"):
+        scmmgpt.embed(tiny_cells(7), model=model, output=output, progress=False)
 
     assert seen == [5, 7]
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]

@@ -5,7 +5,7 @@ A row without a cell type has no answer to learn from; it still teaches text -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,7 +182,8 @@ class MixedOrder(Sampler[int]):
         self.first, self.second, self.share = first, second, share
 
     def __iter__(self):
-        owed, rest = 0.0, iter(())
+        owed = 0.0
+        rest: Iterator[int] = iter(())
         for row in self.first:
             yield row
             owed += self.share / (1 - self.share)

@@ -403,7 +403,7 @@ def from_parts(
         reader, config.qformer_config.encoder_hidden_size = None, width
     tokenizer = AutoTokenizer.from_pretrained(text)
     tokenizer.add_tokens(["<cell>"], special_tokens=True)
-    config.cell_token_id = tokenizer.convert_tokens_to_ids("<cell>")
+    config.cell_token_id = tokenizer.get_vocab()["<cell>"]
     model = ScMMGPTForConditionalGeneration.from_parts(config, str(text), encoder, reader, **kwargs)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))

@@ -260,7 +260,7 @@ def definition_of(label: str, ontology: Ontology) -> str | None:
 
 
 def _settings(output: Path, recipe: str | os.PathLike | None, training: dict, *, lora: bool) -> Stage1Settings:
-    content = asdict(read_recipe(recipe or RECIPE, Stage1Settings))
+    content = asdict(read_recipe(Path(recipe or RECIPE), Stage1Settings))
     content["output"] = str(output / RUN)
     content["training"] |= training
     if not lora:

@@ -88,7 +88,7 @@ def held_out_cells(
     types = np.array(table["cell_type"].to_pylist())
     names = sorted(set(types))
     terms = {name: corpus.ontology.find(name) for name in names}
-    texts = encode([label_text(name, terms[name].definition if terms[name] else None) for name in names])
+    texts = encode([label_text(name, term.definition if term else None) for name, term in terms.items()])
     parts = [rows[start : start + CELLS_PER_BATCH] for start in range(0, len(rows), CELLS_PER_BATCH)]
     batches = [collate(corpus.table(part)) for part in parts]
     return HeldOutCells(rows, batches, types, np.array(table["study"].to_pylist()), names, texts)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
@@ -64,9 +64,9 @@ def read_command(description: str, kind: type[Settings], arguments: Sequence[str
     return Command(read_recipe(given.config, kind, given.changes), given.dry_run, given.fresh)
 
 
-def training_arguments(settings: RunSettings, kind: type[Arguments], **always: object) -> Arguments:
+def training_arguments(settings: RunSettings, kind: type[Arguments], **always: Any) -> Arguments:
     """The section `training` as the trainer's own arguments."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "output_dir": settings.output,
         "use_cpu": not torch.cuda.is_available(),
         "report_to": [],

@@ -10,10 +10,11 @@ The same command again goes on from the last whole checkpoint. Every checkpoint 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -57,6 +58,8 @@ LOSSES = ("contrast_loss", "match_loss", "caption_loss", "value_loss")
 
 class Stage1Trainer(RunTrainer):
     """The trainer of stage 1, which hides values where the model learns to fill them in."""
+
+    settings: Stage1Settings
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.model.config.value_weight:
@@ -103,7 +106,7 @@ class Rows:
 
     train: Dataset
     eval: Dataset | None
-    collate: Callable[[list], dict]
+    collate: Callable[[Any], dict]
     order: RowSampler | None = None
     scores: Callable | None = None
     baseline: dict[str, float] = field(default_factory=dict)
@@ -139,7 +142,7 @@ def train(
         scores=rows.scores,
     )
     train_to_the_end(trainer, checkpoint)
-    with whole_or_absent(arguments.output_dir, trainer.state.global_step):
+    with whole_or_absent(str(arguments.output_dir), trainer.state.global_step):
         trainer.save_model()
     trainer.save_state()
     return trainer
@@ -148,8 +151,8 @@ def train(
 def rows_of(settings: Stage1Settings, corpus: Corpus, processor, arguments: TrainingArguments) -> Rows:
     """The corpus's training rows with their texts, and its validation rows to be measured on."""
     data = settings.data
-    chosen = {"scheme": data.scheme, "is_labelled": True, "sources": tuple(data.sources)}
-    train_rows, held_out_rows = Selection("train", **chosen), Selection("validation", **chosen)
+    train_rows = Selection("train", data.scheme, is_labelled=True, sources=tuple(data.sources))
+    held_out_rows = replace(train_rows, split="validation")
     genes, encode = cell_collator(settings, corpus, processor), text_encoder(processor, data.max_text_tokens)
     collate = CellTextCollator(genes, CellWriter(corpus.ontology), encode, corpus.ontology, seed=arguments.seed)
     held_out = held_out_cells(corpus, held_out_rows, settings.evaluation.max_cells, genes, encode)

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.training.assembly import (
     assemble_config,
@@ -65,6 +67,8 @@ LEAVE_TO_US = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": N
 class Stage2Trainer(RunTrainer, SFTTrainer):
     """The trainer of stage 2, in TRL's place."""
 
+    data_collator: ConversationCollator
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -72,7 +76,7 @@ class Rows:
 
     train: Dataset | IterableDataset
     eval: Dataset | None
-    collate: Callable[[list], dict]
+    collate: Callable[[Any], dict]
     order: RowSampler | None = None
     scores: HeldOutGeneration | None = None
 
@@ -127,7 +131,7 @@ def train(
         scores=rows.scores,
     )
     train_to_the_end(trainer, checkpoint)
-    with whole_or_absent(arguments.output_dir, trainer.state.global_step):
+    with whole_or_absent(str(arguments.output_dir), trainer.state.global_step):
         save(trainer, processor, settings, has_adapters=adapters is not None)
     trainer.save_state()
     return trainer
@@ -163,8 +167,8 @@ def rows_of(settings: Stage2Settings, corpus: Corpus, processor, arguments: SFTC
             f"{corpus.path} holds {corpus.manifest['value_mode']} values: text -> cell learns counts. Build it with "
             "`tokens: {value_mode: counts}`, or set `data.text_to_cells: false`."
         )
-    chosen = {"scheme": data.scheme, "is_labelled": True, "sources": tuple(data.sources)}
-    train_rows, held_out = Selection("train", **chosen), Selection("validation", **chosen)
+    train_rows = Selection("train", data.scheme, is_labelled=True, sources=tuple(data.sources))
+    held_out = replace(train_rows, split="validation")
     collate = ConversationCollator(
         cell_collator(settings, corpus, processor),
         processor,
@@ -178,9 +182,7 @@ def rows_of(settings: Stage2Settings, corpus: Corpus, processor, arguments: SFTC
     )
     order: RowSampler = row_order(settings, corpus, train_rows, arguments)
     if data.unlabelled_share:
-        others = np.setdiff1d(
-            corpus.rows(Selection("train", data.scheme, False, chosen["sources"])), corpus.rows(train_rows)
-        )
+        others = np.setdiff1d(corpus.rows(replace(train_rows, is_labelled=False)), corpus.rows(train_rows))
         if not len(others):
             raise RecipeError(f"{corpus.path} has no unlabelled rows: set `data.unlabelled_share: 0`.")
         order = MixedOrder(order, ShuffledRows(others, arguments.seed), data.unlabelled_share)
@@ -213,7 +215,7 @@ def run(settings: Stage2Settings, arguments: SFTConfig, corpus: Corpus, *, fresh
 
 def parts_of(
     settings: Stage2Settings, arguments: SFTConfig, corpus: Corpus
-) -> tuple[ScMMGPTProcessor, PreTrainedModel, Rows]:
+) -> tuple[ScMMGPTProcessor, ScMMGPTForConditionalGeneration, Rows]:
     """What a run is made of: the processor, the model as it begins, and its rows."""
     seed_everything(arguments)
     processor = assemble_processor(settings, corpus)

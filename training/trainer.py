@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from scmmgpt.training.checkpoints import stop_at_nan, whole_or_absent
 from scmmgpt.training.data import RowSampler
@@ -33,6 +33,8 @@ class RunTrainer(Trainer):
     scores
         Model -> numbers by name, on cells that were held out; None measures losses alone.
     """
+
+    model: PreTrainedModel
 
     def __init__(
         self,
@@ -71,12 +73,12 @@ class RunTrainer(Trainer):
 
     def evaluation_loop(self, *args, **kwargs):
         output = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update(self.eval_meter.drain(self.accelerator, is_training=False))
+        metrics = (output.metrics or {}) | self.eval_meter.drain(self.accelerator, is_training=False)
         if self.scores is not None:
             model = self.accelerator.unwrap_model(self.model).eval()
             with torch.no_grad():
-                output.metrics.update({f"eval_{name}": value for name, value in self.scores(model).items()})
-        return output
+                metrics |= {f"eval_{name}": value for name, value in self.scores(model).items()}
+        return output._replace(metrics=metrics)
 
     def create_optimizer(self, model=None):
         """With a learning rate for each tower that asks for its own."""
@@ -102,5 +104,5 @@ class RunTrainer(Trainer):
         return super()._get_train_sampler(train_dataset) if self.row_order is None else self.row_order
 
     def _save_checkpoint(self, model, trial):
-        with whole_or_absent(self.args.output_dir, self.state.global_step):
+        with whole_or_absent(str(self.args.output_dir), self.state.global_step):
             super()._save_checkpoint(model, trial)

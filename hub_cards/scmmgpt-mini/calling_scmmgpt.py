@@ -293,14 +293,15 @@ class TokenEvidence:
             "is_empty": ~is_gene.any(axis=1),
             "is_implausible": self.gene_tokenizer.looks_implausible(**tokens),
         }
-        return evidence if self._table is None else {**evidence, "agreement": self._agreement(tokens, is_gene)}
+        return evidence if self._table is None else {**evidence, "agreement": agreement(self._table, tokens, is_gene)}
 
-    def _agreement(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
-        """(cells, profiles): sum of a cell's values weighted by a type's differences, over the length of the values."""
-        values = torch.from_numpy(tokens["gene_values"].astype(np.float32) * is_gene).clamp(min=0)
-        ids = torch.from_numpy(np.ascontiguousarray(tokens["gene_ids"]))
-        sums = embedding_bag(ids, self._table, per_sample_weights=values, mode="sum")
-        return (sums / values.norm(dim=1, keepdim=True).clamp(min=1e-6)).numpy()
+
+def agreement(table: torch.Tensor, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
+    """(cells, profiles): sum of a cell's values weighted by a type's differences, over the length of the values."""
+    values = torch.from_numpy(tokens["gene_values"].astype(np.float32) * is_gene).clamp(min=0)
+    ids = torch.from_numpy(np.ascontiguousarray(tokens["gene_ids"]))
+    sums = embedding_bag(ids, table, per_sample_weights=values, mode="sum")
+    return (sums / values.norm(dim=1, keepdim=True).clamp(min=1e-6)).numpy()
 
 
 class Scorer:

@@ -1,5 +1,8 @@
 """Custom `pipeline(...)` tasks: AnnData in, AnnData out; or lists, when the cells come from a file or as a matrix."""
 
+# A step of a pipeline takes what its task needs, which transformers' signatures do not foresee.
+# mypy: disable-error-code="override"
+
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -11,6 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .encoding_scmmgpt import TextEmbedder, similarity_scale
 from .labels_scmmgpt import Labels
+from .processing_scmmgpt import ScMMGPTProcessor
 from .prompting_scmmgpt import generation_text, query_text
 from .result_keys_scmmgpt import ResultKeys
 
@@ -25,6 +29,8 @@ class CellPipeline(Pipeline):
     The processor recognises matrix and genes by itself; its options (`layer=`, `gene_column=`, ...) may be passed on.
     """
 
+    model: Any  # its class lies in the folder of the model, which this one must not import
+    processor: ScMMGPTProcessor
     _load_processor: Any = True
     _load_tokenizer: Any = False
     _load_feature_extractor: Any = False

@@ -54,7 +54,7 @@ class RayEngine:
 
     def results(self, run: CellRun, make: MakeCompute, start: int) -> Iterator[tuple[slice, Arrays, dict[str, Any]]]:
         """(rows, their results, the account of all from `start` to them), for all cells from `start` on, in order."""
-        assert run.cells.path is not None, "checked where the engine is made"
+        assert run.cells.path is not None  # `_engine` hands cells in memory to nobody
         job = CellJob(
             run.cells.path.resolve(), run.loaded.directory, self.device and str(self.device), run.batches.size, make
         )

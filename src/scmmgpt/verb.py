@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -143,7 +143,7 @@ class Verb:
 
     def finish(self, additions: Additions) -> AnnData:
         """Write the result where it belongs and give it back as AnnData."""
-        if self.output is not None and self.cells.path is not None and not _is_anndata(self.given):
+        if self.output is not None and self.cells.path is not None and not isinstance(self.given, _anndata()):
             write_with_additions(self.cells.path, self.output, additions)
             result = (
                 read_summary(self.output) if self.destination.summary_only else read_cells(self.output, backed=True)
@@ -160,7 +160,7 @@ class Verb:
         return result
 
     def _own_anndata(self) -> AnnData:
-        if not _is_anndata(self.given):
+        if not isinstance(self.given, _anndata()):
             return read_cells(Path(self.given))
         if self.destination.inplace:
             if self.given.is_view:
@@ -183,10 +183,10 @@ def _engine(execution: Execution, cells: CellsInMemory | CellsInFile) -> RayEngi
     return RayEngine(execution.address, execution.workers, execution.device)
 
 
-def _is_anndata(data: Any) -> TypeGuard[AnnData]:
+def _anndata() -> type[AnnData]:
     from anndata import AnnData
 
-    return isinstance(data, AnnData)
+    return AnnData
 
 
 def versions() -> dict[str, str]:

@@ -154,7 +154,8 @@ def main() -> None:
     for number in (None, *NUMBERS_OF_CANDIDATES):
         pairs = confidences(studies, calibration, number)
         errors = [expected_calibration_error(*pair) for pair in pairs]
-        pooled = expected_calibration_error(*(np.concatenate(part) for part in zip(*pairs, strict=True)))
+        confidence, correct = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        pooled = expected_calibration_error(confidence, correct)
         print(f"{number or 'own'} candidates: ECE {np.mean(errors):.3f} by study, {pooled:.3f} pooled")
     content = {
         "temperature_by_candidates": [

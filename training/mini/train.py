@@ -66,7 +66,8 @@ def main() -> None:
         profiles = profiles.without(recipe.development_studies)
     simulator = CellSimulator(profiles, medians, masses, recipe.simulator)
 
-    history, folder = [], arguments.output / "stage1"
+    history: list[dict] = []
+    folder = arguments.output / "stage1"
     digest = hashlib.sha256(arguments.config.read_bytes()).hexdigest()
     about = partial(summary, recipe, digest, profiles, arguments.development)
     if arguments.towers is None:
@@ -86,8 +87,8 @@ def second_stage(
     recipe: MiniRecipe, compose: ConversationBatches, about: Callable, start: Path, output: Path
 ) -> list[dict]:
     """From the towers in `start`, or from a model that lacks the flow alone, to what ships; the logged losses."""
-    history = []
-    learned = ScMMGPTConfig.from_pretrained(start).training_summary
+    history: list[dict] = []
+    learned = ScMMGPTConfig.from_pretrained(start).training_summary or {}
     if "stage2_steps" not in learned:
         model, history = train_stage2(recipe, compose, start, output / RUNS / "stage2")
         steps = {"stage2_steps": recipe.stage2.training["max_steps"]}
@@ -105,7 +106,7 @@ def corpus_profiles(recipe: MiniRecipe, data: Path, names: GeneNames) -> tuple[P
     """The profiles of all sources over the genes that any of them expresses."""
     known = [(gene.symbol, gene.ensembl_id) for gene in vocabulary_genes(data.parent / "genes")]
     files = [data / source.file for source in recipe.sources]
-    identifier = GeneIdentifier(*map(list, zip(*known, strict=True)), names)
+    identifier = GeneIdentifier([symbol for symbol, _ in known], [gene_id for _, gene_id in known], names)
     profiles = read_profiles(files, identifier, len(known))
     seen = profiles.masses > 0
     profiles = Profiles(profiles.table, profiles.share[:, seen], profiles.measured[:, seen], profiles.medians[seen])
