@@ -16,6 +16,7 @@ from scmmgpt import embedding, text_cache
 from scmmgpt.device import Batches, choose_device
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
+from scmmgpt.processing import encoding_scmmgpt
 from scmmgpt.text_generation import (
     answer_probabilities,
     answers_tree,
@@ -476,7 +477,7 @@ def test_a_long_list_of_labels_is_embedded_once_per_model(cells, model, tmp_path
     labels = [f"type {number}" for number in range(text_cache.MIN_TEXTS)]
     with pytest.warns(UserWarning, match="not in the Cell Ontology and (is|are) used as free text"):
         first = scmmgpt.annotate(cells[:3], labels, model=model)
-    monkeypatch.setattr(embedding, "TEXTS_PER_BATCH", 0)  # embedding again would fail
+    monkeypatch.setattr(encoding_scmmgpt, "TEXTS_PER_BATCH", 0)  # embedding again would fail
 
     with pytest.warns(UserWarning, match="not in the Cell Ontology and (is|are) used as free text"):
         again = scmmgpt.annotate(cells[:3], labels, model=model)

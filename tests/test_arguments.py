@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from tiny_directory import tiny_cells, write_tiny_model
+from tiny_models import tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt import index

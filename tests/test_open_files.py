@@ -5,7 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tiny_directory import tiny_cells, write_tiny_model
+from tiny_models import tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt import embedding, index

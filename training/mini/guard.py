@@ -51,7 +51,7 @@ def generated_accuracy(loaded: LoadedModel, study: EmbeddedStudy) -> float:
     from sklearn.neighbors import KNeighborsClassifier
 
     made = [generate_cells(name, NUM_GENERATED, seed=0, model=loaded, progress=False) for name in study.types]
-    generated = anndata.concat(made)
+    generated = anndata.concat(made, index_unique="-")
     genes = np.intersect1d(upper_symbols(study.cells), upper_symbols(generated))
     real = on_genes(log_expression(study.cells), upper_symbols(study.cells), genes).toarray()
     fake = on_genes(log_expression(generated), upper_symbols(generated), genes).toarray()
