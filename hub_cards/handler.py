@@ -45,15 +45,7 @@ CELLS_PER_BATCH = 128
 
 
 class EndpointHandler:
-    """A loaded model that answers requests.
-
-    Parameters
-    ----------
-    path
-        The model directory; the handler's own by default.
-    device
-        None takes a GPU where there is one.
-    """
+    """A loaded model that answers requests: the one in the folder `path`, by default the handler's own."""
 
     def __init__(self, path: str = "", device: str | None = None):
         directory = Path(path) if path else Path(__file__).resolve().parent
@@ -75,13 +67,7 @@ class EndpointHandler:
         self._warm_up()
 
     def __call__(self, data: dict[str, Any]) -> Any:
-        """The answer to one decoded body, or a list of answers to a list of requests.
-
-        Raises
-        ------
-        ValueError
-            Why the body cannot be answered.
-        """
+        """The answer to one decoded body, or answers to a list of requests; a ValueError says why there is none."""
         requests, is_list = read_body(data)
         answers = self.answer(requests)
         for answer in answers:

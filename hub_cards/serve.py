@@ -61,10 +61,7 @@ class Busy(Exception):
 class Batcher:
     """One thread that answers whatever has gathered in its queue.
 
-    Parameters
-    ----------
-    answer
-        Requests -> an answer, or the exception that explains its absence, for each.
+    `answer` gives each request its answer, or the exception that explains its absence.
     """
 
     answer: Callable[[list[Any]], list[Any]]
@@ -252,17 +249,7 @@ def _explain_errors(app: FastAPI) -> None:
 
 
 def serve(model: str | None = None, host: str = "127.0.0.1", port: int = 8000, device: str | None = None) -> None:
-    """Answer requests until stopped; running ones are finished first.
-
-    Parameters
-    ----------
-    model
-        A directory, a Hub repository, or None for the model that comes with the package.
-    host, port
-        Where to listen.
-    device
-        None takes the best there is.
-    """
+    """Answer requests until stopped; running ones are finished first. `model` is what `scmmgpt.load` takes."""
     uvicorn = require("uvicorn")
     require("fastapi")
     from scmmgpt import auto  # noqa: F401 - the package's own classes, not the repository's copies

@@ -173,7 +173,7 @@ class ScMMGPTCellGenerationMixin:
             num_cells, seed
                 Same seed, same cells, whatever `batch_size`.
             guidance_scale
-                1 = as trained; above, further away from what no text would give.
+                Classifier-free guidance; 1: off, above 1: follows the text more strictly.
             library_size
                 Total counts of every cell; None = drawn from what the text implies.
         """

@@ -82,7 +82,7 @@ def check_bounds(cell_cu_seqlens: torch.Tensor, gene_ids: torch.Tensor):
     if gene_ids.shape[0] != 1 or end != total:
         raise ValueError(
             f"`cell_cu_seqlens` ends at {end}, but `gene_ids` holds {gene_ids.shape[0]} x {total} genes. Packed cells "
-            "lie end to end in one row."
+            "must be concatenated in one row."
         )
     if (cell_cu_seqlens.diff() < 1).any():
         row = int((cell_cu_seqlens.diff() < 1).nonzero()[0, 0])

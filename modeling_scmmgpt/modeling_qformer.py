@@ -146,7 +146,7 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
 
 
 class ScMMGPTQFormer(PreTrainedModel):
-    """Queries read a cell; a text may come along, seen as `mode` says.
+    """Q-Former: query tokens cross-attend to a cell; `mode` sets the attention mask between queries and text.
 
     Examples
     --------

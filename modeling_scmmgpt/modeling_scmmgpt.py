@@ -220,7 +220,7 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(pooled, dim=-1))
 
     def match_logits(self, cell_states, state_mask, input_ids, attention_mask) -> torch.Tensor:
-        """(B, 2): does text i describe cell i? Queries and text see each other; the queries vote."""
+        """Matching logits (B, 2) of text i and cell i, averaged over the query tokens."""
         outputs = self.qformer(cell_states, state_mask, input_ids, attention_mask, mode="match")
         return self.match_head(outputs.query_states).float().mean(1)
 
@@ -265,7 +265,7 @@ def _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attentio
 
 
 class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
-    """Stage 1: align cells with texts, tell matching pairs from near misses, describe, and fill in hidden values."""
+    """Stage 1: contrastive, matching (hard negatives), captioning and masked-value losses."""
 
     _keys_to_ignore_on_load_unexpected = STAGE_2_PARTS
 
@@ -655,7 +655,10 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         llm = AutoModelForCausalLM.from_pretrained(text, **kwargs)
         head = llm.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
-            raise ValueError(f"{llm.config.model_type} adds a bias to its logits, which `lm_head` has no place for.")
+            raise ValueError(
+                f"{llm.config.model_type} has a bias in its `lm_head`, which is not supported: choose another language "
+                "model."
+            )
         config = copy.deepcopy(config)
         config.text_config = llm.config.get_text_config()
         config.tie_word_embeddings = bool(getattr(config.text_config, "tie_word_embeddings", False))
@@ -679,7 +682,10 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         input_ids = torch.tensor([words], device=self.lm_head.weight.device)
         ours, theirs = self(input_ids=input_ids).logits, llm(input_ids=input_ids).logits
         if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * theirs.abs().max().item()):
-            raise ValueError(f"{llm.config.model_type} changes its logits after the last matrix: it cannot be joined.")
+            raise ValueError(
+                f"{llm.config.model_type} applies a function to its logits after `lm_head` (such as a soft cap), which "
+                "is not supported: choose another language model."
+            )
 
 
 __all__ = [

@@ -15,17 +15,7 @@ Processor = Callable[..., Mapping[str, Any]]
 
 
 def embed_texts(model: Any, processor: Processor, texts: Sequence[str]) -> np.ndarray:
-    """One unit vector per text, (N, D).
-
-    Parameters
-    ----------
-    model
-        Any scmmgpt model.
-    processor
-        Its processor.
-    texts
-        At least one.
-    """
+    """One unit vector per text, (N, D), from any scmmgpt model and its processor."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     vectors = []
     with torch.inference_mode():
@@ -50,13 +40,7 @@ def similarity_scale(model: Any) -> float:
 
 
 class TextEmbedder:
-    """`embed_texts` that remembers: label sets come again and again.
-
-    Parameters
-    ----------
-    model, processor
-        As `embed_texts` takes them.
-    """
+    """`embed_texts` that remembers: label sets come again and again."""
 
     def __init__(self, model: Any, processor: Processor):
         self.model, self.processor = model, processor

@@ -80,15 +80,7 @@ def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarr
 
 
 def pad_tokens(gene_ids: np.ndarray, gene_values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> dict:
-    """Tokens of cells that lie end to end, one cell to a row, as wide as the longest.
-
-    Parameters
-    ----------
-    gene_ids, gene_values
-        The tokens of all cells.
-    lengths
-        How many tokens each cell has.
-    """
+    """Tokens of cells that lie end to end, `lengths` of them each, one cell to a row, as wide as the longest."""
     lengths = np.asarray(lengths)
     is_real = np.arange(lengths.max(initial=1)) < lengths[:, None]
     ids, values = np.full(is_real.shape, PAD_ID, np.int64), np.zeros(is_real.shape, np.float32)

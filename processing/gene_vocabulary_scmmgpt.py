@@ -20,19 +20,11 @@ COLUMNS = ("gene", "ensembl_id", "median", "mass")
 
 
 class GeneVocabulary:
-    """Genes in id order; ids begin after the special tokens.
+    """Genes in id order, each name once; ids begin after the special tokens.
 
-    Parameters
-    ----------
-    genes
-        Names, each once.
-    ensembl_ids
-        Their Ensembl gene ids, "" where unknown.
-    medians
-        The median of each gene's non-zero values in cells scaled to `target_sum`; 1 by default. Zero or NaN, for a
-        gene that the corpus never showed, becomes the median of the others.
-    masses
-        Each gene's mean share of a cell's counts; equal shares by default. Scaled to sum to 1.
+    Ensembl ids are "" where unknown. `medians` are those of each gene's non-zero values in cells scaled to
+    `target_sum`, 1 by default; zero or NaN, for a gene that the corpus never showed, becomes the median of the others.
+    `masses` are each gene's mean share of a cell's counts, equal by default, scaled to sum to 1.
     """
 
     def __init__(

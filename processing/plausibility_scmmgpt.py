@@ -1,4 +1,4 @@
-"""Whether a cell looks like a cell at all: genes that are high wherever they are expressed are high in it too.
+"""Implausible cells: genes that are usually high when expressed are not high in them.
 
 A guard against confident names for noise and for counts under the wrong gene names, which a softmax never refuses.
 """
@@ -18,14 +18,8 @@ def looks_implausible(
 ) -> np.ndarray:
     """Which cells certainly agree too little with how high their genes usually are.
 
-    Parameters
-    ----------
-    values, log_medians
-        Of each token: its value, and the logarithm of the median of its gene's values over the corpus, (cells, tokens).
-    is_gene
-        Which tokens are expressed genes.
-    value_mode, max_genes
-        Settings of the gene tokenizer.
+    Arrays are (cells, tokens): values, logarithms of the median of a gene's values over the corpus, and which tokens
+    are expressed genes. `value_mode` and `max_genes` are settings of the gene tokenizer.
     """
     num_genes = is_gene.sum(axis=1)
     agreement = _correlation(_height(values, value_mode), log_medians, is_gene)

@@ -1,4 +1,4 @@
-"""The one home of words: how labels, metadata and definitions become text, for training and evaluation alike."""
+"""All prompt templates: text from labels, metadata and definitions, for training and inference."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -113,16 +113,9 @@ def metadata_fields(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def label_text(label: str, definition: str | None = None, paraphrase: int = 0) -> str:
-    """What a cell type says about itself: the text that cells are compared with.
+    """What a cell type says about itself, its ontology definition included: the text that cells are compared with.
 
-    Parameters
-    ----------
-    label
-        Name of the type.
-    definition
-        Its ontology definition, if any.
-    paraphrase
-        Which wording; 0 is the plain one, used wherever no choice is made.
+    `paraphrase` is the wording; 0 is the plain one, used wherever no choice is made.
 
     Examples
     --------

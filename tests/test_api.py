@@ -138,7 +138,7 @@ def test_the_whole_ontology_is_a_label_set(cells, model):
 def test_empty_cells_are_unknown(cells, model):
     cells.X = sparse.diags_array(np.arange(cells.n_obs) != 3, dtype=np.float32) @ cells.X
 
-    with pytest.warns(UserWarning, match="1 cells express no gene that the model knows"):
+    with pytest.warns(UserWarning, match="1 cells express no gene of the model.s vocabulary"):
         annotated = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0.01)
 
     assert annotated.obs["scmmgpt_cell_type"].iloc[3] == "unknown"
@@ -454,7 +454,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_stays_so():
         seen.append(rows.stop - rows.start)
         return rows
 
-    with pytest.warns(UserWarning, match="Out of memory: going on with batches of"):
+    with pytest.warns(UserWarning, match="Out of memory: continuing with a batch size of"):
         results = list(Batches(choose_device("cpu"), 12).run(10, compute))
 
     assert seen == [3, 3, 3, 1]

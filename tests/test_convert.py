@@ -356,7 +356,7 @@ def test_an_llm_with_a_bias_on_its_logits_is_refused(llm_folder, tiny_config):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     parts, _ = llm_folder(AutoConfig.for_model("phi", **SMALL, **sizes))
 
-    with pytest.raises(ValueError, match="phi adds a bias to its logits"):
+    with pytest.raises(ValueError, match="phi has a bias in its `lm_head`"):
         from_parts(parts / "text", config=tiny_config())
 
 
@@ -365,5 +365,5 @@ def test_an_llm_that_caps_its_logits_is_refused(llm_folder, tiny_config):
     config = AutoConfig.for_model("gemma2", **SMALL, **sizes, head_dim=8, final_logit_softcapping=0.5)
     parts, _ = llm_folder(config)
 
-    with pytest.raises(ValueError, match="gemma2 changes its logits"):
+    with pytest.raises(ValueError, match="gemma2 applies a function to its logits"):
         from_parts(parts / "text", config=tiny_config())

@@ -197,7 +197,7 @@ def test_a_zarr_that_is_replaced_is_never_half_there(model, tmp_path, monkeypatc
         Path, "rename", lambda self, to: (seen.append(anndata.read_zarr(self).n_obs), rename(self, to))
     )
 
-    with pytest.warns(UserWarning, match="was there before and has been replaced"):
+    with pytest.warns(UserWarning, match="existed and was replaced"):
         scmmgpt.embed(tiny_cells(7), model=model, output=output, progress=False)
 
     assert seen == [5, 7]

@@ -21,19 +21,11 @@ DEFAULT_MIN_CONFIDENCE = 0.3
 class Calibration:
     """How one model's similarities are read.
 
-    Attributes
-    ----------
-    temperature_by_candidates
-        (number of candidates, temperature) pairs; between them the temperature follows the logarithm of the number.
-    class_bias
-        What is subtracted from the logits of a candidate, by Cell Ontology id or label: a model prefers types
-        that it has seen in training.
-    prior_share
-        The share of a label's mean logit over the data that the prior correction takes away.
-    profile_weight
-        Weight of the type-profile cosine in the logits.
-    min_confidence
-        Below this a call is backed off to a parent term, then to "unknown".
+    Between its (number of candidates, temperature) pairs the temperature follows the logarithm of the number. The
+    class bias, by Cell Ontology id or label, is subtracted from a candidate's logits: a model prefers types that it
+    has seen in training. The prior correction takes away `prior_share` of a label's mean logit over the data;
+    `profile_weight` is that of the type-profile cosine. Below `min_confidence` a call backs off to a parent term, then
+    to "unknown".
     """
 
     temperature_by_candidates: tuple[tuple[float, float], ...] = ((1.0, 1.0),)

@@ -52,18 +52,11 @@ EmbedTexts = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The labels that cells may get, as one model understands them.
+    """The C labels that cells may get, as one model understands them.
 
-    Attributes
-    ----------
-    labels
-        The labels as given, C of them.
-    embeds
-        (C, D) unit vectors of their texts.
-    term_ids
-        Cell Ontology id of each label; for free text that of the trained type that says the same, if there is one.
-    candidate_of_profile
-        For each type profile of the model the label that it counts for, by index, or -1. Empty: profiles are not used.
+    Their texts have the unit vectors `embeds`, (C, D). Free text has the Cell Ontology id of the trained type that
+    says the same, if there is one. `candidate_of_profile` is the label that each type profile of the model counts for,
+    by index, or -1; empty where profiles are not used.
     """
 
     labels: LabelSet
@@ -81,16 +74,9 @@ class Candidates:
 class CellEvidence:
     """What is known about N cells, one row each.
 
-    Attributes
-    ----------
-    embeds
-        (N, D) unit vectors.
-    is_empty, is_implausible
-        (N,) cells without a known gene, and cells that look like no cell.
-    agreement
-        (N, T) with each of the candidates' `profiles`; None where they are not used.
-    match, matched
-        (N, k): the matching head's probability that a candidate describes the cell, and which candidate it is.
+    Unit vectors; which cells hold no known gene, and which look like no cell; the agreement (N, T) with each of the
+    candidates' `profiles`; the matching head's probability (N, k) that a candidate describes the cell, and which
+    candidate it is. None: not used.
     """
 
     embeds: np.ndarray
@@ -108,12 +94,7 @@ class CellEvidence:
 class CellAnnotator:
     """What one model directory says about reading its scores.
 
-    Attributes
-    ----------
-    ontology, calibration, type_profiles
-        As its files hold them.
-    trained_types
-        Names or ids of the cell types that the model was trained on: the candidates when none are given.
+    `trained_types` are names or ids of the types that the model was trained on: the candidates when none are given.
     """
 
     ontology: Ontology = EMPTY
@@ -144,16 +125,7 @@ class CellAnnotator:
     ) -> Candidates:
         """Labels with their vectors and with what they mean to the model.
 
-        Parameters
-        ----------
-        labels
-            The candidates.
-        embed_texts
-            Texts -> unit vectors of the model.
-        tissue
-            Where the cells come from, as a hint in the labels' text.
-        with_profiles
-            False where cells are judged one by one: type profiles compare the cells of a study.
+        `with_profiles` is False where cells are judged one by one: type profiles compare the cells of a study.
         """
         embeds = embed_texts(labels.texts(tissue))
         term_ids = self._meant_terms(labels, embeds, embed_texts)
@@ -203,17 +175,9 @@ class CellAnnotator:
     ) -> "Scorer":
         """Calibrated probabilities of the candidates, see `Scorer`.
 
-        Parameters
-        ----------
-        cells, candidates
-            What is known of both.
-        scale
-            The model's similarity scale.
-        measured_genes
-            Vocabulary rows of the genes that the study measured; needed where `cells` come with `agreement`.
-        prior_share
-            Share of a label's mean logit that the prior correction takes away. None: the calibration's, and off where
-            it does not apply. 0 judges every cell by itself.
+        `scale` is the model's similarity scale, `measured_genes` the vocabulary rows of the genes that the study
+        measured; cells with `agreement` need them. `prior_share` of a label's mean logit is what the prior correction
+        takes away: None is the calibration's, and off where it does not apply; 0 judges every cell by itself.
         """
         cells = cells if isinstance(cells, CellEvidence) else CellEvidence(**cells)
         agreement = None
@@ -226,17 +190,10 @@ class CellAnnotator:
     def call(
         self, scorer: "Scorer", *, min_confidence: float | None = None, clusters: np.ndarray | None = None
     ) -> Calls:
-        """The call of every cell, or of every cluster by the mean probability of its cells.
+        """The call of every cell, or of every cluster (a number for each cell) by the mean probability of its cells.
 
-        Parameters
-        ----------
-        scorer
-            Of the cells.
-        min_confidence
-            Where calls back off, and cells that look like none become unknown; 0 never does either. None: the
-            calibration's.
-        clusters
-            A cluster number for each cell; None calls each cell by itself.
+        Below `min_confidence` calls back off, and cells that look like none become unknown; 0 never does either. None:
+        the calibration's.
         """
         least = self.calibration.min_confidence if min_confidence is None else min_confidence
         back_off = BackOff(scorer.candidates.labels, self.ontology, least)
@@ -264,12 +221,7 @@ def _read(files: tuple[tuple[str, str], ...]) -> CellAnnotator:
 class TokenEvidence:
     """What a batch's tokens say without the model: is a cell empty, does it look like one, which profiles it fits.
 
-    Parameters
-    ----------
-    gene_tokenizer
-        What made the tokens.
-    type_profiles, chosen
-        The model's profiles, and which of them to compare the cells with.
+    Only the `chosen` profiles are compared with the cells.
     """
 
     def __init__(self, gene_tokenizer: Any, type_profiles: TypeProfiles | None = None, chosen: Sequence[int] = ()):
@@ -302,16 +254,7 @@ def agreement(table: torch.Tensor, tokens: Mapping[str, np.ndarray], is_gene: np
 class Scorer:
     """Calibrated probabilities of the candidates for any rows of the cells: steps 1 to 4.
 
-    Parameters
-    ----------
-    cells, candidates
-        What is known of both.
-    calibration
-        How the model's similarities are read.
-    scale, prior_share
-        As `CellAnnotator.scorer` takes them.
-    agreement
-        How well the cells agree with the type profiles; None: there are none.
+    `scale` and `prior_share` are those of `CellAnnotator.scorer`; without `agreement` no type profile counts.
     """
 
     def __init__(
@@ -369,14 +312,8 @@ class Scorer:
 def rerank(probabilities: np.ndarray, match: np.ndarray, candidates: np.ndarray, weight: float) -> np.ndarray:
     """Re-score the best candidates with the matching head; their total probability stays the same.
 
-    Parameters
-    ----------
-    probabilities
-        (N, C).
-    match, candidates
-        (N, k): the matching head's probability that a candidate describes the cell, and which candidate it is.
-    weight
-        0 ignores the matching head, 1 trusts nothing else among the k.
+    `match` (N, k) is its probability that each of `candidates` (N, k) describes the cell. Weight 0 ignores the
+    matching head, 1 trusts nothing else among the k.
     """
     best = np.take_along_axis(probabilities, candidates, axis=1)
     log_mixed = (1 - weight) * np.log(best + 1e-12) + weight * np.log(match + 1e-12)

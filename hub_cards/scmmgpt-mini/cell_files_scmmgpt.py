@@ -57,7 +57,7 @@ def open_path(path: str) -> Cells:
     except Exception as error:  # h5py, zarr and anndata each have their own ways to say "damaged"
         if close is not None:
             close()
-        raise UserError(f"{path} cannot be read as h5ad, zarr or h5mu; it may be cut short ({error}).") from error
+        raise UserError(f"{path} cannot be read as h5ad, zarr or h5mu; it may be truncated ({error}).") from error
 
 
 def _from_group(group: Any, modality: str | None, close: Callable[[], None] | None) -> Cells:
@@ -114,13 +114,7 @@ def _checked_indptr(matrix: Any, size: int) -> np.ndarray:
 
 
 class RowWiseMatrix:
-    """Rows of a csr matrix on disk, read straight from its arrays: anndata's own slicing costs 16 ms a slice.
-
-    Parameters
-    ----------
-    matrix
-        anndata's backed csr matrix.
-    """
+    """Rows of anndata's backed csr matrix, read straight from its arrays: its own slicing costs 16 ms a slice."""
 
     def __init__(self, matrix: Any):
         self._indices, self._data = matrix.group["indices"], matrix.group["data"]
@@ -138,13 +132,7 @@ class RowWiseMatrix:
 
 
 class ColumnWiseMatrix:
-    """Rows of a csc matrix on disk, gathered in one pass over the file for a window of many rows.
-
-    Parameters
-    ----------
-    matrix
-        anndata's backed csc matrix.
-    """
+    """Rows of anndata's backed csc matrix, gathered in one pass over the file for a window of many rows."""
 
     def __init__(self, matrix: Any):
         self._group = matrix.group

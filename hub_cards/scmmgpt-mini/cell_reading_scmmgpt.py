@@ -62,18 +62,15 @@ class ChosenMatrix(NamedTuple):
         found = ", ".join(f"{count} {name}" for name, count in totals.items())
         raise UserError(
             f"`{self.matrix.name}` holds {found} value{'s' if sum(totals.values()) > 1 else ''} ({place}). "
-            "Expression cannot be negative or undefined: mend them, or name another matrix with `layer=`."
+            "Expression values must be finite and not negative: fix them, or choose another matrix with `layer=`."
         )
 
 
 def open_cells(cells: Any) -> Cells:
     """Everything about the cells that is known before any value is read.
 
-    Parameters
-    ----------
-    cells
-        An AnnData (in memory, backed or a view), a MuData, a path to h5ad, zarr or h5mu, a table of cells x genes, or
-        a pair (matrix, gene names).
+    They may be an AnnData (in memory, backed or a view), a MuData, a path to h5ad, zarr or h5mu, a table of cells x
+    genes, or a pair (matrix, gene names).
     """
     if isinstance(cells, (str, os.PathLike)):
         return open_path(os.fspath(cells))
@@ -100,14 +97,8 @@ def open_cells(cells: Any) -> Cells:
 def choose_matrix(cells: Cells, layer: str | None = None, counts: bool | None = None) -> ChosenMatrix:
     """Pick raw counts wherever they lie, else the next best; refuse when only z-scores are found.
 
-    Parameters
-    ----------
-    cells
-        What `open_cells` returned.
-    layer
-        Use this layer; "X" and "raw" name those two.
-    counts
-        True: take the values as counts whatever they look like. False: they are not counts even if whole numbers.
+    `layer` names the one to use, "X" and "raw" those two. `counts=True` takes the values as counts whatever they look
+    like; with False they are none even if whole numbers.
     """
     matrices = _named(cells.matrices, layer)
     looked_at: dict[str, str] = {}

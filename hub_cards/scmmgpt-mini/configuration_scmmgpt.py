@@ -119,7 +119,7 @@ class ScMMGPTQFormerConfig(PreTrainedConfig):
 
 @strict
 class ScMMGPTCellDecoderConfig(PreTrainedConfig):
-    """Text to cell: a cross-attention projector, a latent that carries what the text leaves open, a head per gene."""
+    """The cell decoder: cross-attention projector, flow over latents, negative-binomial head per gene."""
 
     model_type = "scmmgpt_cell_decoder"
     base_config_key = "cell_decoder_config"

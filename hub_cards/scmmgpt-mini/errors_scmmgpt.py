@@ -1,4 +1,4 @@
-"""The error of the person who asked: what was given cannot be used, and the message says what to do about it."""
+"""The error for unusable input; its message says what was wrong and what to do."""
 
 
 class UserError(ValueError):

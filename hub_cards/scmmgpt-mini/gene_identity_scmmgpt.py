@@ -1,4 +1,4 @@
-"""Which gene of the vocabulary each column of a matrix is, and an honest account of how that was found out."""
+"""Match the columns of a matrix to genes of the vocabulary, and record how each was matched."""
 
 import gzip
 import re
@@ -66,11 +66,8 @@ class NamedGene(NamedTuple):
 class GeneNames:
     """The offline table of gene names: Ensembl ids, symbols, synonyms and one-to-one orthologs of every known species.
 
-    Parameters
-    ----------
-    packed
-        The table as `training/mini/gene_tables.py` writes it, gzip: lines of comment that name the sources, a head line,
-        then one line per gene.
+    `packed` is what `training/mini/gene_tables.py` writes, gzip: lines of comment that name the sources, a head line,
+    then one line per gene.
     """
 
     def __init__(self, packed: bytes):
@@ -157,14 +154,7 @@ class GeneMatch:
 class GeneIdentifier:
     """Finds genes of one vocabulary under the names that people give them.
 
-    Parameters
-    ----------
-    genes
-        Names of the vocabulary's genes, in row order.
-    ensembl_ids
-        Their Ensembl ids, "" where unknown.
-    gene_names
-        The offline table; without it only the vocabulary's own names and ids are known.
+    Ensembl ids are "" where unknown. Without the table `gene_names` only the vocabulary's own names and ids are known.
     """
 
     def __init__(self, genes: Sequence[str], ensembl_ids: Sequence[str], gene_names: GeneNames | None = None):
@@ -182,15 +172,9 @@ class GeneIdentifier:
     ) -> GeneMatch:
         """Vocabulary row of every gene.
 
-        Parameters
-        ----------
-        names_by_column
-            The names the genes go by: the index and any column of `var` that may hold names. All are used: a gene
-            that one column leaves unknown is looked up in the next.
-        species
-            Recognised from the names if None.
-        first_column
-            The column to trust before the others; by default the one with the most known names.
+        All columns of names are used, the index and those of `var`: a gene that one leaves unknown is looked up in the
+        next. `first_column` is trusted before the others, by default the one with the most known names. The species is
+        recognised from the names if None.
         """
         columns = {column: [str(name) for name in names] for column, names in names_by_column.items()}
         species = species or self._recognise_species(columns.values())

@@ -55,23 +55,11 @@ def order_genes(  # noqa: PLR0913 - a kernel takes plain arrays
 ) -> np.ndarray:
     """Write each cell's first genes into `genes` and `values`, and return each cell's total.
 
-    Parameters
-    ----------
-    indptr, indices, data
-        The cells as csr; values float32, none negative, none repeated within a cell.
-    id_of_column
-        Vocabulary id of every column, int32, -1 for columns outside the vocabulary.
-    medians
-        For each vocabulary id the number by whose inverse its value is multiplied to give the sorting key; of length 0
-        to sort by the values themselves.
-    quantiles
-        The quantiles between which values are binned; of length 0 to leave them unbinned.
-    target
-        Sum that each cell's unbinned values are scaled to; 0 leaves them as they are.
-    starts, lengths
-        Where in `genes` and `values` each cell begins, and how many genes of it are wanted.
-    genes, values
-        Flat arrays of int64 and float32 that are written to.
+    The cells come as csr: values float32, none negative, none repeated within a cell. `id_of_column` is the vocabulary
+    id of every column, int32, -1 outside the vocabulary. The sorting key is the value times the inverse of its id's
+    number in `medians`, or the value itself where that has length 0. Values are binned between `quantiles`, or where
+    these have length 0 scaled to the sum `target`, unless that is 0. Each cell begins at `starts` and has `lengths`
+    genes in the flat `genes` and `values`, arrays of int64 and float32.
     """
     arguments = indptr, indices, data, id_of_column, medians, quantiles, target, starts, lengths, genes, values
     has_room = HAS_NUMBA and id_of_column.max(initial=0) < MOST_GENES

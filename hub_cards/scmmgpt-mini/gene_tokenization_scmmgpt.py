@@ -66,8 +66,8 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
     gene_order
         "value": by raw value. "median_ratio": by value over the gene's median. Ties: smaller id first.
     panel_scaling
-        Multiply `target_sum` by the reference mass of the genes that were measured, so that a panel's values live on
-        the scale of a whole transcriptome.
+        Multiply `target_sum` by the measured genes' usual share of a cell's counts, so that values of a gene panel are
+        on the scale of a whole transcriptome.
     add_cls
         Begin every cell with `<cls>`.
     include_zero_genes
@@ -77,7 +77,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
     min_matched_genes
         Cells with fewer genes of the vocabulary are refused.
     strict
-        Refuse cells of whose counts less than this share is covered by the vocabulary; True means one half.
+        Raise an error if less than this share of the counts is in genes of the vocabulary; True: 0.5.
 
     Examples
     --------
@@ -247,7 +247,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         gene_column
             Column of `var` with the gene names to trust first.
         species, strict, max_genes
-            Take the place of the tokenizer's own settings for this call.
+            Override the tokenizer's settings for this call.
         packed
             Return all cells end to end, (1, total), with their bounds in `cell_cu_seqlens`, instead of padded.
         sample_seed
@@ -367,7 +367,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         found = f"Only {num_matched}" if num_matched else "None"
         raise UserError(
             f"{found} of the {len(match.rows)} genes {'are' if num_matched > 1 else 'is'} in the vocabulary; at least "
-            f"{needed} are needed to mean anything. The names look like {match.scheme}; the first are "
+            f"{needed} are needed. The names look like {match.scheme}; the first are "
             f"{', '.join(map(str, match.names[:3]))}. If symbols or Ensembl ids are in a column of `var`, name it in "
             "`gene_column=`; if the species was not recognised, name it in `species=`."
         )

@@ -19,10 +19,7 @@ STRICT_SHARE = 0.5
 class InputAccount:
     """Collects what was decided about some cells while they are read.
 
-    Parameters
-    ----------
-    strict
-        Share of the counts that the vocabulary must cover; True means one half, False nothing.
+    `strict` is the share of the counts that the vocabulary must cover; True means one half, False nothing.
     """
 
     def __init__(self, strict: bool | float = False):

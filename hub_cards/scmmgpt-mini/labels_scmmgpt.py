@@ -21,18 +21,10 @@ Labels = str | os.PathLike | Iterable[str] | Mapping[str, str]
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Candidate cell types, as given, with what the ontology knows about each.
+    """Candidate cell types, verbatim as given, with what the ontology knows about each.
 
-    Attributes
-    ----------
-    labels
-        The names, verbatim.
-    term_ids
-        Cell Ontology ids, None for free text.
-    descriptions
-        The caller's description, else the ontology's definition, else "".
-    notes
-        What a person should know: free text labels, nearest names, synonyms given twice.
+    Term ids are None for free text. A description is the caller's, else the ontology's definition, else "". `notes`
+    are what a person should know: free text labels, nearest names, synonyms given twice.
     """
 
     labels: tuple[str, ...]
@@ -55,15 +47,10 @@ class LabelSet:
 
 
 def read_labels(labels: Labels, ontology: Ontology) -> LabelSet:
-    """The label set that a caller named.
+    """The label set that a caller named; ids, definitions and nearest names come from the ontology.
 
-    Parameters
-    ----------
-    labels
-        Names, {name: description}, the path of a text file with one label a line (or of a JSON file with
-        {name: description}), or "cell-ontology".
-    ontology
-        Where ids, definitions and nearest names are looked up.
+    Labels are names, {name: description}, the path of a text file with one label a line (or of a JSON file with {name:
+    description}), or "cell-ontology".
     """
     if isinstance(labels, str) and labels == CELL_ONTOLOGY:
         return ontology_labels(ontology)

@@ -35,12 +35,7 @@ COUNTS = MatrixState("counts", "whole numbers")
 def recognise(block: sparse.csr_matrix, log_base: float | None = None) -> MatrixState:
     """Judge a sample of cells by the values of its entries; NaN and inf do not take part.
 
-    Parameters
-    ----------
-    block
-        Some cells of the matrix.
-    log_base
-        Base of the logarithm, where the file says so.
+    `log_base` is the base of the logarithm, where the file says so.
     """
     if _are_counts(block.data):
         return COUNTS

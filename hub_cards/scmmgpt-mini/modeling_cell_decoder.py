@@ -1,4 +1,4 @@
-"""Text in, cells out, never having seen the cell: a distribution over each gene's counts, and draws from it.
+"""Text to cell: text features to a negative binomial per gene, and samples from it.
 
 Three parts. A projector reads a few text features off the LLM's hidden states. A flow turns noise into a latent, given
 those features: it carries what the text leaves open, so that two cells of one text differ as real cells do. Text
@@ -254,7 +254,7 @@ class ScMMGPTCellDecoder(nn.Module):
         return (self.flow(between, time_B, features_BKD) - (latent_BZ - noise)).square().mean()
 
     def sample_latent(self, features_BKD, noise_BZ, guidance_scale: float) -> torch.Tensor:
-        """Follow the flow from noise to a latent; guidance leans further away from what no text would give."""
+        """Sample a latent by integrating the flow from noise, with classifier-free guidance."""
         no_text = self.text_features.no_text.expand_as(features_BKD)
         latent_BZ, step = noise_BZ, 1.0 / self.config.num_flow_steps
         for i in range(self.config.num_flow_steps):

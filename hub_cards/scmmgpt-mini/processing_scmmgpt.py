@@ -45,13 +45,13 @@ class ScMMGPTProcessor(ProcessorMixin):
     tokenizer
         The text tokenizer; `<cell>` is added to it where it lacks it.
     qformer_tokenizer
-        A second text tokenizer for the Q-Former's text branch, where that has a vocabulary of its own.
+        Text tokenizer of the Q-Former, if it differs from the language model's.
     num_query_tokens
         Placeholders that stand for one cell in a prompt.
     cell_token
         The placeholder.
     chat_template
-        Template for `apply_chat_template`; by default the text tokenizer's own, taught to take cells.
+        Chat template; default: the text tokenizer's, extended by `{"type": "cell"}` blocks.
     """
 
     valid_processor_kwargs = ScMMGPTProcessorKwargs
@@ -78,7 +78,7 @@ class ScMMGPTProcessor(ProcessorMixin):
 
     @property
     def gene_tokenizer(self):
-        """The gene tokenizer, by the name of what it is."""
+        """The `ScMMGPTGeneTokenizer`; the same object as `feature_extractor`."""
         return self.feature_extractor
 
     @property
@@ -133,15 +133,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         return BatchFeature(features, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def prompts(self, text: str | Sequence[str], num_cells: int, **kwargs) -> BatchFeature:
-        """The text half of a call, for cells whose tokens are at hand already.
-
-        Parameters
-        ----------
-        text, kwargs
-            As in the call.
-        num_cells
-            How many cells the prompts are about.
-        """
+        """The text half of a call, for `num_cells` cells whose tokens are at hand already; options as in the call."""
         options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = options["text_kwargs"].pop("return_tensors", None)
         return BatchFeature(self._tokenize_text(text, num_cells, options), tensor_type=return_tensors)
@@ -149,12 +141,7 @@ class ScMMGPTProcessor(ProcessorMixin):
     def cell_prompt(self, question: str | None = None, num_cells: int = 1) -> str:
         """A chat about cells up to where the answer begins, with one `<cell>` for each.
 
-        Parameters
-        ----------
-        question
-            What to ask; None asks for a description, as in training.
-        num_cells
-            How many cells the question is about.
+        Without a question it asks for a description, as in training.
         """
         messages = conversation(question or description_question(), num_cells=num_cells)
         return self.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -232,10 +219,7 @@ class ScMMGPTProcessor(ProcessorMixin):
     def annotator(self, config: Any = None) -> CellAnnotator:
         """How scores of a model become names: its calibration, its ontology, its type profiles.
 
-        Parameters
-        ----------
-        config
-            The model's; its training summary names the types to choose from where no labels are given.
+        The training summary in the model's `config` names the types to choose from where no labels are given.
         """
         summary = getattr(config, "training_summary", None) or {}
         return CellAnnotator.of_files(self.annotation_files, summary.get("cell_types") or ())
@@ -289,7 +273,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         gene_ids = genes.first_gene_id + np.arange(num_genes) if gene_ids is None else np.asarray(gene_ids)
         rows = genes.gene_rows(gene_ids)
         if (rows < 0).any():
-            raise ValueError(f"Ids {gene_ids[rows < 0].tolist()} are special tokens, no genes.")
+            raise ValueError(f"Ids {gene_ids[rows < 0].tolist()} are special tokens, not genes.")
         if counts.ndim != 2 or counts.shape[1] != len(rows):
             raise ValueError(f"`counts` has shape {counts.shape}, but {len(rows)} genes are named.")
         symbols, ensembl_ids = np.array(genes.genes)[rows], np.array(genes.ensembl_ids)[rows]

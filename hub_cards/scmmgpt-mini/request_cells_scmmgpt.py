@@ -72,13 +72,7 @@ def _decode(text: str) -> bytes:
 
 
 def check_h5ad_apart(path: str, max_cells: int = MAX_CELLS, max_unpacked_bytes: int = MAX_H5AD_UNPACKED_BYTES) -> None:
-    """`check_h5ad` in a process of its own: a damaged file can hang or end whatever reads it.
-
-    Parameters
-    ----------
-    path, max_cells, max_unpacked_bytes
-        As in `check_h5ad`.
-    """
+    """`check_h5ad` in a process of its own: a damaged file can hang or end whatever reads it."""
     command = [sys.executable, str(Path(__file__).resolve()), path, str(max_cells), str(max_unpacked_bytes)]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_CHECK, check=False)
@@ -89,15 +83,7 @@ def check_h5ad_apart(path: str, max_cells: int = MAX_CELLS, max_unpacked_bytes: 
 
 
 def check_h5ad(path: str, max_cells: int = MAX_CELLS, max_unpacked_bytes: int = MAX_H5AD_UNPACKED_BYTES) -> None:
-    """Refuse a file that would unpack into far more than it is, or that reaches outside itself.
-
-    Parameters
-    ----------
-    path
-        An h5ad that nobody has opened yet.
-    max_cells, max_unpacked_bytes
-        What may be declared in it.
-    """
+    """Refuse an h5ad that would unpack into far more than it is, declares too much, or reaches outside itself."""
     if h5py is None:
         raise BadRequest("This endpoint does not accept h5ad: send the cells as {gene: count} or as CSR.")
     try:

@@ -211,10 +211,7 @@ class BadRequest(ValueError):
 def read_body(body: Any) -> tuple[list[Any], bool]:
     """The checked requests of {"inputs": one request or several, "parameters": ...}, and whether a list was sent.
 
-    Raises
-    ------
-    BadRequest
-        What is wrong with the body or with the first faulty request.
+    `BadRequest` says what is wrong with the body or with the first faulty request.
     """
     if not isinstance(body, dict):
         raise BadRequest('The body is an object: {"inputs": {"task": ..., "cells": ...}}.')
@@ -231,13 +228,7 @@ def read_body(body: Any) -> tuple[list[Any], bool]:
 
 
 def read_request(content: Any) -> Any:
-    """A checked request from decoded JSON.
-
-    Raises
-    ------
-    BadRequest
-        The first few faults, each with its place.
-    """
+    """A checked request from decoded JSON; `BadRequest` names the first few faults with their places."""
     if not isinstance(content, dict):
         raise BadRequest("A request is an object with `task` and, for most tasks, `cells`.")
     try:

@@ -26,14 +26,8 @@ STEP = 0.2
 class TypeProfiles:
     """Differences between the mean log expression of T types and the mean of all types, for K genes.
 
-    Attributes
-    ----------
-    term_ids
-        Cell Ontology ids of the T types.
-    gene_rows
-        (K,) rows of the genes in the vocabulary.
-    differences
-        (T, K), in whole steps of `STEP`.
+    `term_ids` are Cell Ontology ids, `gene_rows` (K,) rows of the vocabulary, `differences` (T, K) in whole steps of
+    `STEP`.
     """
 
     term_ids: tuple[str, ...]
@@ -79,16 +73,10 @@ class TypeProfiles:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well N cells agree with T types, and which of the candidates each type speaks for.
+    """How well N cells agree with T types, and which of the candidates, by index, each type counts for.
 
-    Attributes
-    ----------
-    values
-        (N, T) sum of a cell's values weighted by the differences, over the length of the values.
-    norms
-        (T,) of the differences, in the genes that were measured.
-    candidates
-        (T,) a candidate each, by index.
+    `values` (N, T) are sums of a cell's values weighted by the differences, over the length of the values; `norms`
+    (T,) those of the differences in the genes that were measured.
     """
 
     values: np.ndarray
@@ -123,14 +111,7 @@ class Agreement:
 def candidate_of_type(profiles: TypeProfiles, term_ids: Sequence[str | None], ontology: Ontology) -> np.ndarray:
     """(T,) index of the candidate label for each training type: the type itself or its nearest ancestor; -1: none.
 
-    Parameters
-    ----------
-    profiles
-        Of the types.
-    term_ids
-        What the candidates mean, None where nothing is known.
-    ontology
-        What lies above what.
+    `term_ids` are what the candidates mean, None where nothing is known.
     """
     place = {term_id: index for index, term_id in reversed(list(enumerate(term_ids))) if term_id}
     lineages = ((term_id, *ontology.ancestors(term_id)) for term_id in profiles.term_ids)

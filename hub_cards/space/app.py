@@ -172,13 +172,7 @@ def _answer_tabs() -> dict[str, Any]:
 
 
 def build(model: str | None = None) -> gr.Blocks:
-    """The page around a loaded model.
-
-    Parameters
-    ----------
-    model
-        A directory or a Hub repository; None takes the model that comes with the package.
-    """
+    """The page around a model: a directory, a Hub repository, or None for the model that comes with the package."""
     loaded = scmmgpt.load(model, generative=True)
     with gr.Blocks(title="Single cells and language", delete_cache=(3600, 3600)) as page:
         gr.Markdown(INTRODUCTION + ("" if loaded.training_summary else UNTRAINED))

@@ -1,4 +1,4 @@
-"""Single cells and language in one Hugging Face-native model.
+"""A model of single-cell RNA-seq and text for Hugging Face transformers.
 
 Importing the package registers its classes with the Auto classes. Everything else loads on first use.
 """

@@ -1,4 +1,4 @@
-"""The verbs: AnnData (or a path) in, AnnData out.
+"""The Python functions: AnnData (or a path) in, AnnData out.
 
 Results are written as scanpy does, to `.obs` and `.obsm`; `.uns["scmmgpt"]` keeps settings, versions, warnings and
 which genes were read. The AnnData that was given is not changed unless `inplace=True`, and results that are there are
@@ -109,7 +109,7 @@ def annotate(
     address: str | None = None,
     workers: int | None = None,
 ) -> AnnData:
-    """Name the type of each cell, from any list of labels, with a calibrated confidence.
+    """Annotate each cell with one of the candidate labels and a calibrated confidence.
 
     Writes `scmmgpt_cell_type`, `scmmgpt_cell_type_ontology_term_id`, `scmmgpt_confidence` and
     `scmmgpt_second_choice` to `.obs`.
@@ -291,7 +291,7 @@ def describe(
     adata
         Cells, or the path of an h5ad or zarr.
     prompt
-        What to ask about each cell; None asks as in training.
+        The question about each cell; None: the description prompt of training.
     cluster_key
         A column of `.obs` with clusters: the cell nearest to a cluster's mean is described, for all of its cells.
     choices

@@ -1,4 +1,4 @@
-"""Renames that survive a power cut: what takes a name lies on the disk before it does."""
+"""Atomic file replacement: data is synced to disk before the rename."""
 
 from __future__ import annotations
 

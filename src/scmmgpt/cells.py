@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError
-from .storage import check_input, open_store, unreadable
+from .storage import anndata_of, check_input, open_store, unreadable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,17 +72,9 @@ class CellsInFile:
         self.present: dict[str, set[str]] = {"obs": set(self.obs), "obsm": obsm}
 
     def rows(self, rows: slice | np.ndarray) -> AnnData:
-        from anndata import AnnData
-        from anndata.io import read_elem
-
         with open_store(self.path) as store:
-            layers = {name: _read_rows(store["layers"][name], rows) for name in store.get("layers", {})}
-            matrix = _read_rows(store["X"], rows) if "X" in store else None
-            adata = AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self._var.copy(), layers=layers)
-            if "raw" in store and "X" in store["raw"]:
-                raw = store["raw"]
-                adata.raw = AnnData(_read_rows(raw["X"], rows), obs=adata.obs[[]], var=read_elem(raw["var"]))
-        return adata
+            tables = {"obs": self.obs.iloc[rows].copy(), "var": self._var.copy()}
+            return anndata_of(store, lambda matrix: _read_rows(matrix, rows), tables)
 
     def embedding(self, key: str) -> np.ndarray:
         with open_store(self.path) as store:

@@ -123,7 +123,7 @@ def annotate(
     workers: Workers = None,
     json: AsJson = False,
 ) -> None:
-    """Name the type of each cell, from any list of labels, with a calibrated confidence."""
+    """Annotate each cell with a cell-type label and a calibrated confidence."""
     from . import api
     from .summary import annotation_summary
 
@@ -222,9 +222,7 @@ def chat(
     model: Model = None,
     cluster_key: ClusterKey = None,
     select: Annotated[list[str] | None, typer.Option(help="A cell or cluster to talk about; repeat it.")] = None,
-    ask: Annotated[
-        list[str] | None, typer.Option(help="A question; repeat it. Without it: talk at the prompt.")
-    ] = None,
+    ask: Annotated[list[str] | None, typer.Option(help="A question; repeat it. Default: talk at a prompt.")] = None,
     device: Device = None,
     json: AsJson = False,
 ) -> None:
@@ -245,7 +243,7 @@ def search(
     cells: Annotated[Path, typer.Argument(metavar="IN.h5ad|INDEX", help="Cells, or the folder of an index.")],
     text: Annotated[str, typer.Argument(help="What to look for, in words.")],
     top: Annotated[int, typer.Option(min=1, help="How many cells to list.")] = 20,
-    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE of obs that must hold; repeat it.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only cells with COLUMN=VALUE in obs; repeat it.")] = None,
     model: Model = None,
     device: Device = None,
     batch_size: BatchSize = None,
@@ -322,11 +320,11 @@ def corpus_build(
     num_processes: Annotated[int, typer.Option(min=1, help="Processes that build shards side by side.")] = 1,
     on_error: Annotated[
         Literal["stop", "skip"] | None,
-        typer.Option(help="At a source that cannot be used; default: the recipe's way."),
+        typer.Option(help="What to do with an unusable source; default: as in the recipe."),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Turn cells and ontology text into training shards, split without leakage; run it again to go on."""
+    """Build a training corpus: tokenise, split by group, index. Run the same command again to resume."""
     from .training.corpus.build import build_corpus
 
     corpus = build_corpus(
@@ -345,13 +343,11 @@ def corpus_build(
 @corpus_app.command("audit", epilog="Example: scmmgpt corpus audit corpus --test-set other.h5ad")
 def corpus_audit(
     corpus: Annotated[Path, typer.Argument(help="A corpus.")],
-    test_set: Annotated[
-        str | None, typer.Option(help="Cells that must not be in the corpus: a file or folder.")
-    ] = None,
+    test_set: Annotated[str | None, typer.Option(help="A file or folder of cells that it must not hold.")] = None,
     scheme: Annotated[str, typer.Option(help="The split scheme to check.")] = "study",
     json: AsJson = False,
 ) -> None:
-    """Check a corpus: labels at chance, and the same cells on both sides of a split or in a test set."""
+    """Check a corpus: label quality, and duplicate cells across splits or in a test set."""
     from .errors import UserError
     from .training.corpus.build import audit_corpus
 
@@ -381,7 +377,7 @@ def finetune(
     output: Folder,
     model: Model = None,
     lora: Annotated[bool, typer.Option(help="Train small adapters, or all weights.")] = True,
-    shots: Annotated[int | None, typer.Option(min=1, help="Learn from so many cells of each type.")] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="Train on this many cells of each label.")] = None,
     batch_key: Annotated[str | None, typer.Option(help="The column of obs that names donors or batches.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML file with the settings of the run.")] = None,
     json: AsJson = False,
@@ -403,7 +399,7 @@ def finetune(
 )
 def evaluate(
     cells: Cells,
-    label: Annotated[str, typer.Option(help="The column of obs that holds the truth.")],
+    label: Annotated[str, typer.Option(help="The column of obs with the true labels.")],
     output: Folder,
     model: Model = None,
     task: Annotated[

@@ -18,8 +18,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results of
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ClusterKey = Annotated[str | None, typer.Option(help="A column of obs: one result per cluster instead of per cell.")]
 Engine = Annotated[
-    Literal["local", "ray"], typer.Option(help="What computes: this process, or a Ray cluster (extra `ray`).")
+    Literal["local", "ray"], typer.Option(help="Run in this process, or on a Ray cluster (extra `ray`).")
 ]
-Address = Annotated[str | None, typer.Option(help="A Ray cluster that is there; default: one on this machine.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Copies of the model on the Ray cluster; default: all.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; default: start one on this machine.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Copies of the model; default: one per GPU, else one per CPU.")
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]

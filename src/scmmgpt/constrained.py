@@ -16,18 +16,15 @@ Tokens = tuple[int, ...]
 class PrefixTree:
     """Which tokens may follow which, so that only the given answers can be written.
 
-    Parameters
-    ----------
-    answers
-        Token ids of each answer, its end-of-text token included.
+    Answers are token ids, each with its end-of-text token.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]]):
         self.answers = [tuple(answer) for answer in answers]
         if not self.answers or not all(self.answers):
-            raise UserError("Every answer to choose from must be a text of one token at least.")
+            raise UserError("Every entry of `choices` must have at least one token.")
         if len(set(self.answers)) < len(self.answers):
-            raise UserError("Two answers to choose from are the same text for the language model.")
+            raise UserError("Two of `choices` have the same tokens: make them different.")
         self._following: dict[Tokens, list[int]] = {}
         for answer in self.answers:
             for place, token in enumerate(answer):
@@ -36,14 +33,9 @@ class PrefixTree:
                     choices.append(token)
 
     def log_probability(self, answer: int, logits: torch.Tensor) -> torch.Tensor:
-        """How probable constrained sampling makes an answer.
+        """How probable constrained sampling makes the answer of this number.
 
-        Parameters
-        ----------
-        answer
-            Its number.
-        logits
-            (..., tokens of the answer, vocabulary): the model's, at each place of the answer.
+        `logits` are the model's at each place of the answer, (..., tokens of the answer, vocabulary).
         """
         tokens = self.answers[answer]
         total = logits.new_zeros(logits.shape[:-2])

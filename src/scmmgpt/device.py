@@ -67,4 +67,4 @@ class Batches:
         self.size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"Out of memory: going on with batches of {self.size} cells.", stacklevel=3)
+        warnings.warn(f"Out of memory: continuing with a batch size of {self.size}.", stacklevel=3)

@@ -58,14 +58,9 @@ class CellRun:
         return self.cells.path if self.cells.path is not None else self.cells.adata
 
     def compute(self, what: str, make: MakeCompute) -> Arrays:
-        """Arrays over all cells, filled chunk by chunk.
+        """Arrays over all cells, filled chunk by chunk by the computation that `make` makes from a model.
 
-        Parameters
-        ----------
-        what
-            What the progress bar says, and the name under which the arrays are kept.
-        make
-            Makes the computation from a model.
+        `what` is said by the progress bar, and names the arrays that are kept.
         """
         arrays: Arrays = {}
         is_resumed = self.workspace.done(what) > 0
@@ -172,12 +167,7 @@ def embed_batch(loaded: LoadedModel) -> Compute:
 class EvidenceBatch:
     """Makes the computation of `CellEvidence` from whichever copy of the model computes: it may be pickled.
 
-    Attributes
-    ----------
-    candidates
-        What cells may be called.
-    texts, num_best
-        Let the matching head judge so many best texts of each cell; 0: it is not asked.
+    The matching head judges the `num_best` best texts of each cell; 0: it is not asked.
     """
 
     candidates: Candidates

@@ -103,18 +103,9 @@ class Index:
     def nearest(
         self, query: np.ndarray, top: int, rows: np.ndarray | None = None, exact: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers and scores of the best cells.
+        """Row numbers and scores of the `top` cells nearest to a unit vector, (D,).
 
-        Parameters
-        ----------
-        query
-            A unit vector, (D,).
-        top
-            How many.
-        rows
-            The only rows to look at (a filter); None looks at all.
-        exact
-            Never use the approximate index.
+        With `rows` (a filter) only these are looked at. `exact` never uses the approximate index.
         """
         if rows is None and not exact and (self.folder / APPROXIMATE).exists():
             rows = self._candidates(query, top)

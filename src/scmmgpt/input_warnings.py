@@ -21,11 +21,13 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
     found = []
     if account.get("share_of_counts", 1) < _FEW_COVERED:
         found.append(
-            f"Only {account['share_of_counts']:.0%} of the counts lie in genes that the model knows: check the species "
-            "and that var names are symbols or Ensembl ids."
+            f"Only {account['share_of_counts']:.0%} of the counts are in genes of the model's vocabulary: check the "
+            "species, and that var_names are gene symbols or Ensembl ids."
         )
     if account.get("empty_cells"):
-        found.append(f"{account['empty_cells']} cells express no gene that the model knows; they will be unknown.")
+        found.append(
+            f"{account['empty_cells']} cells express no gene of the model's vocabulary; they are labelled unknown."
+        )
     if account.get("matrix_state") != "counts" and not account.get("cells_turned_back_into_counts"):
         found.append(
             f"No raw counts were found; {account.get('matrix')} ({account.get('matrix_detail')}) is used. Put raw "
@@ -43,26 +45,19 @@ def cell_warnings(
 ) -> list[str]:
     """Warnings about the values of the cells, each with a remedy.
 
-    Parameters
-    ----------
-    num_implausible, num_cells
-        Cells that look like no cell, of how many.
-    dispersion
-        What `dispersion` found.
-    account
-        Of the genes; where it says that no counts were read, `dispersion` means nothing.
+    What `dispersion` found means nothing where the account of the genes says that no counts were read.
     """
     found = []
     if num_implausible:
         found.append(
-            f"{num_implausible} of {num_cells} cells look like no cell: genes that are usually high are not high in "
-            "them. Noise looks like this, and so do counts under the wrong gene names: check that they match."
+            f"{num_implausible} of {num_cells} cells are implausible: genes that are usually high are not high in "
+            "them. Likely causes: noise, or counts under the wrong gene names. Check that gene names and columns match."
         )
     came_as_counts = account.get("matrix_state") == "counts" or account.get("cells_turned_back_into_counts")
     if came_as_counts and dispersion is not None and dispersion < NOISE_DISPERSION:
         found.append(
-            "The cells differ hardly more than counts drawn from one profile: empty droplets look like this, and so "
-            "does a pure population that was sequenced shallowly. Filter out empty droplets before you trust a name."
+            "The cells vary hardly more than random counts from one profile, as in empty droplets or a shallowly "
+            "sequenced pure population. Filter out empty droplets before you trust the labels."
         )
     return found
 
@@ -70,12 +65,7 @@ def cell_warnings(
 def dispersion(gene_tokenizer: Any, features: Mapping[str, np.ndarray]) -> float | None:
     """Variance of the highest genes' counts beside that of chance alone, which is 1; None where it cannot be told.
 
-    Parameters
-    ----------
-    gene_tokenizer
-        What made the tokens.
-    features
-        Tokens of cells that came as counts.
+    `features` are tokens of cells that came as counts.
     """
     if gene_tokenizer.value_mode != "log1p":
         return None

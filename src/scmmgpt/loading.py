@@ -85,7 +85,7 @@ def load(
     device: str | torch.device | None = None,
     generative: bool = False,
 ) -> LoadedModel:
-    """A model ready for the verbs; pass it as their `model=` to load it once.
+    """Load a model once, to pass as `model=` to the other functions.
 
     Parameters
     ----------

@@ -38,14 +38,9 @@ RANGES_PER_WORKER = 2  # one at work, one waiting: more would only lie in memory
 class RayEngine:
     """Where the work runs.
 
-    Attributes
-    ----------
-    address
-        A cluster that is there ("ray://head:10001", "auto"); None starts one on this machine and stops it at the end.
-    workers
-        Copies of the model; None: one for each GPU of the cluster, or else for each CPU.
-    device
-        Where each worker computes; None takes the best there is.
+    `address` is a cluster that is there ("ray://head:10001", "auto"); None starts one on this machine and stops it at
+    the end. `workers` are copies of the model; None: one for each GPU of the cluster, or else for each CPU. Each
+    computes on `device`; None takes the best there is.
     """
 
     address: str | None = None
@@ -193,7 +188,7 @@ def _missing_cluster_refused(address: str) -> Iterator[None]:
         yield
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"There is no Ray cluster to be reached at {address!r}: {reason}") from error
+        raise UserError(f"Cannot reach a Ray cluster at {address!r}: {reason}") from error
 
 
 @contextmanager

@@ -9,14 +9,9 @@ from .processing.cell_matrix_scmmgpt import parts
 
 
 def nearest_neighbours(embeds: np.ndarray, num_neighbours: int) -> sparse.csr_array:
-    """The graph that joins each cell to its most similar cells, itself included, each with the same weight.
+    """The graph that joins each cell to its `num_neighbours` most similar cells and itself, each with the same weight.
 
-    Parameters
-    ----------
-    embeds
-        Unit vectors, (N, D). The search is exact, a part of the rows at a time.
-    num_neighbours
-        How many besides the cell itself.
+    Embeddings are unit vectors, (N, D). The search is exact, a part of the rows at a time.
     """
     num_cells = len(embeds)
     num_neighbours = min(num_neighbours + 1, num_cells)

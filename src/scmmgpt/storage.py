@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,7 @@ def written_by_rename(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if path.exists():
-            warnings.warn(f"{path} was there before and has been replaced.", stacklevel=3)
+            warnings.warn(f"{path} existed and was replaced.", stacklevel=3)
         atomic_files.rename(temporary, path)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
@@ -181,22 +181,27 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
 
 def _read_zarr_but_matrices(path: Path) -> AnnData:
     """X and layers stay on disk, which anndata's `backed` offers for h5ad alone."""
-    from anndata import AnnData
     from anndata.io import read_elem, sparse_dataset
 
-    def matrix(element: Any) -> Any:
+    def on_disk(element: Any) -> Any:
         return sparse_dataset(element) if hasattr(element, "keys") else element
 
     with open_store(path) as store:
         names = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
-        adata = AnnData(
-            matrix(store["X"]) if "X" in store else None,
-            layers={name: matrix(store["layers"][name]) for name in store.get("layers", {})},
-            **{name: read_elem(store[name]) for name in names if name in store},
-        )
-        if "raw" in store and "X" in store["raw"]:
-            adata.raw = AnnData(matrix(store["raw"]["X"]), var=read_elem(store["raw"]["var"]), obs=adata.obs[[]])
-        return adata
+        return anndata_of(store, on_disk, {name: read_elem(store[name]) for name in names if name in store})
+
+
+def anndata_of(store: Any, read: Callable[[Any], Any], tables: dict[str, Any]) -> AnnData:
+    """The AnnData of an open file, its matrices read by `read`, from tables that are at hand."""
+    from anndata import AnnData
+    from anndata.io import read_elem
+
+    layers = {name: read(store["layers"][name]) for name in store.get("layers", {})}
+    adata = AnnData(read(store["X"]) if "X" in store else None, layers=layers, **tables)
+    if "raw" in store and "X" in store["raw"]:
+        raw = store["raw"]
+        adata.raw = AnnData(read(raw["X"]), obs=adata.obs[[]], var=read_elem(raw["var"]))
+    return adata
 
 
 def read_summary(path: Path) -> AnnData:

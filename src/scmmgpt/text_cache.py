@@ -22,17 +22,7 @@ def cache_folder() -> Path:
 
 
 def remembered(weights_hash: str, texts: Sequence[str], embed: Callable[[], np.ndarray]) -> np.ndarray:
-    """The vectors of these texts from this model: from disk, or computed and kept.
-
-    Parameters
-    ----------
-    weights_hash
-        Other weights give other vectors.
-    texts
-        What was embedded.
-    embed
-        Computes them.
-    """
+    """The vectors of these texts from the model with these weights: from disk, or computed by `embed` and kept."""
     if len(texts) < MIN_TEXTS:
         return embed()
     digest = hashlib.sha256("\0".join([weights_hash, *texts]).encode()).hexdigest()

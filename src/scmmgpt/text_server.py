@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 
 
 def save_language_model(loaded: LoadedModel, folder: str | os.PathLike) -> Path:
-    """Write the LLM, with its tokenizer, as any causal LM of transformers is written.
-
-    Parameters
-    ----------
-    loaded
-        What `scmmgpt.load(..., generative=True)` returned.
-    folder
-        Where to; made if it is not there.
-    """
+    """Write the LLM of a model loaded with `generative=True`, and its tokenizer, as transformers writes any causal LM."""
     from transformers import AutoModelForCausalLM
 
     _check_generative(loaded)

@@ -175,10 +175,10 @@ def _engine(execution: Execution, cells: CellsInMemory | CellsInFile) -> RayEngi
         raise UserError(f"The engine must be 'local' or 'ray', got {execution.engine!r}.")
     if execution.engine == "local":
         if execution.address is not None or execution.workers is not None:
-            raise UserError("An address and a number of workers are for engine='ray' (--engine ray).")
+            raise UserError("address and workers need engine='ray' (--engine ray).")
         return None
     if cells.path is None:
-        raise UserError("The engine 'ray' reads cells from a file that all workers see: give a path, not AnnData.")
+        raise UserError("engine='ray' needs the path of a file that all workers can read, not an AnnData.")
     import_ray(execution.address)
     return RayEngine(execution.address, execution.workers, execution.device)
 
