@@ -9,17 +9,28 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
-def refuse_misspelt_fields(config: PreTrainedConfig, extras: dict[str, Any]) -> None:
+class SpellingConfig(PreTrainedConfig):
     """transformers keeps unknown fields in silence, so that a typo becomes a default: name the field that was meant."""
-    known = [field.name for field in fields(config)]
-    for name in extras:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        if nearest:
-            raise ValueError(f"`{name}` is not a field of {type(config).__name__}. Did you mean `{nearest[0]}`?")
+
+    def __post_init__(self, **kwargs):
+        known = [field.name for field in fields(self)]
+        for name in kwargs:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if nearest:
+                raise ValueError(f"`{name}` is not a field of {type(self).__name__}. Did you mean `{nearest[0]}`?")
+        super().__post_init__(**kwargs)
+
+
+def check_heads(config: Any) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"`hidden_size` must be a multiple of `num_attention_heads`, got {config.hidden_size} and "
+            f"{config.num_attention_heads}."
+        )
 
 
 @strict
-class ScMMGPTCellConfig(PreTrainedConfig):
+class ScMMGPTCellConfig(SpellingConfig):
     """The cell encoder. The defaults are scGPT's whole-human model."""
 
     model_type = "scmmgpt_cell"
@@ -59,17 +70,12 @@ class ScMMGPTCellConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        refuse_misspelt_fields(self, kwargs)
         super().__post_init__(**kwargs)
         if self.embedding_size is None:
             self.embedding_size = self.hidden_size
 
     def validate_sizes(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
-                f"{self.num_attention_heads}."
-            )
+        check_heads(self)
         if self.pooled_shortcut and not self.num_pooled_tokens:
             raise ValueError("`pooled_shortcut` needs pooled tokens: set `num_pooled_tokens` to at least 1.")
         if self.num_attended_genes is not None and self.num_attended_genes < 1:
@@ -77,7 +83,7 @@ class ScMMGPTCellConfig(PreTrainedConfig):
 
 
 @strict
-class ScMMGPTQFormerConfig(PreTrainedConfig):
+class ScMMGPTQFormerConfig(SpellingConfig):
     """The Q-Former: a BERT whose query branch looks at the cell every `cross_attention_frequency` layers."""
 
     model_type = "scmmgpt_qformer"
@@ -103,22 +109,14 @@ class ScMMGPTQFormerConfig(PreTrainedConfig):
     caption_start_token_id: int | None = None
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
-        refuse_misspelt_fields(self, kwargs)
-        super().__post_init__(**kwargs)
-
     def validate_sizes(self):
         if self.num_query_tokens < 1:
             raise ValueError(f"`num_query_tokens` must be at least 1, got {self.num_query_tokens}.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
-                f"{self.num_attention_heads}."
-            )
+        check_heads(self)
 
 
 @strict
-class ScMMGPTCellDecoderConfig(PreTrainedConfig):
+class ScMMGPTCellDecoderConfig(SpellingConfig):
     """The cell decoder: cross-attention projector, flow over latents, negative-binomial head per gene."""
 
     model_type = "scmmgpt_cell_decoder"
@@ -142,13 +140,9 @@ class ScMMGPTCellDecoderConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
-        refuse_misspelt_fields(self, kwargs)
-        super().__post_init__(**kwargs)
-
 
 @strict
-class ScMMGPTConfig(PreTrainedConfig):
+class ScMMGPTConfig(SpellingConfig):
     """A cell encoder, a Q-Former, any causal LM and a cell decoder.
 
     Examples
@@ -203,7 +197,6 @@ class ScMMGPTConfig(PreTrainedConfig):
     training_summary: dict | None = None
 
     def __post_init__(self, **kwargs):
-        refuse_misspelt_fields(self, kwargs)
         if isinstance(self.cell_config, dict) and self.cell_config.get("model_type", "scmmgpt_cell") != "scmmgpt_cell":
             self.cell_config = AutoConfig.for_model(**self.cell_config)  # type: ignore[assignment] # another encoder
         super().__post_init__(**kwargs)

@@ -297,19 +297,11 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         value_labels: torch.Tensor | None = None,
         **kwargs,
     ) -> ScMMGPTPreTrainingOutput:
-        """
-        Parameters
-        ----------
-        gene_ids, gene_values, gene_mask, cell_cu_seqlens
-            Cells as the processor gives them, padded or packed.
-        input_ids, attention_mask, qformer_input_ids, qformer_attention_mask
-            One text per cell. Without text only the masked-value loss is computed.
-        text_labels
-            (B,) Equal numbers mark equal texts.
-        text_lineage
-            (B, K) The ontology number of each text's cell type, then of all its ancestors, padded with -1.
-        value_labels
-            (B, L) Values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        """The losses of cells, padded or packed as the processor gives them, and of one text per cell.
+
+        Without text only the masked-value loss is computed. `text_labels` (B,): equal numbers mark equal texts.
+        `text_lineage` (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
+        `value_labels` (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
         """
         config, output = self.config, ScMMGPTPreTrainingOutput()
         cell_states, state_mask = self.model.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
@@ -545,21 +537,12 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCausalLMOutput:
-        """
-        Parameters
-        ----------
-        input_ids, attention_mask
-            Prompts; `<cell>` placeholders take the cells in reading order.
-        gene_ids, gene_values, gene_mask, cell_cu_seqlens
-            The cells of all prompts, as the processor gives them.
-        labels
-            The answer's tokens, -100 everywhere else.
-        cell_prompt_ids, cell_prompt_mask
-            Text -> cell: one text per cell of the batch; an empty one stands for any cell.
-        target_gene_ids, target_counts
-            Text -> cell: (G,) genes, all or a random share of them, and (B, G) raw counts that the text should lead to.
-        target_library_size
-            (B,) Total counts of each cell over the vocabulary; None = the sum of `target_counts`.
+        """What the LLM says to prompts whose `<cell>` placeholders take the cells in reading order, and the losses.
+
+        `labels` are the answer's tokens, -100 everywhere else. Text -> cell takes one text per cell of the batch in
+        `cell_prompt_ids` (an empty one stands for any cell), (G,) `target_gene_ids`, all or a random share of them,
+        and the (B, G) raw counts that the text should lead to. `target_library_size` (B,) are total counts of each
+        cell over the vocabulary; None: the sum of `target_counts`.
         """
         output = ScMMGPTCausalLMOutput()
         if input_ids is not None or inputs_embeds is not None:

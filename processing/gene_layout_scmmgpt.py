@@ -135,10 +135,6 @@ def sum_duplicates(rows: CsrRows, id_of_column: np.ndarray, num_ids: int) -> tup
     known = np.flatnonzero(id_of_column >= 0)
     shape = len(id_of_column), num_ids
     place = sparse.csr_matrix((np.ones(len(known), np.float32), (known, id_of_column[known])), shape=shape)
-    indptr = rows.indptr - rows.indptr[0]
-    cells = sparse.csr_matrix(
-        (rows.data[rows.entries], rows.indices[rows.entries], indptr), (len(indptr) - 1, shape[0])
-    )
-    merged = cells @ place
+    merged = rows.matrix(shape[0]) @ place
     columns = np.arange(num_ids, dtype=np.int32)
     return CsrRows(merged.indptr.astype(np.int64), merged.indices.astype(np.int32), merged.data), columns

@@ -36,9 +36,6 @@ class LabelSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def term_id_or_unknown(self, index: int) -> str:
-        return self.term_ids[index] or UNKNOWN
-
     def texts(self, tissue: str | None = None) -> list[str]:
         """What each label says about itself, in the words of the training: the text that cells are compared with."""
         where = {"tissue": tissue} if tissue else {}

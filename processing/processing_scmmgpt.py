@@ -269,8 +269,7 @@ class ScMMGPTProcessor(ProcessorMixin):
             raise ImportError('`post_process_cells` returns an AnnData: pip install "anndata>=0.12".')
         counts = np.asarray(counts.detach().cpu() if hasattr(counts, "detach") else counts)
         genes = self.feature_extractor
-        num_genes = len(genes.genes)
-        gene_ids = genes.first_gene_id + np.arange(num_genes) if gene_ids is None else np.asarray(gene_ids)
+        gene_ids = genes.gene_ids if gene_ids is None else np.asarray(gene_ids)
         rows = genes.gene_rows(gene_ids)
         if (rows < 0).any():
             raise ValueError(f"Ids {gene_ids[rows < 0].tolist()} are special tokens, not genes.")

@@ -151,19 +151,9 @@ def annotation_question(
     return question
 
 
-def annotation_answer(label: str) -> str:
-    """The type, in the words in which it was asked for."""
-    return label
-
-
 def description_question(paraphrase: int = 0) -> str:
     """Ask for a description of a cell."""
     return DESCRIPTION_QUESTIONS[paraphrase % len(DESCRIPTION_QUESTIONS)]
-
-
-def description_answer(metadata: Mapping[str, Any], definition: str | None = None) -> str:
-    """The plain description of a cell."""
-    return cell_text(metadata, definition)
 
 
 def cell_request(metadata: Mapping[str, Any], definition: str | None = None, paraphrase: int = 0) -> str:
@@ -194,9 +184,9 @@ def questions(
 ) -> list[tuple[str, str]]:
     """Every question that this cell's metadata can answer, with the answer."""
     fields = metadata_fields(metadata)
-    pairs = [(description_question(paraphrase), description_answer(metadata, definition))]
+    pairs = [(description_question(paraphrase), cell_text(metadata, definition))]
     if "cell_type" in fields:
-        pairs.append((annotation_question(paraphrase=paraphrase), annotation_answer(fields["cell_type"])))
+        pairs.append((annotation_question(paraphrase=paraphrase), fields["cell_type"]))
     pairs += [
         (question, _field_answer(field, fields[field]))
         for field, question in FIELD_QUESTIONS.items()

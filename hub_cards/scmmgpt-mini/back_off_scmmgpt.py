@@ -41,7 +41,7 @@ class BackOff:
         self.labels = labels
         self.min_confidence = min_confidence
         self._names = np.array(labels.labels, dtype=object)
-        self._ids = np.array([labels.term_id_or_unknown(index) for index in range(len(labels))], dtype=object)
+        self._ids = np.array([term_id or UNKNOWN for term_id in labels.term_ids], dtype=object)
         # Of two names for one term the first counts.
         self._given = dict(zip(reversed(labels.term_ids), reversed(labels.labels), strict=True))
         self._ontology = ontology

@@ -25,6 +25,11 @@ class CsrRows(NamedTuple):
         """Where the rows' entries lie."""
         return slice(int(self.indptr[0]), int(self.indptr[-1]))
 
+    def matrix(self, num_columns: int) -> sparse.csr_matrix:
+        """The same rows as a matrix of their own."""
+        parts = self.data[self.entries], self.indices[self.entries], self.indptr - self.indptr[0]
+        return sparse.csr_matrix(parts, shape=(len(self.indptr) - 1, num_columns))
+
 
 class Matrix(NamedTuple):
     """One matrix of cells x genes that a file or object holds, and how to read some of its rows."""

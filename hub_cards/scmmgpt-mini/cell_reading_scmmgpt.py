@@ -170,10 +170,7 @@ def _sample(matrix: Matrix) -> sparse.csr_matrix:
     blocks = []
     for start in starts:
         stop = min(int(start) + SAMPLE_ROWS, num_cells)
-        rows = matrix.rows(int(start), stop)
-        shape = (stop - int(start), matrix.shape[1])
-        parts = rows.data[rows.entries], rows.indices[rows.entries], rows.indptr - rows.indptr[0]
-        blocks.append(sparse.csr_matrix(parts, shape=shape))
+        blocks.append(matrix.rows(int(start), stop).matrix(matrix.shape[1]))
     return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(matrix.shape)
 
 

@@ -185,8 +185,6 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         is_gene = gene_ids >= FIRST_GENE_ID
         return is_gene if gene_mask is None else is_gene & (gene_mask > 0)
 
-    pad_tokens = staticmethod(pad_tokens)
-
     def with_statistics(self, medians: Numbers, masses: Numbers) -> "ScMMGPTGeneTokenizer":
         """The same tokenizer with gene statistics measured on a corpus; zero or NaN: never seen there."""
         other = copy.copy(self)

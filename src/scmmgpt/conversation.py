@@ -67,7 +67,8 @@ class Conversation:
         writer.join()
         if failure:
             raise failure[0]
-        self.messages = [*messages, _message("assistant", answer.strip())]
+        said = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
+        self.messages = [*messages, said]
 
     def _write(
         self, input_ids: torch.Tensor, streamer: Any, max_new_tokens: int, failure: list[BaseException]
@@ -102,10 +103,6 @@ class Conversation:
         cells = [block for block in turns[0]["content"] if block["type"] == "cell"]
         first = {**turns[2], "content": [*cells, *turns[2]["content"]]}
         return [first, *turns[3:]]
-
-
-def _message(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def begin_conversation(verb: Verb, cluster_key: str | None, select: Sequence[str] | None) -> Conversation:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def save_language_model(loaded: LoadedModel, folder: str | os.PathLike) -> Path:
-    """Write the LLM of a model loaded with `generative=True`, and its tokenizer, as transformers writes any causal LM."""
+    """Write the LLM of a `generative` model, with its tokenizer, as any causal LM of transformers is written."""
     from transformers import AutoModelForCausalLM
 
     _check_generative(loaded)

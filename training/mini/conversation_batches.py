@@ -19,7 +19,6 @@ from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.processing.gene_vocabulary_scmmgpt import FIRST_GENE_ID
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import (
-    annotation_answer,
     annotation_question,
     cell_request,
     conversation,
@@ -76,7 +75,7 @@ class ConversationBatches:
     def _choice(self, label: str, paraphrase: int, generator: np.random.Generator) -> tuple[str, str]:
         others = generator.choice(self.labels, generator.integers(2, 7), replace=False)
         candidates = generator.permutation(list(dict.fromkeys([label, *others])))
-        return annotation_question(list(candidates), paraphrase=paraphrase), annotation_answer(label)
+        return annotation_question(list(candidates), paraphrase=paraphrase), label
 
     def _spell(self, pairs: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
         """Prompt and answer as tokens, with labels on the answer alone."""
