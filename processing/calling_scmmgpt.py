@@ -182,9 +182,8 @@ class CellAnnotator:
         cells = cells if isinstance(cells, CellEvidence) else CellEvidence(**cells)
         agreement = None
         if cells.agreement is not None and self.type_profiles is not None and measured_genes is not None:
-            agreement = Agreement.of(
-                cells.agreement, self.type_profiles, measured_genes, candidates.candidate_of_profile
-            )
+            counting, norms = candidates.profiles, self.type_profiles.norms(measured_genes)
+            agreement = Agreement(cells.agreement, norms[counting], candidates.candidate_of_profile[counting])
         return Scorer(cells, candidates, self.calibration, scale=scale, prior_share=prior_share, agreement=agreement)
 
     def call(

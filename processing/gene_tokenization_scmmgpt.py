@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -405,18 +406,18 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         """Load settings, vocabulary and table of names from a folder or a Hub repository."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-
-        def found(name: str) -> str | None:
-            return cached_file(
-                pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **where
-            )
-
+        found = partial(hub_file, pretrained_model_name_or_path, where=where)
         vocabulary: Any = found(VOCABULARY_FILE) or found(PLAIN_VOCABULARY_FILE)
         if vocabulary is None:  # says which file is missing, and where
             vocabulary = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **where)
         names = found(GENE_NAMES_FILE)
         tokenizer._set_vocabulary(GeneVocabulary.read(vocabulary), GeneNames.read(names) if names else None)
         return tokenizer
+
+
+def hub_file(repository: str | os.PathLike, name: str, where: dict[str, Any]) -> str | None:
+    """The path of a file in a folder or Hub repository, None where there is none."""
+    return cached_file(repository, name, _raise_exceptions_for_missing_entries=False, **where)
 
 
 __all__ = ["ScMMGPTGeneTokenizer"]

@@ -11,11 +11,10 @@ from scipy import sparse
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.utils import cached_file
 
 from .calling_scmmgpt import ANNOTATION_FILES, CellAnnotator
 from .errors_scmmgpt import UserError
-from .gene_tokenization_scmmgpt import HUB_ARGUMENTS
+from .gene_tokenization_scmmgpt import HUB_ARGUMENTS, hub_file
 from .prompting_scmmgpt import CELL_TOKEN, chat_template_with_cells, conversation, description_question
 
 try:
@@ -324,10 +323,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         subfolder = where.pop("subfolder", "")
 
         def found(name: str) -> str | None:
-            path = os.path.join(subfolder, name)
-            return cached_file(
-                pretrained_model_name_or_path, path, _raise_exceptions_for_missing_entries=False, **where
-            )
+            return hub_file(pretrained_model_name_or_path, os.path.join(subfolder, name), where)
 
         if settings := found(f"{QFORMER_FOLDER}/tokenizer_config.json"):
             processor.qformer_tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(settings))

@@ -52,7 +52,7 @@ def vectors(path: Path) -> np.ndarray:
         pytest.param("path", {"workers": 2}, "engine='ray'", id="workers-without-ray"),
         pytest.param("path", {"address": "auto"}, "engine='ray'", id="address-without-ray"),
         pytest.param("path", {"engine": "ray", "workers": 0}, "at least 1", id="no-workers"),
-        pytest.param("cells", {"engine": "ray"}, "give a path", id="cells-in-memory"),
+        pytest.param("cells", {"engine": "ray"}, "needs the path of a file", id="cells-in-memory"),
     ],
 )
 def test_what_the_engine_cannot_do_is_refused_before_the_model_is_loaded(file, given, options, reason):

@@ -1,6 +1,6 @@
 """What a matrix of expression values is: raw counts, normalised, log1p or z-scored. Judged by its entries."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -150,11 +150,8 @@ def _holds_counts(block: sparse.csr_matrix, base: float | None) -> bool:
 
 def _rows_with_variety(block: sparse.csr_matrix) -> np.ndarray:
     """Cells with two different values at least: in others anything is a multiple of anything."""
-    return np.array([np.ptp(row) > 1e-6 * row.max() if row.size else False for row in _rows(block)], dtype=bool)
-
-
-def _rows(block: sparse.csr_matrix) -> Iterator[np.ndarray]:
-    return (block.data[start:stop] for start, stop in zip(block.indptr[:-1], block.indptr[1:], strict=True))
+    rows = np.split(block.data, block.indptr[1:-1])
+    return np.array([np.ptp(row) > 1e-6 * row.max() if row.size else False for row in rows], dtype=bool)
 
 
 def _has_constant_sums(block: sparse.csr_matrix) -> bool:

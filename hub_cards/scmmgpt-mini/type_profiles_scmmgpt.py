@@ -9,7 +9,8 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -82,16 +83,11 @@ class Agreement:
     values: np.ndarray
     norms: np.ndarray
     candidates: np.ndarray
-    mean: np.ndarray = field(init=False)
 
-    @classmethod
-    def of(cls, values: np.ndarray, profiles: TypeProfiles, measured: np.ndarray, speaks_for: np.ndarray) -> Agreement:
-        """Of those types that speak for a candidate: `values` holds a column for each of these, `profiles` all types."""
-        speaking = speaks_for >= 0
-        return cls(values, profiles.norms(measured)[speaking], speaks_for[speaking])
-
-    def __post_init__(self):
-        object.__setattr__(self, "mean", np.mean(self.values, axis=0, dtype=np.float64).astype(np.float32))
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """(T,) of the values over all cells."""
+        return np.asarray(np.mean(self.values, axis=0, dtype=np.float64), dtype=np.float32)
 
     def evidence(self, rows: slice | np.ndarray, num_candidates: int) -> np.ndarray:
         """(rows, C): what speaks for each candidate, 0 on average and for candidates that no type speaks for.

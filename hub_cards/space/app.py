@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,16 @@ TABLE: dict[str, Any] = {"interactive": False, "show_label": False, "wrap": True
 TYPES = ["type", "cells", "median confidence"]
 
 
-def told(action: Callable) -> Callable:
-    """The action, with what a person did wrong shown to that person."""
-
-    @wraps(action)
-    def tell(*arguments: Any) -> Any:
-        try:
-            return action(*arguments)
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise gr.Error(str(error), duration=15, print_exception=False) from error
-
-    return tell
+@contextmanager
+def told() -> Iterator[None]:
+    """What a person did wrong is shown to that person."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise gr.Error(str(error), duration=15, print_exception=False) from error
 
 
-@told
+@told()
 def open_file(path: str | None, session: Session) -> tuple[Any, ...]:
     if path is None:
         return session, {}, "Upload a file or take the sample."
@@ -49,7 +45,7 @@ def open_file(path: str | None, session: Session) -> tuple[Any, ...]:
     return _opened(session)
 
 
-@told
+@told()
 def open_sample(session: Session) -> tuple[Any, ...]:
     session.open_sample()
     return _opened(session)
@@ -63,50 +59,48 @@ def _opened(session: Session) -> tuple[Any, ...]:
     )
 
 
-@told
+@told()
 def annotate(labels: str, min_confidence: float, session: Session) -> tuple[Any, ...]:
     rows = session.annotate(labels, min_confidence)
     return session, session.points(), rows, f"{session.cells.n_obs:,} cells named; different names: {len(rows)}."
 
 
-@told
+@told()
 def select(session: Session, event: gr.EventData) -> tuple[Any, ...]:
     line = session.select(event.cells)
     return session, session.points(), line
 
 
-@told
+@told()
 def describe(session: Session) -> str:
     return session.describe()
 
 
-@told
+@told()
 def compare(session: Session) -> list[list[Any]]:
     return session.compare()
 
 
 def chat(question: str, history: list[dict], session: Session) -> Iterator[tuple[Any, ...]]:
     turns = [*history, {"role": "user", "content": question}]
-    try:
+    with told():
         for answer in session.chat(question):
             yield [*turns, {"role": "assistant", "content": answer}], "", session
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise gr.Error(str(error), duration=15, print_exception=False) from error
 
 
-@told
+@told()
 def search(text: str, session: Session) -> tuple[Any, ...]:
     rows = session.search(text)
     return session, session.points(), rows
 
 
-@told
+@told()
 def generate(text: str, num_cells: int, seed: int, session: Session) -> tuple[Any, ...]:
     summary, path = session.generate(text, num_cells, seed)
     return summary, gr.DownloadButton("Download the pseudo-cells (h5ad)", value=path, interactive=True)
 
 
-@told
+@told()
 def download(session: Session) -> tuple[Any, ...]:
     cells, report = session.write_results()
     return gr.File(value=[cells, report], visible=True)

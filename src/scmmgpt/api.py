@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .arguments import shared_arguments
+from .cells import column_of
 from .embedding import CellRun, EvidenceBatch, embed_batch
 from .errors import UserError
 from .input_warnings import cell_warnings
@@ -198,11 +199,7 @@ def _label_set(verb: Verb, labels: Labels | None) -> LabelSet:
 
 
 def _clusters(obs: pd.DataFrame, cluster_key: str | None) -> np.ndarray | None:
-    if cluster_key is None:
-        return None
-    if cluster_key not in obs:
-        raise UserError(f"obs has no column {cluster_key!r}; there are: {', '.join(map(str, obs.columns[:20]))}.")
-    return obs[cluster_key].astype(str).factorize()[0]
+    return None if cluster_key is None else column_of(obs, cluster_key).factorize()[0]
 
 
 def _column(values: np.ndarray) -> Any:

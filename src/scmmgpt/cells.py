@@ -81,6 +81,13 @@ class CellsInFile:
             return np.asarray(store["obsm"][key][:])
 
 
+def column_of(obs: pd.DataFrame, name: str) -> pd.Series:
+    """A column of `obs`, as text."""
+    if name not in obs:
+        raise UserError(f"obs has no column {name!r}; there are: {', '.join(map(str, obs.columns[:20]))}.")
+    return obs[name].astype(str)
+
+
 def _read_rows(element: Any, rows: slice | np.ndarray) -> Any:
     """Rows of a dense or sparse matrix on disk, in memory."""
     from anndata.io import sparse_dataset

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .cells import column_of
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
 from .processing.prompting_scmmgpt import conversation
@@ -124,9 +125,7 @@ def _chosen_cells(verb: Verb, select: Sequence[str] | None) -> tuple[list[str], 
 
 
 def _chosen_clusters(verb: Verb, key: str, select: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
-    if key not in verb.cells.obs:
-        raise UserError(f"obs has no column {key!r}; there are: {', '.join(map(str, verb.cells.obs.columns[:20]))}.")
-    cluster_of_cell = verb.cells.obs[key].astype(str).to_numpy()
+    cluster_of_cell = column_of(verb.cells.obs, key).to_numpy()
     present = sorted(set(cluster_of_cell))
     names = list(present[:MAX_CELLS] if select is None else select)
     _check_names(names, set(present), f"clusters of {key!r}")

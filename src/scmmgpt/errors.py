@@ -45,6 +45,11 @@ class MissingExtraError(UserError, ImportError):
         super().__init__(f"This needs the package `{root}`: {remedy}")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def require(module: str) -> ModuleType:
     """The module of an optional package, or one line that says how to install it."""
     try:

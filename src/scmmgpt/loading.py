@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .device import choose_device
-from .errors import UserError
+from .errors import UserError, first_line
 from .hashes import hash_of_files
 from .hub_cards import EMBEDDED_MODEL
 from .processing.calling_scmmgpt import ONTOLOGY_FILE, CellAnnotator, annotation_files
@@ -127,7 +127,7 @@ def damage_refused(directory: Path) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        message = f"The model directory {str(directory)!r} is incomplete or damaged: {_first_line(error)}"
+        message = f"The model directory {str(directory)!r} is incomplete or damaged: {first_line(error)}"
         raise UserError(message) from error
 
 
@@ -156,7 +156,7 @@ def _checked(directory: Path) -> Path:
     try:
         model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{str(config)!r} is not valid JSON: {_first_line(error)}") from error
+        raise UserError(f"{str(config)!r} is not valid JSON: {first_line(error)}") from error
     if model_type != "scmmgpt":
         raise UserError(f"{str(directory)!r} holds a model of type {model_type!r}; expected 'scmmgpt'.")
     return directory
@@ -170,9 +170,5 @@ def _download(repository: str) -> Path:
         return Path(snapshot_download(repository))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
-            f"There is no directory {repository!r}, and it could not be fetched from the Hub: {_first_line(error)}"
+            f"There is no directory {repository!r}, and it could not be fetched from the Hub: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

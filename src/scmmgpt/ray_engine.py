@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import UserError, require
+from .errors import UserError, first_line, require
 from .processing.cell_matrix_scmmgpt import parts
 from .processing.input_account_scmmgpt import joined_accounts
 
@@ -101,8 +101,10 @@ class RayEngine:
             return
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self.address is not None:
-            with _missing_cluster_refused(self.address):
+            try:
                 ray.init(self.address, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UserError(f"Cannot reach a Ray cluster at {self.address!r}: {first_line(error)}") from error
         else:
             own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": self.workers}
             ray.init("local", **own, **quiet)
@@ -180,15 +182,6 @@ def import_ray(address: str | None) -> Any:
     ray = require("ray")
     require("ray.data")
     return ray
-
-
-@contextmanager
-def _missing_cluster_refused(address: str) -> Iterator[None]:
-    try:
-        yield
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Cannot reach a Ray cluster at {address!r}: {reason}") from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from . import atomic_files
-from .errors import UserError
+from .errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,8 +214,7 @@ def read_summary(path: Path) -> AnnData:
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"{str(path)!r} cannot be read as AnnData: {reason}")
+    return UserError(f"{str(path)!r} cannot be read as AnnData: {first_line(error)}")
 
 
 @contextmanager

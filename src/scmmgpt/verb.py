@@ -23,7 +23,7 @@ from .input_warnings import input_warnings
 from .loading import LoadedModel, ModelSource, load
 from .progress import Workspace
 from .ray_engine import RayEngine, import_ray
-from .storage import Additions, check_output, read_cells, read_summary, write_with_additions
+from .storage import Additions, check_output, read_cells, read_summary, save_cells, write_with_additions
 
 if TYPE_CHECKING:
     import torch
@@ -143,24 +143,21 @@ class Verb:
 
     def finish(self, additions: Additions) -> AnnData:
         """Write the result where it belongs and give it back as AnnData."""
-        if self.output is not None and self.cells.path is not None and not isinstance(self.given, _anndata()):
-            write_with_additions(self.cells.path, self.output, additions)
-            result = (
-                read_summary(self.output) if self.destination.summary_only else read_cells(self.output, backed=True)
-            )
+        if self.output is not None and isinstance(self.given, str | os.PathLike):
+            write_with_additions(Path(self.given), self.output, additions)
+            is_short = self.destination.summary_only
+            result = read_summary(self.output) if is_short else read_cells(self.output, backed=True)
         else:
             result = self._own_anndata()
             additions.write_into(result)
             if self.output is not None:
-                from .storage import save_cells
-
                 save_cells(result, self.output)
         if self.workspace is not None:
             self.workspace.remove()
         return result
 
     def _own_anndata(self) -> AnnData:
-        if not isinstance(self.given, _anndata()):
+        if isinstance(self.given, str | os.PathLike):
             return read_cells(Path(self.given))
         if self.destination.inplace:
             if self.given.is_view:
@@ -181,12 +178,6 @@ def _engine(execution: Execution, cells: CellsInMemory | CellsInFile) -> RayEngi
         raise UserError("engine='ray' needs the path of a file that all workers can read, not an AnnData.")
     import_ray(execution.address)
     return RayEngine(execution.address, execution.workers, execution.device)
-
-
-def _anndata() -> type[AnnData]:
-    from anndata import AnnData
-
-    return AnnData
 
 
 def versions() -> dict[str, str]:
