@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import asdict
 
 import anndata
 import numpy as np
@@ -394,7 +395,7 @@ def test_a_suite_keeps_its_test_cells_out_of_the_baselines_training(tmp_path):
     assert training.num_cells == 40 + 40
     (tmp_path / "suite.yaml").write_text(
         "{name: t, label: cell_type, training_recipe: train.yaml, tasks: [annotation], slow_tasks: [], slow_studies: [],"
-        f" parts: [{json.dumps(part)}]}}"
+        f" parts: [{json.dumps(asdict(part))}]}}"
     )
     records = eval_suite.run_suite(tmp_path / "suite.yaml", tmp_path / "data", tmp_path / "out", {"p": PERFECT})
     assert values(records, "annotation")["accuracy"] == 1
