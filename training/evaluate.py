@@ -1,8 +1,8 @@
 """Measure a model on labelled cells: every task, beside simple baselines, with one JSON, table and picture a task.
 
 A user's own cells:        scmmgpt eval my.h5ad --label cell_type --output results
-Whole suites: `eval_suite`. Tasks that need an extra which is not installed, or a function
-that the model does not have, are left out and said so.
+Whole suites: `eval_suite`. Tasks that need an extra which is not installed, or a function that the model does not have,
+are left out and said so.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from scmmgpt.errors import UserError, require
 from scmmgpt.training.corpus.checks import DuplicateSettings, near_duplicates
 from scmmgpt.training.evaluation.baselines import TrainingCells, baseline_systems, components_system
 from scmmgpt.training.evaluation.expression import linear_expression, upper_symbols
+from scmmgpt.training.evaluation.model_system import model_system
 from scmmgpt.training.evaluation.report import write_report
 from scmmgpt.training.evaluation.results import Record, file_name, provenance, read_records, record_for, write_results
 from scmmgpt.training.evaluation.results_table import draw, page
@@ -65,37 +67,13 @@ def evaluate(
     most_cells: int = MOST_CELLS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Test a model on a person's own labelled cells; returns the figures of the page that it writes.
-
-    The model sees no label. The baselines learn from half of the cells (whole donors where there are two or more),
-    and everything is tested on the other half.
-
-    Parameters
-    ----------
-    data
-        Cells with counts or log1p values in X, or the path of an h5ad.
-    label
-        The column of `obs` with the true types.
-    output
-        The folder for the page `report.html` and a JSON, a Markdown table and a PNG of each task.
-    model
-        A `System`, or what `scmmgpt.load` takes.
-    donor
-        The column of `obs` with donors; None looks for a usual name.
-    tasks
-        Some of annotation, candidates, wording, unknown types, controls, clustering, retrieval, untrained types,
-        few-shot, description, generation.
-    most_cells
-        Larger data are cut to so many cells, drawn at random.
-    seed
-        Of every draw.
-    """
+    """What `scmmgpt.evaluate` does and returns; its documentation describes the arguments."""
     require("sklearn")
     if unknown := sorted(set(tasks) - set(ALL_TASKS)):
         raise UserError(f"There is no task {unknown[0]!r}; there are: {', '.join(ALL_TASKS)}.")
     tree = TypeTree.load()
     study = _at_most(open_study(data, label, donor=donor, tree=tree), most_cells, seed)
-    system = model if isinstance(model, System) else _from_front_door(model)
+    system = model if isinstance(model, System) else model_system(model)
     learning, tested = _halve(study, seed)
     baselines = _own_baselines(learning, tested, label, tree)
     records = study_records([system, *baselines], tested, tree, tasks=tasks, seed=seed)
@@ -103,7 +81,10 @@ def evaluate(
     folder = Path(output)
     write_results(records, [tested], folder, run)
     pictures = _render(folder, list(dict.fromkeys(record.task for record in records)))
-    named = {system.name: _labels_of(system, tested)} if system.predict else {}
+    named = {}
+    if system.predict:
+        best = checked_scores(system, tested.cells, tested.types).argmax(1)
+        named[system.name] = np.asarray(tested.types, object)[best]
     write_report(folder / "report.html", tested, records, named, run=run, picture=pictures.get("annotation"))
     return _summary(records, tested, folder)
 
@@ -117,22 +98,10 @@ def study_records(
     training: TrainingCells | None = None,
     seed: int = 0,
 ) -> list[Record]:
-    """The records of every task and system on one study.
+    """The records of every task and system on one study, in the order in which systems and tasks are given.
 
-    Parameters
-    ----------
-    systems
-        The model and its baselines, in the order of the tables.
-    study
-        The cells to test on.
-    tree
-        The Cell Ontology.
-    tasks
-        Which tasks; a task that a system has no function for is left out for it.
-    training
-        The baselines' training cells, where they are not the study's own.
-    seed
-        Of every draw.
+    A task that a system has no function for is left out for it. `training` holds the baselines' training cells, where
+    they are not the study's own.
     """
     trained = training.types if training is not None else None
     run: dict[str, Callable[[System], Record | list[Record] | None]] = {
@@ -212,11 +181,7 @@ def _at_most(study: Study, most: int, seed: int) -> Study:
     rows = np.sort(np.random.default_rng(seed).choice(study.cells.n_obs, most, replace=False))
     cut = study.part(rows)
     note = f"{most:,} of {study.cells.n_obs:,} cells were drawn at random for the test."
-    return Study(**{**cut.__dict__, "notes": (*cut.notes, note)})
-
-
-def _labels_of(system: System, study: Study) -> np.ndarray:
-    return np.asarray(study.types, object)[checked_scores(system, study.cells, study.types).argmax(1)]
+    return replace(cut, notes=(*cut.notes, note))
 
 
 def _render(folder: Path, tasks: Iterable[str]) -> dict[str, Path]:
@@ -233,22 +198,17 @@ def _render(folder: Path, tasks: Iterable[str]) -> dict[str, Path]:
 
 
 def _summary(records: Sequence[Record], study: Study, folder: Path) -> dict[str, Any]:
-    accuracies = {r.system: round(r.values["accuracy"], 4) for r in records if r.task == "annotation"}
-    f1s = {r.system: round(r.values["macro_f1"], 4) for r in records if r.task == "annotation"}
+    scores = {
+        metric: {r.system: round(r.values[metric], 4) for r in records if r.task == "annotation"}
+        for metric in ("accuracy", "macro_f1")
+    }
     return {
         "cells_tested": study.cells.n_obs,
         "types": len(study.types),
-        "accuracy": accuracies,
-        "macro_f1": f1s,
+        **scores,
         "notes": list(study.notes),
         "report": str(folder / "report.html"),
     }
-
-
-def _from_front_door(model: Any) -> System:
-    from scmmgpt.training.evaluation.model_system import model_system
-
-    return model_system(model)
 
 
 def device_kind() -> str:
