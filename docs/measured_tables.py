@@ -7,32 +7,34 @@ from pathlib import Path
 
 from scmmgpt.hub_cards.render import SECTIONS
 from scmmgpt.training.evaluation.results import read_records
-from scmmgpt.training.evaluation.results_table import markdown_table
+from scmmgpt.training.evaluation.results_table import markdown, markdown_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "hub_cards" / "results"
-INDEX = ROOT / "docs" / "measured" / "index.json"
-OUT_OF_DISTRIBUTION = ROOT / "docs" / "measured" / "out_of_distribution.json"
-SPEED = ROOT / "docs" / "measured" / "speed.json"
-NOTHING = "Nothing has been measured yet: there is no file of results."
+MEASURED = ROOT / "docs" / "measured"
+NO_TABLE = "```{warning}\nNothing has been measured yet: there is no file of results.\n```"
 
 
 def render_placeholders(text: str) -> str:
     """A page with each `<!-- measured: NAME -->` replaced by its table."""
-    tables = {
-        "results": results_tables,
-        "index": index_table,
-        "out_of_distribution": out_of_distribution_table,
-        "speed": speed_table,
-    }
-    return re.sub(r"<!-- measured: (\w+) -->", lambda found: tables[found[1]](), text)
+    return re.sub(r"<!-- measured: (\w+) -->", lambda found: measured_table(found[1]), text)
+
+
+def measured_table(name: str, folder: Path = MEASURED) -> str:
+    """One table of measured numbers as Markdown, or a warning that there are none."""
+    path = folder / f"{name}.json"
+    if name == "results":
+        return results_tables()
+    if not path.exists():
+        return NO_TABLE
+    return TABLES[name](json.loads(path.read_text(encoding="utf-8")))
 
 
 def results_tables(folder: Path = RESULTS) -> str:
     """One table a task, simulated studies marked, with the command, commit, device and seed of every run."""
     files = [read_records(path) for path in sorted(folder.glob("*.json"))]
     if not files:
-        return f"```{{warning}}\n{NOTHING}\n```"
+        return NO_TABLE
     found = {record.task for _, records in files for record in records}
     parts = []
     for task in [*SECTIONS, *sorted(found - set(SECTIONS))]:
@@ -50,27 +52,12 @@ def _run(run: dict) -> str:
     )
 
 
-def _rendered(path: Path, lines_of: Callable[[dict], list[str]]) -> str:
-    """A file of measured numbers as Markdown, or a warning that it does not exist."""
-    if not path.exists():
-        return f"```{{warning}}\n{NOTHING}\n```"
-    return "\n".join(lines_of(json.loads(path.read_text(encoding="utf-8"))))
-
-
-def index_table(path: Path = INDEX) -> str:
+def _index_table(report: dict) -> str:
     """Time and memory of building an index, recall and time per query."""
-    return _rendered(path, _index_lines)
-
-
-def _index_lines(report: dict) -> list[str]:
-    lines = [
-        "| | " + " | ".join(f"{row['cells']:,} cells" for row in report["rows"]) + " |",
-        "|---|" + "---:|" * len(report["rows"]),
-    ]
-    for name, value in _INDEX_ROWS.items():
-        lines.append(f"| {name} | " + " | ".join(value(row) for row in report["rows"]) + " |")
+    header = ["", *(f"{row['cells']:,} cells" for row in report["rows"])]
+    rows = [[name, *map(value, report["rows"])] for name, value in _INDEX_ROWS.items()]
     about = f"Measured with `{report['command']}` on {report['date']}: {report['data']}; {report['hardware']}."
-    return [*lines, "", about, *([report["note"]] if "note" in report else [])]
+    return "\n".join([markdown(header, rows, num_left=1), "", about, *([report["note"]] if "note" in report else [])])
 
 
 _INDEX_ROWS = {
@@ -91,26 +78,26 @@ def _milliseconds(times: dict) -> str:
     return f"{times['p50']:,.1f} ({times['p95']:,.1f}) ms"
 
 
-def speed_table(path: Path = SPEED) -> str:
+def _speed_table(report: dict) -> str:
     """What each benchmark measured, with the machine it ran on."""
-    return _rendered(path, _speed_lines)
-
-
-def _speed_lines(report: dict) -> list[str]:
-    lines = [
-        "| task | implementation | rate, median (lowest to highest) | speed-up | share of the limit | memory |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {row['task']} | {row['way']} | {_rate(row)} | {row.get('ratio', '')} | "
-        f"{_percent(row.get('share_of_limit'))} | {_megabytes(row.get('peak_mb'))} |"
+    header = ["task", "implementation", "rate, median (lowest to highest)", "speed-up", "share of the limit", "memory"]
+    rows = [
+        [
+            row["task"],
+            row["way"],
+            _rate(row),
+            row.get("ratio", ""),
+            f"{row['share_of_limit']:.0%}" if row.get("share_of_limit") is not None else "",
+            f"{row['peak_mb']:,.0f} MB" if row.get("peak_mb") is not None else "",
+        ]
         for row in report["rows"]
     ]
     quiet = [name for name, machine in report["machines"].items() if machine.get("was_quiet")]
     about = next(iter(report["machines"].values()))
     where = f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {report['date']}"
     calm = f"The machine was quiet when these began: {', '.join(quiet)}." if quiet else "The machine was never quiet."
-    return [*lines, "", f"{where}. {calm} On a busy machine only the ratios are meaningful."]
+    note = f"{where}. {calm} On a busy machine only the ratios are meaningful."
+    return f"{markdown(header, rows, num_left=2)}\n\n{note}"
 
 
 def _rate(row: dict) -> str:
@@ -123,33 +110,31 @@ def _number(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
-
-
-def _megabytes(size: float | None) -> str:
-    return "" if size is None else f"{size:,.0f} MB"
-
-
-def out_of_distribution_table(path: Path = OUT_OF_DISTRIBUTION) -> str:
+def _out_of_distribution_table(report: dict) -> str:
     """What `annotate` does with noise and unknown types: one row per condition and study, with and without the check."""
-    return _rendered(path, _out_of_distribution_lines)
-
-
-def _out_of_distribution_lines(report: dict) -> list[str]:
-    lines = [
-        "| cells | study | unknown | implausible | mean confidence | unknown without the check | warning |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
+    numbers = ["unknown", "implausible", "mean confidence", "unknown without the check"]
     conditions = list(dict.fromkeys(row["condition"] for row in report["rows"]))
-    for row in sorted(report["rows"], key=lambda row: conditions.index(row["condition"])):
-        study = f"{row['study']} (simulated)" if row["simulated"] else row["study"]
-        lines.append(f"| {row['condition']} | {study} | {_what_was_said(row['before'], row['after'])} |")
-    return [*lines, "", _run(report["run"])]
+    rows = [
+        [
+            row["condition"],
+            f"{row['study']} (simulated)" if row["simulated"] else row["study"],
+            *_what_was_said(row["before"], row["after"]),
+        ]
+        for row in sorted(report["rows"], key=lambda row: conditions.index(row["condition"]))
+    ]
+    table = markdown(["cells", "study", *numbers, "warning"], rows, num_left=2)
+    return f"{table}\n\n{_run(report['run'])}"
 
 
-def _what_was_said(before: dict, after: dict) -> str:
+def _what_was_said(before: dict, after: dict) -> list[str]:
     if "refused" in after:
-        return "refused | | | | with the reason"
+        return ["refused", "", "", "", "with the reason"]
     shares = [f"{after['unknown']:.1%}", f"{after['implausible']:.1%}", f"{after['mean_confidence']:.2f}"]
-    return " | ".join([*shares, f"{before['unknown']:.1%}", "yes" if after["warnings"] else "no"])
+    return [*shares, f"{before['unknown']:.1%}", "yes" if after["warnings"] else "no"]
+
+
+TABLES: dict[str, Callable[[dict], str]] = {
+    "index": _index_table,
+    "out_of_distribution": _out_of_distribution_table,
+    "speed": _speed_table,
+}

@@ -110,9 +110,12 @@ def push(
             "commit": state.head,
             "note": "Nothing to publish: the Hub already holds exactly these files.",
         }
-    publication = Publication(api, repo_id, files, hashes, private, revision, create_pr, expected_head=state.head)
+    head = _explained(lambda: _place_on_hub(api, repo_id, state.head, private, revision), repo_id)
     # A second try after a lost answer would open a second pull request.
-    return figures | _explained(publication.run, repo_id, attempts=1 if create_pr else ATTEMPTS)
+    attempts = 1 if create_pr else ATTEMPTS
+    return figures | _explained(
+        lambda: _commit(api, repo_id, files, hashes, head, revision, create_pr), repo_id, attempts=attempts
+    )
 
 
 def lines_of(outcome: dict[str, Any]) -> list[str]:
@@ -165,7 +168,7 @@ def _check_target(api: HfApi, directory: Path, repo_id: str, state: RemoteState,
     if not content:
         return
     if marker not in state.hashes:
-        raise UserError(f"{repo_id!r} already holds something else ({', '.join(content[:3])}); choose another name.")
+        raise UserError(f"{repo_id!r} is not empty ({', '.join(content[:3])}); choose another name.")
     remote = json.loads(_explained(lambda: _read_remote(api, repo_id, state.head, marker), repo_id))
     name = "peft_type" if is_adapter else "model_type"
     here = json.loads((directory / marker).read_text(encoding="utf-8")).get(name)
@@ -223,73 +226,47 @@ def _text_diff(api: HfApi, repo_id: str, state: RemoteState, files: dict[str, Pa
     return lines
 
 
-@dataclass
-class Publication:
-    """One commit that makes everything visible at once, tried again after a passing failure."""
-
-    api: HfApi
-    repo_id: str
-    files: dict[str, Path]
-    hashes: dict[str, tuple[str, str]]
-    private: bool
-    revision: str | None
-    create_pr: bool
-    expected_head: str | None
-
-    def run(self) -> dict[str, Any]:
-        """The commit and its address, after making the repository and the branch where they are missing.
-
-        Every step may be repeated, so that all of it can be tried again.
-        """
-        if self.expected_head is None:
-            self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
-            self.expected_head = self._state().head
-        if self.revision and self.revision != "main":
-            self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
-        return self._commit()
-
-    def _state(self) -> RemoteState:
-        return _remote_state(self.api, self.repo_id, self.revision)
-
-    def _commit(self) -> dict[str, Any]:
-        """Commit on the head that was looked at, never on somebody else's work.
-
-        An answer that got lost is told from a commit that got lost by looking at the Hub again.
-        """
-        state = self._state()
-        changes = Changes.between(self.hashes, state.hashes)
-        if not changes:
-            return {"commit": state.head, "url": f"{self.api.endpoint}/{self.repo_id}"}
-        if state.head != self.expected_head:
-            raise UserError(f"{self.repo_id!r} was changed by somebody else just now; look at it and push again.")
-        info = self.api.create_commit(
-            self.repo_id,
-            _operations(self.files, changes),
-            commit_message="Publish with scmmgpt",
-            revision=None if self.create_pr else self.revision,
-            create_pr=self.create_pr,
-            parent_commit=state.head,
-        )
-        return {"commit": info.oid, "url": info.pr_url or f"{self.api.endpoint}/{self.repo_id}"}
+def _place_on_hub(api: HfApi, repo_id: str, head: str | None, private: bool, revision: str | None) -> str | None:
+    """The head to commit on, after making the repository and the branch where they are missing."""
+    if head is None:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        head = _remote_state(api, repo_id, revision).head
+    if revision and revision != "main":
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return head
 
 
-def _operations(files: dict[str, Path], changes: Changes) -> list[Any]:
+def _commit(
+    api: HfApi,
+    repo_id: str,
+    files: dict[str, Path],
+    hashes: dict[str, tuple[str, str]],
+    expected_head: str | None,
+    revision: str | None,
+    create_pr: bool,
+) -> dict[str, Any]:
+    """Make everything visible in one commit on the head that was looked at, never on somebody else's work.
+
+    An answer that got lost is told from a commit that got lost by looking at the Hub again.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    state = _remote_state(api, repo_id, revision)
+    changes = Changes.between(hashes, state.hashes)
+    if not changes:
+        return {"commit": state.head, "url": f"{api.endpoint}/{repo_id}"}
+    if state.head != expected_head:
+        raise UserError(f"{repo_id!r} was changed by somebody else just now; look at it and push again.")
     additions = [CommitOperationAdd(name, files[name]) for name in changes.added + changes.changed]
-    return [*additions, *(CommitOperationDelete(name) for name in changes.deleted)]
-
-
-def _patiently(action: Callable[[], Any], attempts: int) -> Any:
-    """The action's result; tried again, after longer and longer waits, when the network or the Hub stumbles."""
-    for attempt in range(attempts):
-        try:
-            return action()
-        except Exception as error:
-            if attempt + 1 == attempts or not _is_passing(_root_of(error)):
-                raise
-            time.sleep(FIRST_WAIT * 2**attempt)
-    return None
+    info = api.create_commit(
+        repo_id,
+        [*additions, *(CommitOperationDelete(name) for name in changes.deleted)],
+        commit_message="Publish with scmmgpt",
+        revision=None if create_pr else revision,
+        create_pr=create_pr,
+        parent_commit=state.head,
+    )
+    return {"commit": info.oid, "url": info.pr_url or f"{api.endpoint}/{repo_id}"}
 
 
 def _root_of(error: BaseException) -> BaseException:
@@ -315,15 +292,22 @@ def _is_passing(error: BaseException) -> bool:
 
 
 def _explained(action: Callable[[], Any], repo_id: str, attempts: int = ATTEMPTS) -> Any:
-    """The action's result, with whatever the Hub objects said in one line."""
+    """The action's result, tried again when the network or the Hub stumbles; else what the Hub objects in one line."""
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-    try:
-        return _patiently(action, attempts)
-    except UserError:
-        raise
-    except (HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
-        raise UserError(_reason(_root_of(error), repo_id)) from error
+    wait = FIRST_WAIT
+    while True:
+        attempts -= 1
+        try:
+            return action()
+        except UserError:
+            raise
+        except (HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
+            cause = _root_of(error)
+            if not attempts or not _is_passing(cause):
+                raise UserError(_reason(cause, repo_id)) from error
+        time.sleep(wait)
+        wait *= 2
 
 
 def _reason(error: BaseException, repo_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Cards for models, adapters and corpora, rendered from what was configured and measured, and from nothing else.
+"""The card of a model, rendered from what was configured and measured, and from nothing else.
 
 A number that nobody measured cannot be rendered: templates take numbers from the results only, an undefined name is
 an error, and a section without results says so.
@@ -88,63 +88,6 @@ def render_model_card(
     )
 
 
-def render_adapter_card(directory: Path, repo_id: str | None = None) -> str:
-    """README.md of a folder with a PEFT adapter.
-
-    Parameters
-    ----------
-    directory
-        The adapter, with its adapter_config.json; beside it a results folder, if something was measured.
-    repo_id
-        The name on the Hub that the snippets use.
-    """
-    from huggingface_hub import ModelCardData
-
-    adapter = _read_json(directory / "adapter_config.json")
-    name = directory.resolve().name
-    base = str(adapter.get("base_model_name_or_path") or "")
-    if not base:
-        raise UserError(f"{directory / 'adapter_config.json'} does not say which model the adapter belongs to.")
-    is_hub_name = base.count("/") == 1 and not base.startswith(("/", "."))
-    data = ModelCardData(
-        language="en",
-        license="apache-2.0",
-        library_name="peft",
-        base_model=base if is_hub_name else None,
-        tags=[*TAGS, "lora"],
-        model_name=name,
-    )
-    measured = Measured.read(directory / "results", name)
-    given = {"name": name, "repo_id": repo_id or f"your-name/{name}", "base": base if is_hub_name else Path(base).name}
-    return _render("adapter_card.md.jinja", data, adapter=adapter, measured=measured, sections=SECTIONS, **given)
-
-
-def render_dataset_card(corpus: Path) -> str:
-    """README.md of a training corpus as a dataset of the Hub.
-
-    Parameters
-    ----------
-    corpus
-        What `scmmgpt corpus build` wrote: its own README tells the story, its manifest gives the metadata.
-    """
-    from huggingface_hub import DatasetCard, DatasetCardData
-
-    manifest = _read_json(corpus / "manifest.json")
-    licences = {str(source["facts"].get("licence") or "unknown") for source in manifest["sources"]}
-    data = DatasetCardData(
-        language="en",
-        license="other",
-        license_name="per-source",
-        license_link="#sources",
-        pretty_name="Single-cell corpus",
-        size_categories=_size_category(manifest["num_rows"]),
-        tags=[*TAGS, *sorted({"mixed-licences"} if len(licences) > 1 else set())],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.arrow"}]}],
-    )
-    story = DatasetCard.load(corpus / "README.md", ignore_metadata_errors=True).text.strip()
-    return _render("dataset_card.md.jinja", data, manifest=manifest, licences=sorted(licences), story=story)
-
-
 class Measured:
     """What was measured for one model: tables for the card, rows for the metadata.
 
@@ -195,13 +138,6 @@ class Measured:
         if not self.records(task):
             raise Unmeasured(f"Nothing was measured for {task!r} of {self.name}.")
         return markdown_table(self.records(task))
-
-    def value(self, task: str, study: str, metric: str) -> float:
-        """One number of this model; refuses to invent it."""
-        for record in self.records(task):
-            if self._is_ours(record) and record.study == study and math.isfinite(record.values.get(metric, math.nan)):
-                return record.values[metric]
-        raise Unmeasured(f"{metric!r} of {self.name} was not measured for {task!r} on {study!r}.")
 
     def eval_results(self) -> list[EvalResult]:
         """This model's leading numbers in the Hub's form: one per study and metric, the plainest conditions first."""
@@ -284,8 +220,3 @@ def _size(directory: Path) -> dict[str, Any]:
         with safe_open(path, "np") as weights:
             num_parameters += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return {"parameters": num_parameters, "megabytes": num_bytes / 1e6}
-
-
-def _size_category(num_rows: int) -> str:
-    bounds = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
-    return next((name for bound, name in bounds if num_rows < bound), "10M<n<100M")

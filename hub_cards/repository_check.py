@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -107,9 +106,10 @@ def _code_files(files: dict[str, Path], config: dict[str, Any]) -> set[str]:
     """The code that the Auto classes, the pipelines and the endpoint load, with everything these import."""
     from transformers.dynamic_module_utils import get_relative_imports
 
-    entries = [reference for _, reference in _references(config)]
-    entries += [reference for _, reference in _references(_processor_config(files))]
-    waiting = [f"{re.split(r'--', reference)[-1].partition('.')[0]}.py" for reference in entries]
+    name = "processor_config.json"
+    processor_config = _parse_json(name, files[name]) if name in files else {}
+    entries = [*_references(config), *_references(processor_config)]
+    waiting = [f"{reference.rpartition('--')[2].partition('.')[0]}.py" for reference in entries]
     found: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -119,22 +119,16 @@ def _code_files(files: dict[str, Path], config: dict[str, Any]) -> set[str]:
     return found | set(ENDPOINT_FILES)
 
 
-def _processor_config(files: dict[str, Path]) -> dict[str, Any]:
-    name = "processor_config.json"
-    return _parse_json(name, files[name]) if name in files else {}
-
-
-def _references(node: Any) -> Iterable[tuple[str, str]]:
-    """Every (key, "module.Class") under `auto_map` and `custom_pipelines`, however deep."""
+def _references(node: Any) -> Iterable[str]:
+    """Every "module.Class" under `auto_map` and `custom_pipelines`, however deep."""
     if not isinstance(node, dict):
         return
     for key, value in node.items():
         if key == "auto_map":
-            for name, reference in value.items():
-                references = reference if isinstance(reference, list) else [reference]
-                yield from ((name, one) for one in references if one)
+            for reference in value.values():
+                yield from filter(None, reference if isinstance(reference, list) else [reference])
         elif key == "custom_pipelines":
-            yield from ((name, task["impl"]) for name, task in value.items())
+            yield from (task["impl"] for task in value.values())
         else:
             yield from _references(value)
 

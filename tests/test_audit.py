@@ -6,12 +6,15 @@ import pytest
 import scipy.sparse as sp
 from tiny_corpus import gene_tokenizer, make_cells, write_cells
 
-from scmmgpt.training.corpus.build import audit_corpus, build_corpus, main
+from scmmgpt.cli import app
+from scmmgpt.console import run_to_exit_code
+from scmmgpt.training.corpus.audit import audit_corpus
+from scmmgpt.training.corpus.build import build_corpus
 from scmmgpt.training.corpus.checks import DuplicateSettings, label_coherence, near_duplicates
 from scmmgpt.training.corpus.recipe import CorpusRecipe
 from scmmgpt.training.corpus.splits import SplitSettings
 
-LOOSE = {"min_genes": 10}
+LOOSE = DuplicateSettings(min_genes=10)
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_cells_of_a_small_panel_do_not_count_as_duplicates():
 def test_the_audit_of_a_sound_corpus_passes(tmp_path):
     corpus = corpus_of(write_cells(tmp_path / "cells", one=1, two=2, three=3), tmp_path / "corpus")
 
-    report = audit_corpus(corpus.path, **LOOSE)
+    report = audit_corpus(corpus.path, settings=LOOSE)
 
     assert report["passed"]
     assert report["across_splits"]["num_pairs"] == report["exact_duplicates"] == 0
@@ -94,7 +97,7 @@ def test_the_audit_finds_a_cell_that_trains_and_tests(tmp_path):
     splits = SplitSettings(validation=0, test=0, held_out={"study": {"test": ["copied"]}})
     corpus = corpus_of(folder, tmp_path / "corpus", splits=splits)
 
-    report = audit_corpus(corpus.path, **LOOSE)
+    report = audit_corpus(corpus.path, settings=LOOSE)
 
     assert report["across_splits"]["num_pairs"] == 5
     example = report["across_splits"]["examples"][0]
@@ -109,7 +112,7 @@ def test_the_audit_finds_a_test_sets_cells_in_the_corpus_on_fewer_genes(tmp_path
     test_set = anndata.concat([known, new], index_unique="-")[:, :90].copy()
     test_set.write_h5ad(tmp_path / "test.h5ad")
 
-    report = audit_corpus(corpus.path, test_set=str(tmp_path / "test.h5ad"), **LOOSE)
+    report = audit_corpus(corpus.path, test_set=str(tmp_path / "test.h5ad"), settings=LOOSE)
 
     found = report["test_set"]["test"]
     assert found["num_test_cells_found"] == 15
@@ -123,7 +126,7 @@ def test_the_audit_reports_labels_at_chance(tmp_path):
     cells.write_h5ad(tmp_path / "shuffled.h5ad")
     corpus = corpus_of(tmp_path / "shuffled.h5ad", tmp_path / "corpus", labels_at_chance="keep")
 
-    report = audit_corpus(corpus.path, **LOOSE)
+    report = audit_corpus(corpus.path, settings=LOOSE)
 
     assert report["labels"]["shuffled"]["at_chance"]
-    assert main(["audit", str(corpus.path)]) == 1
+    assert run_to_exit_code(lambda: app(["corpus", "audit", str(corpus.path)], standalone_mode=False)) == 2

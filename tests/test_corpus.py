@@ -16,11 +16,13 @@ import pytest
 from input_variants import write_zarr
 from tiny_corpus import GENES, TYPES, files_of, gene_tokenizer, make_cells, write_cells
 
+from scmmgpt.cli import app
+from scmmgpt.console import run_to_exit_code
 from scmmgpt.errors import UserError
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.corpus import build as corpus_module
 from scmmgpt.training.corpus import shards as corpus_shards
-from scmmgpt.training.corpus.build import build_corpus, main
+from scmmgpt.training.corpus.build import build_corpus
 from scmmgpt.training.corpus.metadata import resolve_label
 from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.corpus.recipe import CorpusRecipe, Quality
@@ -198,7 +200,7 @@ def test_a_full_disk_is_said_clearly_and_the_build_goes_on_later(cells_folder, t
 def test_other_settings_are_refused_for_a_folder_that_was_begun(cells_folder, tmp_path):
     build(cells_folder, tmp_path / "corpus")
 
-    with pytest.raises(CorpusError, match="begun with other settings"):
+    with pytest.raises(CorpusError, match="started with other settings"):
         build(cells_folder, tmp_path / "corpus", CorpusRecipe(shard_rows=16))
 
 
@@ -423,10 +425,12 @@ def test_the_recipes_that_ship_are_valid(name):
 
 
 def test_the_command_line_reports_a_users_mistake_in_one_line(tmp_path, capsys):
-    code = main(["build", str(tmp_path / "nowhere"), "--output", str(tmp_path / "corpus")])
+    command = ["corpus", "build", str(tmp_path / "nowhere"), "--output", str(tmp_path / "corpus")]
+
+    code = run_to_exit_code(lambda: app(command, standalone_mode=False))
 
     assert code == 2
-    assert capsys.readouterr().err == f"{tmp_path / 'nowhere'} does not exist.\n"
+    assert capsys.readouterr().err == f"scmmgpt: {tmp_path / 'nowhere'} does not exist.\n"
 
 
 def test_splits_are_written_down_with_the_corpus(cells_folder, tmp_path):

@@ -118,8 +118,8 @@ def measured_tables(monkeypatch):
 
 
 def test_pages_say_plainly_when_nothing_was_measured(measured_tables, tmp_path):
-    assert measured_tables.NOTHING in measured_tables.results_tables(tmp_path)
-    assert measured_tables.NOTHING in measured_tables.index_table(tmp_path / "absent.json")
+    assert "Nothing has been measured yet" in measured_tables.results_tables(tmp_path)
+    assert "Nothing has been measured yet" in measured_tables.measured_table("index", tmp_path)
 
 
 def test_the_page_of_results_shows_what_the_files_hold(measured_tables, tmp_path):
@@ -143,13 +143,12 @@ def test_the_table_of_speed_names_the_machine_and_whether_it_was_quiet(measured_
     report = {"date": "2026-01-01", "machines": {"embedding": machine}, "rows": [{**line, "share_of_limit": 0.5}]}
     (tmp_path / "speed.json").write_text(json.dumps(report))
 
-    table = measured_tables.speed_table(tmp_path / "speed.json")
+    table = measured_tables.measured_table("speed", tmp_path)
 
     assert "1,500 cells/s (1,400 to 1,600)" in table
     assert "50%" in table
     assert "a processor, 2 cores" in table
     assert "quiet when these began: embedding" in table
-    assert measured_tables.NOTHING in measured_tables.speed_table(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

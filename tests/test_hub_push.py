@@ -199,14 +199,14 @@ def test_a_network_lost_in_the_middle_leaves_the_old_revision_whole(hub, directo
 def test_somebody_elses_commit_is_not_overwritten(hub, directory, monkeypatch):
     push(directory, NAME)
     write_weights(directory, seed=1)
-    create_commit = push_module.Publication._commit
+    create_commit = push_module._commit
 
-    def commit_late(publication):
+    def commit_late(*arguments):
         hub.repositories[NAME].branches["main"].append(other)
-        return create_commit(publication)
+        return create_commit(*arguments)
 
     other = type(hub.repositories[NAME].find("main"))("f" * 40, {**hub.files(NAME), "README.md": b"theirs"})
-    monkeypatch.setattr(push_module.Publication, "_commit", commit_late)
+    monkeypatch.setattr(push_module, "_commit", commit_late)
 
     with pytest.raises(UserError, match="changed by somebody else"):
         push(directory, NAME)

@@ -13,13 +13,14 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
 from scmmgpt.training.evaluation.baselines import METHODS, TrainingCells, baseline_systems, components_system
+from scmmgpt.training.evaluation.model_system import model_system
 from scmmgpt.training.evaluation.results import Record, provenance, write_results
-from scmmgpt.training.evaluation.study import NO_LABEL, Study, open_study
+from scmmgpt.training.evaluation.study import NO_LABEL, Study, open_study, read_cells
 from scmmgpt.training.evaluation.systems import System
 from scmmgpt.training.evaluation.type_tree import TypeTree
 
@@ -77,10 +78,6 @@ class Suite:
         """The suite in a yaml file; keys and tasks that do not exist are refused."""
         return read_settings(path, cls)
 
-    def tasks_of(self, study: str) -> list[Task]:
-        """The tasks for one study."""
-        return self.tasks + (self.slow_tasks if study in self.slow_studies else [])
-
 
 def run_suite(
     recipe: Path,
@@ -91,22 +88,10 @@ def run_suite(
     only: Sequence[str] = (),
     studies: Sequence[str] = (),
 ) -> list[Record]:
-    """Run a suite and write its results.
+    """Run a suite, or only some of its tasks and studies, and write its results to `output`.
 
-    Parameters
-    ----------
-    recipe
-        The suite's yaml; the training recipe that it names lies beside it.
-    data
-        The folder that the recipe's files lie in.
-    output
-        The folder of the results.
-    models
-        Part -> the model to test there.
-    only
-        Tasks to run; all of the recipe without any.
-    studies
-        Studies to run; all of the recipe without any.
+    The recipe is the suite's yaml; the training recipe that it names lies beside it, the files of both lie in `data`.
+    `models` names the model to test in each part.
     """
     suite, tree = Suite.read(recipe), TypeTree.load()
     records: list[Record] = []
@@ -134,7 +119,8 @@ def _run_part(
     tested: list[Study] = []
     for study in studies:
         start = time.perf_counter()
-        tasks = [task for task in suite.tasks_of(study.name) if not only or task in only]
+        of_study = suite.tasks + (suite.slow_tasks if study.name in suite.slow_studies else [])
+        tasks = [task for task in of_study if not only or task in only]
         records += study_records(systems, study, tree, tasks=tasks, training=training, seed=suite.seed)
         records.append(leakage_record(training, study))
         tested.append(study)
@@ -147,19 +133,10 @@ def _run_part(
 
 
 def training_cells(recipe: Path, data: Path, part: SuitePart, label: str) -> TrainingCells:
-    """The labelled cells of the training recipe's sources, for the baselines of one part.
+    """The labelled cells of the training recipe's sources in `data`, for the baselines of one part of the suite.
 
-    Parameters
-    ----------
-    recipe
-        The training recipe: `sources` with a `file` each, and `development_studies`.
-    data
-        The folder that the files lie in.
-    part
-        Of the suite; the studies that it tests never train, and with `leave_out_development_studies` neither do the
-        recipe's development studies.
-    label
-        The column of `obs` with the types.
+    The studies that the part tests never train, and with `leave_out_development_studies` neither do the recipe's
+    development studies. `label` is the column of `obs` with the types.
     """
     content = read_yaml(recipe)
     if missing := [key for key in ("sources", "development_studies") if key not in content]:
@@ -171,7 +148,7 @@ def training_cells(recipe: Path, data: Path, part: SuitePart, label: str) -> Tra
     for source in content["sources"]:
         path = data / source["file"]
         if path.stem not in left_out:
-            sources.append(_labelled(_read(path), label, left_out))
+            sources.append(_labelled(read_cells(path), label, left_out))
     return TrainingCells([source for source in sources if source.n_obs], label)
 
 
@@ -186,7 +163,7 @@ def _open(study: SuiteStudy, label: str, data: Path, tree: TypeTree) -> Study:
     path = data / study.file
     cells: AnnData | Path = path
     if study.study_profile:
-        cells = _read(path)
+        cells = read_cells(path)
         cells = cells[(cells.obs["study_profile"].astype(str) == study.study_profile).to_numpy()].copy()
     is_simulated = path.stem.startswith(SIMULATED_PREFIX)
     return open_study(cells, label, name=study.name, is_simulated=is_simulated, tree=tree)
@@ -198,13 +175,9 @@ def _systems(model: System | None, training: TrainingCells, tree: TypeTree) -> l
     return [*([model] if model else []), *baselines, components_system()]
 
 
-def _read(path: Path) -> AnnData:
-    from anndata import read_h5ad
-
-    return read_h5ad(path)
-
-
 def main() -> None:
+    from scmmgpt.loading import load
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes" / "eval_dev.yaml")
     parser.add_argument("--output", type=Path, required=True)
@@ -218,17 +191,10 @@ def main() -> None:
     models = {}
     for given in arguments.model:
         part, _, directory = given.partition("=")
-        models[part] = _model(directory)
+        loaded = load(directory)
+        is_development = (loaded.training_summary or {}).get("development")
+        models[part] = model_system(loaded, "development model" if is_development else Path(directory).name)
     run_suite(arguments.recipe, data, arguments.output, models, only=arguments.only, studies=arguments.study)
-
-
-def _model(directory: str) -> System:
-    from scmmgpt.loading import load
-    from scmmgpt.training.evaluation.model_system import model_system
-
-    loaded = load(directory)
-    summary: dict[str, Any] = loaded.training_summary or {}
-    return model_system(loaded, "development model" if summary.get("development") else Path(directory).name)
 
 
 if __name__ == "__main__":

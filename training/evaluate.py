@@ -1,8 +1,8 @@
 """Measure a model on labelled cells: every task, beside simple baselines, with one JSON, table and picture a task.
 
 A user's own cells:        scmmgpt eval my.h5ad --label cell_type --output results
-Whole suites: `eval_suite`. Tasks that need an extra which is not installed, or a function
-that the model does not have, are left out and said so.
+Whole suites: `eval_suite`. Tasks that need an extra which is not installed, or a function that the model does not have,
+are left out and said so.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from scmmgpt.loading import ModelSource
 from scmmgpt.training.corpus.checks import DuplicateSettings, near_duplicates
 from scmmgpt.training.evaluation.baselines import TrainingCells, baseline_systems, components_system
 from scmmgpt.training.evaluation.expression import linear_expression, upper_symbols
+from scmmgpt.training.evaluation.model_system import model_system
 from scmmgpt.training.evaluation.report import write_report
 from scmmgpt.training.evaluation.results import Record, file_name, provenance, read_records, record_for, write_results
 from scmmgpt.training.evaluation.results_table import draw, page
@@ -97,7 +99,7 @@ def evaluate(
         raise UserError(f"There is no task {unknown[0]!r}; there are: {', '.join(ALL_TASKS)}.")
     tree = TypeTree.load()
     study = _at_most(open_study(adata, label, donor=donor, tree=tree), most_cells, seed)
-    system = model if isinstance(model, System) else _from_front_door(model)
+    system = model if isinstance(model, System) else model_system(model)
     learning, tested = _halve(study, seed)
     baselines = _own_baselines(learning, tested, label, tree)
     records = study_records([system, *baselines], tested, tree, tasks=tasks, seed=seed)
@@ -105,7 +107,10 @@ def evaluate(
     folder = Path(output)
     write_results(records, [tested], folder, run)
     pictures = _render(folder, list(dict.fromkeys(record.task for record in records)))
-    named = {system.name: _labels_of(system, tested)} if system.predict else {}
+    named = {}
+    if system.predict:
+        best = checked_scores(system, tested.cells, tested.types).argmax(1)
+        named[system.name] = np.asarray(tested.types, object)[best]
     write_report(folder / "report.html", tested, records, named, run=run, picture=pictures.get("annotation"))
     return _summary(records, tested, folder)
 
@@ -119,22 +124,10 @@ def study_records(
     training: TrainingCells | None = None,
     seed: int = 0,
 ) -> list[Record]:
-    """The records of every task and system on one study.
+    """The records of every task and system on one study, in the order in which systems and tasks are given.
 
-    Parameters
-    ----------
-    systems
-        The model and its baselines, in the order of the tables.
-    study
-        The cells to test on.
-    tree
-        The Cell Ontology.
-    tasks
-        Which tasks; a task that a system has no function for is left out for it.
-    training
-        The baselines' training cells, where they are not the study's own.
-    seed
-        Of every draw.
+    A task that a system has no function for is left out for it. `training` holds the baselines' training cells, where
+    they are not the study's own.
     """
     trained = training.types if training is not None else None
     run: dict[str, Callable[[System], Record | list[Record] | None]] = {
@@ -214,11 +207,7 @@ def _at_most(study: Study, most: int, seed: int) -> Study:
     rows = np.sort(np.random.default_rng(seed).choice(study.cells.n_obs, most, replace=False))
     cut = study.part(rows)
     note = f"{most:,} of {study.cells.n_obs:,} cells were drawn at random for the test."
-    return Study(**{**cut.__dict__, "notes": (*cut.notes, note)})
-
-
-def _labels_of(system: System, study: Study) -> np.ndarray:
-    return np.asarray(study.types, object)[checked_scores(system, study.cells, study.types).argmax(1)]
+    return replace(cut, notes=(*cut.notes, note))
 
 
 def _render(folder: Path, tasks: Iterable[str]) -> dict[str, Path]:
@@ -235,22 +224,17 @@ def _render(folder: Path, tasks: Iterable[str]) -> dict[str, Path]:
 
 
 def _summary(records: Sequence[Record], study: Study, folder: Path) -> dict[str, Any]:
-    accuracies = {r.system: round(r.values["accuracy"], 4) for r in records if r.task == "annotation"}
-    f1s = {r.system: round(r.values["macro_f1"], 4) for r in records if r.task == "annotation"}
+    scores = {
+        metric: {r.system: round(r.values[metric], 4) for r in records if r.task == "annotation"}
+        for metric in ("accuracy", "macro_f1")
+    }
     return {
         "cells_tested": study.cells.n_obs,
         "types": len(study.types),
-        "accuracy": accuracies,
-        "macro_f1": f1s,
+        **scores,
         "notes": list(study.notes),
         "report": str(folder / "report.html"),
     }
-
-
-def _from_front_door(model: Any) -> System:
-    from scmmgpt.training.evaluation.model_system import model_system
-
-    return model_system(model)
 
 
 def device_kind() -> str:

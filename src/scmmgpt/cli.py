@@ -349,7 +349,7 @@ def corpus_audit(
 ) -> None:
     """Check a corpus: label quality, and duplicate cells across splits or in a test set."""
     from .errors import UserError
-    from .training.corpus.build import audit_corpus
+    from .training.corpus.audit import audit_corpus
 
     report = audit_corpus(corpus, test_set=test_set, scheme=scheme)
     say(report, as_json=json, lines=pairs(report))

@@ -152,9 +152,9 @@ def calibration(content: bytes) -> None:
     """What a model directory says about its confidences."""
     from scmmgpt.processing.calibration_scmmgpt import FILE_NAME, Calibration
 
-    written(FILE_NAME, content)
+    path = written(FILE_NAME, content)
     try:
-        assert Calibration.read(folder()).temperature(7) == Calibration.read(folder()).temperature(7)
+        assert Calibration.read(path).temperature(7) == Calibration.read(path).temperature(7)
     except UserError:
         return
 

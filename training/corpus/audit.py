@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 
 from .checks import DuplicateSettings, band_hashes, candidate_pairs, gene_overlap, label_coherence
 from .metadata import UNKNOWN
-from .reading import GROUP_OF_SCHEME, Corpus
+from .reading import Corpus, Selection
 from .shards import CorpusError
 from .sources import find_sources
-from .splits import SPLITS, TRAIN
+from .splits import TRAIN
 
 _PART_ROWS = 4096
 _LABEL_ROWS = 2000
 _MOST_EXAMPLES = 20
 
 
-def audit(corpus: Corpus, *, test_set: str | None, scheme: str, settings: DuplicateSettings) -> dict:
-    """What is wrong with a corpus, as plain numbers and examples."""
+def audit_corpus(
+    folder: str | Path,
+    *,
+    test_set: str | None = None,
+    scheme: str = "study",
+    settings: DuplicateSettings | None = None,
+) -> dict:
+    """What is wrong with a corpus: labels at chance, and the same cells on both sides of a split or in a test set."""
+    corpus, settings = Corpus.open(folder), settings or DuplicateSettings()
     if scheme not in corpus.splits["schemes"]:
         raise CorpusError(
             f"There is no split scheme {scheme!r}; the corpus has {', '.join(corpus.splits['schemes'])}."
@@ -56,18 +64,13 @@ def _coherence(corpus: Corpus, source: str) -> dict | None:
 def _across_splits(corpus: Corpus, scheme: str, settings: DuplicateSettings) -> dict:
     """Nearly equal cells of which one trains and the other does not."""
     bands = np.concatenate([band_hashes(cells, settings) for cells in _parts(corpus)])
-    side = np.zeros(len(corpus.names(GROUP_OF_SCHEME[scheme])), np.int64)
-    for number, split in enumerate(SPLITS):
-        chosen = set(corpus.splits["schemes"][scheme][split])
-        side[[name in chosen for name in corpus.names(GROUP_OF_SCHEME[scheme])]] = number
-    split_of = side[corpus.index[GROUP_OF_SCHEME[scheme]]]
     bands[corpus.index["is_duplicate"].astype(bool)] = 0  # never selected
-    is_training = split_of == SPLITS.index(TRAIN)
-    pairs = candidate_pairs(bands, settings, is_training)
-    overlap = np.concatenate(
-        [np.empty(0), *(gene_overlap(corpus.matrix(part[:, 0]), corpus.matrix(part[:, 1])) for part in _cut(pairs))]
+    is_training = corpus.is_selected(slice(None), Selection(TRAIN, scheme))
+    pairs, overlap = _confirmed(
+        candidate_pairs(bands, settings, is_training),
+        lambda part: gene_overlap(corpus.matrix(part[:, 0]), corpus.matrix(part[:, 1])),
+        settings,
     )
-    pairs, overlap = pairs[overlap >= settings.min_overlap], overlap[overlap >= settings.min_overlap]
     examples = [
         {**_where(corpus, one, "cell"), **_where(corpus, other, "other"), "gene_overlap": round(float(share), 3)}
         for (one, other), share in zip(pairs[:_MOST_EXAMPLES], overlap, strict=False)
@@ -82,17 +85,11 @@ def _against(corpus: Corpus, source, settings: DuplicateSettings) -> dict:
     bands = [band_hashes(cells[:, measured], settings)]
     bands += [band_hashes(part[:, measured].tocsr(), settings) for part in _parts(corpus)]
     sides = np.repeat([0, 1], [cells.shape[0], len(corpus)])
-    pairs = candidate_pairs(np.concatenate(bands), settings, sides) - np.array([0, cells.shape[0]])
-    overlap = np.concatenate(
-        [
-            np.empty(0),
-            *(
-                gene_overlap(cells[part[:, 0]][:, measured], corpus.matrix(part[:, 1])[:, measured])
-                for part in _cut(pairs)
-            ),
-        ]
+    pairs, overlap = _confirmed(
+        candidate_pairs(np.concatenate(bands), settings, sides) - np.array([0, cells.shape[0]]),
+        lambda part: gene_overlap(cells[part[:, 0]][:, measured], corpus.matrix(part[:, 1])[:, measured]),
+        settings,
     )
-    pairs, overlap = pairs[overlap >= settings.min_overlap], overlap[overlap >= settings.min_overlap]
     examples = [
         {"test_row": int(row), **_where(corpus, other, "cell"), "gene_overlap": round(float(share), 3)}
         for (row, other), share in zip(pairs[:_MOST_EXAMPLES], overlap, strict=False)
@@ -130,8 +127,14 @@ def _parts(corpus: Corpus) -> Iterator[sp.csr_matrix]:
         yield corpus.matrix(np.arange(start, min(start + _PART_ROWS, len(corpus))))
 
 
-def _cut(pairs: np.ndarray) -> list[np.ndarray]:
-    return [pairs[start : start + _PART_ROWS] for start in range(0, len(pairs), _PART_ROWS)]
+def _confirmed(
+    pairs: np.ndarray, overlap_of: Callable[[np.ndarray], np.ndarray], settings: DuplicateSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs whose genes overlap enough, and how much; part by part, so that few cells are in memory."""
+    parts = [overlap_of(pairs[start : start + _PART_ROWS]) for start in range(0, len(pairs), _PART_ROWS)]
+    overlap = np.concatenate([np.empty(0), *parts])
+    is_enough = overlap >= settings.min_overlap
+    return pairs[is_enough], overlap[is_enough]
 
 
 def _where(corpus: Corpus, row: int, prefix: str) -> dict:

@@ -1,19 +1,14 @@
 """Atlases and an ontology in, a tokenised, split, audited corpus out.
 
-python -m scmmgpt.training.corpus.build build SOURCES... --output DIR --recipe training/recipes/corpus_dev.yaml
-python -m scmmgpt.training.corpus.build audit DIR --test-set OTHER.h5ad
-
 A build can be stopped at any moment, even killed, and run again: finished shards are kept, the rest is made, and the
 result is the same to the byte. A second run over the same sources with the same recipe does nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,14 +18,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.processing import ScMMGPTGeneTokenizer
-from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME
 
-from .audit import audit
-from .checks import DuplicateSettings
 from .finishing import finish_corpus
 from .reading import MANIFEST, TABLES_FOLDER, Corpus
 from .recipe import CorpusRecipe
@@ -58,7 +49,6 @@ from .sources import CellSource, SourceError, find_sources
 
 _PLAN_FOLDER = "plans"
 _SETTINGS_FILE = "settings.json"
-_TOKENIZER_CONFIGS = ("processor_config.json", "preprocessor_config.json")
 
 
 def build_corpus(
@@ -112,34 +102,8 @@ def build_corpus(
     return Corpus.open(output)
 
 
-def audit_corpus(corpus: str | Path, *, test_set: str | None = None, scheme: str = "study", **settings) -> dict:
-    """Check labels, and look for the same cells on both sides of a split and in a test set.
-
-    Parameters
-    ----------
-    corpus
-        Folder of a finished corpus.
-    test_set
-        A file or folder of cells that must not be in the corpus.
-    scheme
-        The split scheme to check.
-    settings
-        Fields of `DuplicateSettings`.
-    """
-    return audit(Corpus.open(corpus), test_set=test_set, scheme=scheme, settings=DuplicateSettings(**settings))
-
-
-def default_gene_tokenizer() -> ScMMGPTGeneTokenizer:
-    """The embedded model's gene tokenizer; before there is one, all human genes of the gene table."""
-    if any((EMBEDDED_MODEL / name).is_file() for name in _TOKENIZER_CONFIGS):
-        return ScMMGPTGeneTokenizer.from_pretrained(EMBEDDED_MODEL)
-    names = GeneNames.read(EMBEDDED_MODEL / GENE_NAMES_FILE)
-    id_of = {gene.symbol: gene.ensembl_id for gene in names.genes("human")}
-    return ScMMGPTGeneTokenizer(genes=list(id_of), ensembl_ids=list(id_of.values()), gene_names=names)
-
-
 def _prepare(output: Path, recipe: CorpusRecipe, processor) -> BuildJob:
-    """Put gene tokenizer and ontology into the corpus; refuse a folder that was begun with other settings."""
+    """Put gene tokenizer and ontology into the corpus; refuse a folder that was started with other settings."""
     if output.is_file():
         raise CorpusError(f"{output} is a file; --output names a folder.")
     staged = output / f"{TABLES_FOLDER}.{os.getpid()}.partial"
@@ -160,11 +124,9 @@ def _prepare(output: Path, recipe: CorpusRecipe, processor) -> BuildJob:
 
 def _gene_tokenizer(processor, settings: dict) -> ScMMGPTGeneTokenizer:
     """The tokenizer that was named, with the recipe's settings."""
-    if isinstance(processor, ScMMGPTGeneTokenizer):
-        tokenizer = processor
-    else:
-        tokenizer = ScMMGPTGeneTokenizer.from_pretrained(processor) if processor else default_gene_tokenizer()
-    return tokenizer.with_settings(**settings)
+    if not isinstance(processor, ScMMGPTGeneTokenizer):
+        processor = ScMMGPTGeneTokenizer.from_pretrained(processor or EMBEDDED_MODEL)
+    return processor.with_settings(**settings)
 
 
 def _refuse_other_settings(path: Path, settings: dict) -> None:
@@ -176,7 +138,9 @@ def _refuse_other_settings(path: Path, settings: dict) -> None:
     new_shards, old_shards = (json.loads(json.dumps(part["shards"])) for part in (settings, old))
     differing = [name for name, value in new_shards.items() if old_shards.get(name) != value]
     what = ", ".join(differing) or "gene tokenizer or ontology"
-    raise CorpusError(f"{path.parent} was begun with other settings ({what}): name another --output, or delete it.")
+    raise CorpusError(
+        f"{path.parent} was started with other settings ({what}): choose another --output, or delete it."
+    )
 
 
 def _is_complete(job: BuildJob, found: list[CellSource]) -> bool:
@@ -185,7 +149,7 @@ def _is_complete(job: BuildJob, found: list[CellSource]) -> bool:
         return False
     manifest = json.loads((job.corpus / MANIFEST).read_text())
     names = {source["name"] for source in manifest["sources"]} | set(manifest["skipped"])
-    if names != {source.name for source in found} or manifest["recipe"] != _as_json(asdict(job.recipe)):
+    if names != {source.name for source in found} or manifest["recipe"] != json.loads(json.dumps(asdict(job.recipe))):
         return False
     if any(_known_plan(job, source) is None for source in found if source.name not in manifest["skipped"]):
         return False
@@ -287,7 +251,9 @@ def _try_shard(job: BuildJob, plan: SourcePlan, shard: Shard) -> Receipt | Sourc
 def _refusal(job: BuildJob, name: str, message: str, error: Exception, say) -> str:
     """The reason for skipping a source, or the end of the build."""
     if job.recipe.on_error == "stop":
-        raise SourceError(f"{message} (leave it out, mend it, or skip such sources with --on-error skip)") from error
+        raise SourceError(
+            f"{message} (leave this source out, fix it, or skip unusable sources with --on-error skip)"
+        ) from error
     say(f"skipped {name}: {message}")
     return message
 
@@ -304,41 +270,3 @@ def _reasons(receipts: list[tuple[Shard, Receipt]], skipped: dict[str, str]) -> 
     left_out = sum((Counter(receipt.left_out) for _, receipt in receipts), Counter())
     reasons = [f"{number:,} left out ({why})" for why, number in sorted(left_out.items())]
     return "; ".join([*reasons, *skipped.values()]) or "the sources are empty"
-
-
-def _as_json(content: object) -> object:
-    return json.loads(json.dumps(content))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this file."""
-    parser = argparse.ArgumentParser(prog="corpus", description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    build = verbs.add_parser("build", help="build a corpus, or finish one")
-    build.add_argument("sources", nargs="+", help="h5ad, zarr, SOMA, folders of those, or census:VERSION:ORGANISM")
-    build.add_argument("--output", required=True, type=Path)
-    build.add_argument("--recipe", type=Path)
-    build.add_argument("--processor", help="folder or repository with a gene tokenizer; default: the embedded model")
-    build.add_argument("--num-processes", type=int, default=1)
-    build.add_argument("--on-error", choices=("stop", "skip"))
-    check = verbs.add_parser("audit", help="check labels and look for duplicates")
-    check.add_argument("corpus", type=Path)
-    check.add_argument("--test-set")
-    check.add_argument("--scheme", default="study")
-    chosen = vars(parser.parse_args(arguments))
-    verb = chosen.pop("verb")
-    try:
-        if verb == "audit":
-            report = audit_corpus(**chosen)
-            print(json.dumps(report, indent=1))
-            return 0 if report["passed"] else 1
-        corpus = build_corpus(chosen.pop("sources"), chosen.pop("output"), **chosen)
-        print((corpus.path / "README.md").read_text())
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -44,16 +44,8 @@ def label_coherence(
 ) -> LabelCoherence | None:
     """Cross-validated naive Bayes against shuffled labels; None where there are not two types to tell apart.
 
-    Parameters
-    ----------
-    values
-        Cells x genes, non-negative.
-    labels
-        The type of each cell.
-    num_shuffles
-        Times the labels are shuffled, to see how far chance alone reaches.
-    num_folds, seed
-        Folds of the cross-validation, and what they and the shuffles are drawn from.
+    `values` are cells x genes, non-negative; `labels` holds the type of each cell. Shuffling them `num_shuffles` times
+    shows how far chance alone reaches.
     """
     names, codes = np.unique(labels, return_inverse=True)
     enough = np.bincount(codes) >= 2 * num_folds
@@ -70,13 +62,11 @@ def label_coherence(
 
 
 def _balanced_accuracy(values: sp.csr_matrix, codes: np.ndarray, num_folds: int, seed: int) -> float:
-    folds = require("sklearn.model_selection").StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    naive_bayes = require("sklearn.naive_bayes").MultinomialNB
-    guesses = np.empty_like(codes)
-    for fitted, held_out in folds.split(codes, codes):
-        guesses[held_out] = naive_bayes().fit(values[fitted], codes[fitted]).predict(values[held_out])
-    hits = np.bincount(codes, weights=guesses == codes) / np.bincount(codes)
-    return float(hits.mean())
+    selection = require("sklearn.model_selection")
+    folds = selection.StratifiedKFold(num_folds, shuffle=True, random_state=seed)
+    naive_bayes = require("sklearn.naive_bayes").MultinomialNB()
+    guesses = selection.cross_val_predict(naive_bayes, values, codes, cv=folds)
+    return float(require("sklearn.metrics").balanced_accuracy_score(codes, guesses))
 
 
 @dataclass(frozen=True)
@@ -100,14 +90,8 @@ def near_duplicates(
 ) -> np.ndarray:
     """Pairs (row, row of `others`) whose expressed genes overlap by at least `min_overlap` (Jaccard).
 
-    Parameters
-    ----------
-    cells
-        Cells x genes; what is not zero is expressed.
-    others
-        Compare with these; None: within `cells`, each pair once, the smaller row first.
-    settings
-        What counts as nearly the same.
+    Both are cells x genes; what is not zero is expressed. Without `others`, pairs within `cells`, each once, the
+    smaller row first.
     """
     settings = settings or DuplicateSettings()
     both = cells if others is None else sp.vstack([cells, others], format="csr")

@@ -15,14 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scmmgpt import atomic_files
-
 from .card import render_card
 from .markers import MarkerSums, marker_genes
 from .metadata import UNKNOWN
 from .reading import INDEX_FILE, MANIFEST, MARKER_FILE, SPLIT_FILE, Corpus, Selection, token_matrix
 from .shard_building import BuildJob, SourcePlan
-from .shards import Receipt, Shard, write_json, write_text
+from .shards import Receipt, Shard, whole_or_absent, write_json, write_text
 from .splits import SCHEMES, SPLITS, TRAIN, split_scheme
 
 FORMAT_VERSION = 1
@@ -38,22 +36,21 @@ def finish_corpus(
     shards = [shard for shard, receipt in receipts if receipt.num_rows]
     index, names = _index(job, shards)
     _write_index(job.corpus, index)
-    num_duplicates = int(index["is_duplicate"].sum())
     splits = _splits(job, index, names)
     write_json(job.corpus / SPLIT_FILE, splits)
-    num_special = job.gene_tokenizer.vocab_size - len(job.gene_tokenizer.genes)
+    tokenizer = job.gene_tokenizer
     manifest = {
         "format_version": FORMAT_VERSION,
         "settings_hash": job.settings_hash,
         "recipe": asdict(job.recipe),
         "num_rows": len(index["num_tokens"]),
         "num_tokens": int(index["num_tokens"].sum(dtype=np.int64)),
-        "num_duplicates": num_duplicates,
-        "value_mode": job.gene_tokenizer.value_mode,
-        "vocabulary_size": job.gene_tokenizer.vocab_size,
-        "num_special": num_special,
+        "num_duplicates": int(index["is_duplicate"].sum()),
+        "value_mode": tokenizer.value_mode,
+        "vocabulary_size": tokenizer.vocab_size,
+        "num_special": tokenizer.vocab_size - len(tokenizer.genes),
         "ontology_version": job.ontology.version,
-        "gene_tables": _gene_tables(job),
+        "gene_tables": list(tokenizer.gene_names.sources) if tokenizer.gene_names else [],
         "names": names,
         "shards": [
             {
@@ -91,9 +88,9 @@ def _index(job: BuildJob, shards: list[Shard]) -> tuple[dict[str, np.ndarray], d
     for table in _tables(job.corpus, shards, columns):
         parts["num_tokens"].append(pc.list_value_length(table["gene_ids"]).to_numpy().astype(np.int32))
         parts["cell_hash"].append(table["cell_hash"].to_numpy())
-        donors = [f"{study}/{donor}" for study, donor in zip(*_text(table, "study", "donor"), strict=True)]
-        for column in _INDEX_COLUMNS:
-            words = donors if column == "donor" else _text(table, column)[0]
+        text = {column: table[column].to_pylist() for column in _INDEX_COLUMNS}
+        text["donor"] = [f"{study}/{donor}" for study, donor in zip(text["study"], text["donor"], strict=True)]
+        for column, words in text.items():
             codes = names[column]
             parts[column].append(np.array([codes.setdefault(word, len(codes)) for word in words], np.int32))
     index = {column: np.concatenate(arrays or [np.empty(0, np.int32)]) for column, arrays in parts.items()}
@@ -105,17 +102,15 @@ def _index(job: BuildJob, shards: list[Shard]) -> tuple[dict[str, np.ndarray], d
     return index, {column: list(codes) for column, codes in names.items()}
 
 
-def _text(table: pa.Table, *columns: str) -> list[list[str]]:
-    return [table[column].to_pylist() for column in columns]
-
-
 def _write_index(corpus: Path, index: dict[str, np.ndarray]) -> None:
     batch = pa.RecordBatch.from_pydict(index)
-    partial = corpus / f"{INDEX_FILE}.partial"
     # One batch in the file format: its columns are mapped from disk as they are.
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+    with (
+        whole_or_absent(corpus / INDEX_FILE) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_file(file, batch.schema) as writer,
+    ):
         writer.write_batch(batch)
-    atomic_files.rename(partial, corpus / INDEX_FILE)
 
 
 def _splits(job: BuildJob, index: dict[str, np.ndarray], names: dict[str, list[str]]) -> dict:
@@ -153,11 +148,6 @@ def _markers(job: BuildJob, corpus: Corpus, shards: list[Shard]) -> dict:
     found = marker_genes(sums, genes, job.recipe.num_markers)
     markers = {names[code]: marker for code, marker in found.items() if names[code] != UNKNOWN}
     return {"scheme": job.recipe.marker_scheme, "split": TRAIN, "markers": markers}
-
-
-def _gene_tables(job: BuildJob) -> list[str]:
-    names = job.gene_tokenizer.gene_names
-    return list(names.sources) if names else []
 
 
 def _source_summary(plan: SourcePlan, receipts: list[tuple[Shard, Receipt]]) -> dict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -52,9 +52,6 @@ class Finding:
     detail: str
     num_cells: int
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class CellLabel:
@@ -85,10 +82,6 @@ class Tissues:
         """Id and name of a tissue; as given where UBERON knows neither."""
         found = term_id if term_id in self.label_of else self._id_of.get(plain_name(name), UNKNOWN)
         return (found, self.label_of[found]) if found in self.label_of else (UNKNOWN, name)
-
-    def nearest(self, name: str) -> str:
-        """The label spelt most like this name, "none" when nothing is half alike."""
-        return _nearest(name, self.label_of.values())
 
 
 def describe_cells(
@@ -143,8 +136,9 @@ def resolve_label(term_id: str, name: str, ontology: Ontology) -> CellLabel:
         return CellLabel(UNKNOWN, UNKNOWN)
     by_name = ontology.find(name) if is_named else None
     by_id = ontology.find(term_id) if has_id else None
+    labels = (term.label for term in ontology.terms.values())
     if has_id and by_id is None:
-        nearest = by_name.label if by_name else nearest_label(name, ontology)
+        nearest = by_name.label if by_name else _nearest(name, labels)
         detail = f"{term_id} ({name}) is not in the ontology; nearest term: {nearest}"
         return CellLabel(
             by_name.id if by_name else UNKNOWN, by_name.label if by_name else name, "unknown term", detail
@@ -152,7 +146,7 @@ def resolve_label(term_id: str, name: str, ontology: Ontology) -> CellLabel:
     if by_id is None:
         if by_name is not None:
             return CellLabel(by_name.id, by_name.label)
-        detail = f"{name!r} is not in the ontology; nearest term: {nearest_label(name, ontology)}"
+        detail = f"{name!r} is not in the ontology; nearest term: {_nearest(name, labels)}"
         return CellLabel(UNKNOWN, name, "free text label", detail)
     if by_name is not None and not _related(by_name.id, by_id.id, ontology):
         detail = f"{term_id} is {by_id.label!r} but the cells are called {name!r}; treated as unlabelled"
@@ -162,12 +156,8 @@ def resolve_label(term_id: str, name: str, ontology: Ontology) -> CellLabel:
     return CellLabel(by_id.id, by_id.label)
 
 
-def nearest_label(name: str, ontology: Ontology) -> str:
-    """The label spelt most like this name, "none" when nothing is half alike."""
-    return _nearest(name, (term.label for term in ontology.terms.values()))
-
-
 def _nearest(name: str, labels: Iterable[str]) -> str:
+    """The label spelt most like this name, "none" when nothing is half alike."""
     label_of = {plain_name(label): label for label in labels}
     matches = get_close_matches(plain_name(name), label_of, n=1, cutoff=0.5)
     return label_of[matches[0]] if matches else "none"
@@ -199,7 +189,7 @@ def _resolve_tissues(facts: pd.DataFrame, source: str, tissues: Tissues) -> list
         facts.loc[rows, "tissue_ontology_term_id"] = found_id
         facts.loc[rows, "tissue"] = found_name
         if found_id == UNKNOWN and name != UNKNOWN:
-            detail = f"{name!r} is not in UBERON; nearest term: {tissues.nearest(name)}"
+            detail = f"{name!r} is not in UBERON; nearest term: {_nearest(name, tissues.label_of.values())}"
             findings.append(Finding(source, "free text tissue", detail, len(rows)))
     return findings
 

@@ -38,7 +38,7 @@ from .shards import (
     finished_receipt,
     row_features,
     to_stored_values,
-    write_receipt,
+    write_json,
     write_shard,
 )
 from .sources import CellSource, SourceError, open_source
@@ -163,17 +163,16 @@ def build_shard(job: BuildJob, plan: SourcePlan, shard: Shard) -> Receipt:
         return receipt
     left_out: Counter = Counter()
     findings: Counter[tuple[str, str, str]] = Counter()
-    num_rows = [0]
-    batches = _batches(job, plan, shard, left_out, findings, num_rows)
-    num_bytes, sha256 = write_shard(job.corpus, shard, batches, job.features.arrow_schema)
+    batches = _batches(job, plan, shard, left_out, findings)
+    size = write_shard(job.corpus, shard, batches, job.features.arrow_schema)
     found = [asdict(Finding(*key, num_cells)) for key, num_cells in sorted(findings.items())]
-    receipt = Receipt(shard.name, made_from, num_rows[0], num_bytes, sha256, dict(sorted(left_out.items())), found)
-    write_receipt(job.corpus, shard, receipt)
+    receipt = Receipt(shard.name, made_from, *size, dict(sorted(left_out.items())), found)
+    write_json(shard.receipt_path(job.corpus), asdict(receipt))
     return receipt
 
 
 def _batches(
-    job: BuildJob, plan: SourcePlan, shard: Shard, left_out: Counter, findings: Counter, num_rows: list[int]
+    job: BuildJob, plan: SourcePlan, shard: Shard, left_out: Counter, findings: Counter
 ) -> Iterator[pa.RecordBatch]:
     for start in range(shard.start, shard.stop, job.recipe.chunk_rows):
         stop = min(start + job.recipe.chunk_rows, shard.stop)
@@ -184,7 +183,6 @@ def _batches(
                 raise
             message = f"{plan.uri}, cells {start} to {stop}: cannot be read ({error})"
             raise SourceError(message) from error
-        num_rows[0] += batch.num_rows
         if batch.num_rows:
             yield batch
 

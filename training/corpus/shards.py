@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +88,6 @@ class Receipt:
     left_out: dict
     findings: list
 
-    @classmethod
-    def read(cls, path: Path) -> Receipt:
-        return cls(**json.loads(path.read_text()))
-
 
 def plan_shards(source: str, num_cells: int, shard_rows: int) -> list[Shard]:
     """Cut a source into shards of equal numbers of cells."""
@@ -132,23 +127,21 @@ def to_model_values(stored: np.ndarray, value_mode: str) -> np.ndarray:
     return values if steps == 1 else values * np.float32(1 / steps)
 
 
-def write_shard(corpus: Path, shard: Shard, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> tuple[int, str]:
-    """Write a shard under its final name once it is whole. Returns its size in bytes and its sha256."""
+def write_shard(
+    corpus: Path, shard: Shard, batches: Iterable[pa.RecordBatch], schema: pa.Schema
+) -> tuple[int, int, str]:
+    """Write a shard; returns its rows, its size in bytes and its sha256."""
+    num_rows = 0
     path = shard.path(corpus)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-        atomic_files.rename(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path.stat().st_size, hash_of_files([path])
-
-
-def write_receipt(corpus: Path, shard: Shard, receipt: Receipt) -> None:
-    write_json(shard.receipt_path(corpus), asdict(receipt))
+    with (
+        whole_or_absent(path) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
+            num_rows += batch.num_rows
+    return num_rows, path.stat().st_size, hash_of_files([path])
 
 
 def finished_receipt(corpus: Path, shard: Shard, made_from: str) -> Receipt | None:
@@ -156,7 +149,7 @@ def finished_receipt(corpus: Path, shard: Shard, made_from: str) -> Receipt | No
     path = shard.receipt_path(corpus)
     if not path.is_file():
         return None
-    receipt = Receipt.read(path)
+    receipt = Receipt(**json.loads(path.read_text()))
     file = shard.path(corpus)
     is_whole = file.is_file() and file.stat().st_size == receipt.num_bytes
     return receipt if is_whole and receipt.made_from == made_from else None
@@ -182,10 +175,7 @@ def clear_when_disk_is_full(corpus: Path) -> Iterator[None]:
 def remove_partial_files(corpus: Path) -> None:
     """Clear what a killed build left behind."""
     for path in list(corpus.rglob("*.partial")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        atomic_files.remove(path)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -194,10 +184,17 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    with whole_or_absent(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_or_absent(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the name `path` once it is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         atomic_files.rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -17,10 +17,11 @@ from scmmgpt.errors import UserError
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.strict_yaml import CHECKED
 
+from .metadata import UNKNOWN
+
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 Scheme = Literal["donor", "study", "tissue", "cell_type"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
-UNKNOWN = "unknown"
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -61,16 +62,8 @@ def study_family(dataset: str, study: str, families: Mapping[str, Iterable[str]]
 def split_scheme(num_cells: Mapping[str, int], scheme: Scheme, settings: SplitSettings, ontology: Ontology) -> dict:
     """{split: sorted groups} for one scheme.
 
-    Parameters
-    ----------
-    num_cells
-        Cells in each group: a study, "study/donor", a tissue, or the id of a cell type.
-    scheme
-        What the groups are, one of `SCHEMES`.
-    settings
-        The shares to hold out, and the groups chosen by hand.
-    ontology
-        Tells the descendants of a cell type.
+    `num_cells` holds the cells of each group: a study, "study/donor", a tissue, or the id of a cell type, which takes
+    its descendants in the ontology with it.
     """
     chosen = {group: split for split, groups in settings.held_out.get(scheme, {}).items() for group in groups}
     unknown = sorted(set(chosen) - set(num_cells))
@@ -93,7 +86,7 @@ def _assign(
     for group, split in chosen.items():
         split_of.update(dict.fromkeys(bundles[group], split))
     total = sum(num_cells.values())
-    order = sorted(bundles, key=lambda group: _lot(f"{settings.seed}:{group}"))
+    order = sorted(bundles, key=lambda group: hashlib.sha256(f"{settings.seed}:{group}".encode()).hexdigest())
     for split, share in ((TEST, settings.test), (VALIDATION, settings.validation)):
         room = share * total - sum(num_cells[group] for group, taken in split_of.items() if taken == split)
         for group in order:
@@ -114,7 +107,3 @@ def _clades(num_cells: Mapping[str, int], ontology: Ontology) -> dict[str, list[
             if ancestor in clades:
                 clades[ancestor].append(term)
     return clades
-
-
-def _lot(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -139,9 +139,11 @@ def majority(reference: Reference, cells: sp.csr_matrix) -> np.ndarray:
 
 def nearest_mean(reference: Reference, cells: sp.csr_matrix) -> np.ndarray:
     """Cosine to the mean of each training type on all shared genes; a candidate has the best of its types."""
+    from sklearn.preprocessing import normalize
+
     types, code = np.unique(reference.types, return_inverse=True)
     means = _group_means(reference.expression, code, len(types))
-    cosine = np.asarray(_unit(cells) @ _unit_rows(means).T)
+    cosine = normalize(cells) @ normalize(means).T
     candidate_of_type = np.array([reference.candidate[code == i][0] for i in range(len(types))])
     seen = np.unique(candidate_of_type)
     best = np.column_stack([cosine[:, candidate_of_type == c].max(1) for c in seen])
@@ -208,16 +210,7 @@ def baseline_systems(
 ) -> list[System]:
     """Every baseline as a system that is trained anew for the genes and candidates it is asked about.
 
-    Parameters
-    ----------
-    training
-        The cells to learn from.
-    tree
-        Says which training types mean which candidate.
-    methods
-        Name -> function; None takes all of `METHODS`.
-    exact_labels
-        Only training cells of exactly the candidate's type count.
+    The tree says which training types mean which candidate; with `exact_labels` only the candidate's own does.
     """
     suffix = ", exact labels" if exact_labels else ""
     return [
@@ -255,12 +248,3 @@ def _predict_by(method: Method, training: TrainingCells, tree: TypeTree, exact_l
 def _group_means(matrix: sp.csr_matrix, code: np.ndarray, num_groups: int) -> np.ndarray:
     member = sp.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))), shape=(num_groups, len(code)))
     return np.asarray((member @ matrix).todense()) / np.bincount(code, minlength=num_groups)[:, None]
-
-
-def _unit(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(1)).ravel())
-    return sp.csr_matrix(sp.diags(1 / np.maximum(norm, 1e-12)) @ matrix)
-
-
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -60,7 +60,9 @@ def embedding_discrepancy(text_embeds: np.ndarray, reference_embeds: np.ndarray)
     row brought to unit length: 0 for two samples of one distribution, near 1 for sets that share nothing. State the
     encoder beside it. "Textual discrepancy" in the paper is not defined there; this is not claimed to be it.
     """
-    return maximum_mean_discrepancy(_unit(text_embeds), _unit(reference_embeds))
+    from sklearn.preprocessing import normalize
+
+    return maximum_mean_discrepancy(normalize(text_embeds), normalize(reference_embeds))
 
 
 # Names in UBERON that ordinary sentences use without meaning a tissue.
@@ -151,10 +153,6 @@ class _NoSynonyms:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _mean(values: list[bool]) -> float:

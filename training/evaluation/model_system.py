@@ -1,6 +1,6 @@
 """The model as a `System`, measured through the same functions that people call.
 
-The imports stand inside the functions because the front door imports `training`, not the other way round.
+Imports stand inside the functions because `scmmgpt.api` imports `training`, not the other way round.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def model_system(
     def generate(text: str, num_cells: int, seed: int) -> AnnData:
         return api.generate_cells(text, num_cells, seed=seed, model=writer(), progress=False)
 
-    can_write = _can_write(loaded)
+    # A checkpoint of stage 2, which alone writes text and cells.
+    can_write = any("ConditionalGeneration" in name for name in loaded.config.architectures or [])
     return System(
         name or loaded.name,
         predict=predict,
@@ -86,12 +87,6 @@ def model_system(
         describe=describe if can_write else None,
         generate=generate if can_write else None,
     )
-
-
-def _can_write(loaded: LoadedModel) -> bool:
-    """Whether the checkpoint is of stage 2, which alone writes text and cells."""
-    architectures = getattr(loaded.config, "architectures", None) or []
-    return any("ConditionalGeneration" in name for name in architectures)
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,18 @@ types that the model was trained on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import scipy.sparse as sp
+import typer
 
 from scmmgpt.processing.result_keys_scmmgpt import ResultKeys
 
@@ -62,18 +63,18 @@ def as_they_are(cells: AnnData, random: np.random.Generator) -> AnnData:
 
 def shuffled_gene_names(cells: AnnData, random: np.random.Generator) -> AnnData:
     """The counts of real cells under the wrong names: a column too far, a table sorted by itself."""
-    return _cells(cells.X, random.permutation(_names(cells)))
+    return _cells(cells.X, random.permutation(cells.var_names))
 
 
 def noise_of_the_mean(cells: AnnData, random: np.random.Generator) -> AnnData:
     """Counts drawn from the mean of all cells, as in droplets that hold no cell."""
     share = np.asarray(cells.X.sum(axis=0)).ravel() / cells.X.sum()
-    return _cells(random.poisson(_totals(cells) * share), _names(cells))
+    return _cells(random.poisson(_totals(cells) * share), cells.var_names)
 
 
 def noise_over_all_genes(cells: AnnData, random: np.random.Generator) -> AnnData:
     """Counts spread over all genes alike."""
-    return _cells(random.poisson(_totals(cells) * np.full(cells.n_vars, 1 / cells.n_vars)), _names(cells))
+    return _cells(random.poisson(_totals(cells) * np.full(cells.n_vars, 1 / cells.n_vars)), cells.var_names)
 
 
 def doublets(cells: AnnData, random: np.random.Generator) -> AnnData:
@@ -83,7 +84,7 @@ def doublets(cells: AnnData, random: np.random.Generator) -> AnnData:
         raise ValueError("The cells have no types to tell them apart.")
     partner = random.permutation(cells.n_obs)
     pairs = np.flatnonzero(types != types[partner])
-    return _cells(cells.X[pairs] + cells.X[partner[pairs]], _names(cells))
+    return _cells(cells.X[pairs] + cells.X[partner[pairs]], cells.var_names)
 
 
 def yeast(cells: AnnData, random: np.random.Generator) -> AnnData:
@@ -119,24 +120,14 @@ def _cells(matrix: Any, names: Any) -> AnnData:
     return cells
 
 
-def _names(cells: AnnData) -> list[str]:
-    return cells.var_names.tolist()
-
-
 def _totals(cells: AnnData) -> np.ndarray:
     return np.asarray(cells.X.sum(axis=1))
 
 
 def _systematic_names(number: int) -> list[str]:
     """YAL001C, YAL001W, YAL002C, ...: chromosome, arm, place and strand."""
-    names = [
-        f"Y{c}{arm}{n:03d}{strand}"
-        for n in range(1, 1000)
-        for c in "ABCDEFGHIJKLMNOP"
-        for arm in "LR"
-        for strand in "CW"
-    ]
-    return names[:number]
+    places = product(range(1, 1000), "ABCDEFGHIJKLMNOP", "LR", "CW")
+    return [f"Y{chromosome}{arm}{n:03d}{strand}" for n, chromosome, arm, strand in islice(places, number)]
 
 
 def measure(loaded: LoadedModel, cells: AnnData) -> dict[str, Any]:
@@ -212,21 +203,17 @@ def run(
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=None)
-    parser.add_argument("--development", default=None)
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
+def main(output: Annotated[Path, typer.Option()], model: str | None = None, development: str | None = None) -> None:
+    """Measure what annotation says about what it should not name."""
     from scmmgpt.loading import load
 
-    loaded = load(arguments.model)
-    development = load(arguments.development) if arguments.development else None
-    rows = run(loaded, Path(os.environ["SCMMGPT_DATA"]), development=development)
+    loaded = load(model)
+    left_out = load(development) if development else None
+    rows = run(loaded, Path(os.environ["SCMMGPT_DATA"]), development=left_out)
     min_confidence = loaded.annotator.calibration.min_confidence
     head = {**provenance(seed=0, device=str(loaded.device), model=loaded.name), "min_confidence": min_confidence}
-    arguments.output.write_text(json.dumps({"run": head, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    output.write_text(json.dumps({"run": head, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -52,22 +52,10 @@ def write_report(
     run: dict,
     picture: Path | None,
 ) -> Path:
-    """Write the page; `named` holds each system's labels for the tested cells, under its name, best known first.
+    """Write the page from the records of every task.
 
-    Parameters
-    ----------
-    path
-        Where to write.
-    study
-        The tested cells.
-    records
-        Of every task.
-    named
-        System -> its label of each tested cell.
-    run
-        From `results.provenance`.
-    picture
-        A PNG to put in, or None.
+    `named` holds each system's labels of the tested cells, best known first; `run` comes from `results.provenance`;
+    `picture` is a PNG to put in.
     """
     annotation = [record for record in records if record.task == "annotation"]
     best = next(iter(named), None)
@@ -80,7 +68,7 @@ def write_report(
         best=best,
         types=types[:MOST_TYPES],
         hidden=max(len(types) - MOST_TYPES, 0),
-        findings=_findings(records),
+        findings=[line for record in records if not record.is_baseline and (line := _finding(record))],
         picture=base64.b64encode(picture.read_bytes()).decode() if picture else None,
         notes=[*study.notes, *(["These cells are simulated."] if study.is_simulated else [])],
     )
@@ -117,12 +105,8 @@ def _row(record: Record) -> dict[str, str]:
     }
 
 
-def _findings(records: Sequence[Record]) -> list[str]:
-    """A sentence for each finding that changes how far the labels can be trusted."""
-    return [line for record in records if not record.is_baseline for line in [_finding(record)] if line]
-
-
 def _finding(record: Record) -> str | None:
+    """A sentence where the record changes how far the labels can be trusted."""
     values, conditions, name = record.values, record.conditions, record.system
     if record.task == "annotation":
         return (

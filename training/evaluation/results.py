@@ -119,14 +119,8 @@ def write_results(
 
 
 def file_name(task: str, prefix: str = "") -> str:
-    """The stem of a task's files.
-
-    Examples
-    --------
-    >>> file_name("unknown types", "dev")
-    'dev_unknown_types'
-    """
-    return "_".join([*([prefix] if prefix else []), *task.split()])
+    """The stem of a task's files, such as dev_unknown_types."""
+    return "_".join([*prefix.split(), *task.split()])
 
 
 def read_records(path: Path) -> tuple[dict, list[Record]]:
@@ -159,14 +153,12 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str:
     """Commit of the source tree, with "+" when something was changed since; "" outside of one."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
+    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        said = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return commit + ("+" if changed.stdout.strip() else "")
+    return said.stdout.strip()
 
 
 def _without_folders(argument: str) -> str:

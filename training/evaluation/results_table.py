@@ -6,7 +6,7 @@ python -m scmmgpt.training.evaluation.results_table hub_cards/results/dev_annota
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,48 +43,48 @@ SHOWN_CONDITIONS = ("candidates", "wording", "among", "control", "shots")
 def markdown_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
     """One row a system and study, with intervals; the best system of each study and metric is bold.
 
-    Simulated studies carry the word; a cell without a number is a dash.
-
-    Parameters
-    ----------
-    records
-        Of one task.
-    metrics
-        Columns; None takes the leading metrics of the task that occur.
+    The records are of one task, whose leading metrics are the columns unless others are named. Simulated studies carry
+    the word; a cell without a number is a dash.
     """
     shown = [m for m in metrics or LEADING.get(records[0].task, []) if any(m in r.values for r in records)]
     conditions = [c for c in SHOWN_CONDITIONS if len({r.conditions.get(c) for r in records}) > 1]
-    header = ["study", "cells", *conditions, "system", *(metric.replace("_", " ") for metric in shown)]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    rows = []
     for record in records:
         rivals = [
             r for r in records if r.study == record.study and _setting(r, conditions) == _setting(record, conditions)
         ]
-        row = [
-            record.study + (" (simulated)" if record.conditions.get("simulated") else ""),
-            record.conditions.get("cells", ""),
-            *(record.conditions.get(condition, "") for condition in conditions),
-            record.system,
-            *(_number(record, metric, rivals) for metric in shown),
-        ]
-        lines.append("| " + " | ".join(map(str, row)) + " |")
-    return "\n".join(lines)
+        rows.append(
+            [
+                record.study + (" (simulated)" if record.conditions.get("simulated") else ""),
+                *(record.conditions.get(condition, "") for condition in ("cells", *conditions)),
+                record.system,
+                *(_number(record, metric, rivals) for metric in shown),
+            ]
+        )
+    return markdown(["study", "cells", *conditions, "system", *(m.replace("_", " ") for m in shown)], rows)
 
 
 def mean_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
     """One row a system: the mean over the studies that every system has, real and simulated studies apart."""
     shown = [m for m in metrics or LEADING.get(records[0].task, [])[:4] if any(m in r.values for r in records)]
     systems = list(dict.fromkeys(r.system for r in records))
-    lines = ["| cells | studies | system | " + " | ".join(m.replace("_", " ") for m in shown) + " |"]
-    lines.append("|" + "---|" * (3 + len(shown)))
+    lines = []
     for kind, is_simulated in (("real", False), ("simulated", True)):
         rows = [r for r in records if bool(r.conditions.get("simulated")) == is_simulated]
         shared = set.intersection(*({r.study for r in rows if r.system == s} for s in systems)) if rows else set()
         for system in systems if shared else []:
             mine = [r for r in rows if r.system == system and r.study in shared]
             means = (np.mean([r.values.get(m, np.nan) for r in mine]) for m in shown)
-            lines.append(f"| {kind} | {len(shared)} | {system} | " + " | ".join(f"{m:.3f}" for m in means) + " |")
-    return "\n".join(lines)
+            lines.append([kind, len(shared), system, *(f"{mean:.3f}" for mean in means)])
+    return markdown(["cells", "studies", "system", *(m.replace("_", " ") for m in shown)], lines)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence], num_left: int | None = None) -> str:
+    """A Markdown table; columns after the first `num_left` are aligned to the right."""
+    num_left = len(header) if num_left is None else num_left
+    rule = "|" + "---|" * num_left + "---:|" * (len(header) - num_left)
+    first, *others = ("| " + " | ".join(map(str, row)) + " |" for row in (header, *rows))
+    return "\n".join([first, rule, *others])
 
 
 def page(path: Path, metrics: Sequence[str] | None = None) -> str:
@@ -106,29 +106,23 @@ def page(path: Path, metrics: Sequence[str] | None = None) -> str:
 def draw(records: Sequence[Record], path: Path, metric: str | None = None) -> Path:
     """One picture of one metric: a group of bars a study, a bar a system, whiskers for intervals.
 
-    Parameters
-    ----------
-    records
-        Of one task.
-    path
-        Where to write; the suffix chooses the format (.png, .svg).
-    metric
-        None takes the task's first leading metric that occurs.
+    The records are of one task, whose first leading metric is shown unless another is named. The suffix of `path`
+    chooses the format (.png, .svg).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     leading = LEADING.get(records[0].task, list(records[0].values))
     metric = metric or next((m for m in leading if any(m in r.values for r in records)), leading[0])
-    group_of, groups = _names(records, lambda r: _group(r))
-    bar_of, bars = _names(records, lambda r: r.system)
+    groups = list(dict.fromkeys(map(_group, records)))
+    bars = list(dict.fromkeys(r.system for r in records))
     figure = Figure(figsize=(max(6, 1.3 + 0.35 * len(groups) * max(len(bars), 2)), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     width = 0.85 / len(bars)
     for name in bars:
-        mine = [r for r in records if bar_of(r) == name and metric in r.values]
-        place = [groups.index(group_of(r)) + (bars.index(name) - (len(bars) - 1) / 2) * width for r in mine]
+        mine = [r for r in records if r.system == name and metric in r.values]
+        place = [groups.index(_group(r)) + (bars.index(name) - (len(bars) - 1) / 2) * width for r in mine]
         height = [r.values[metric] for r in mine]
         whiskers = [r.intervals.get(metric, (r.values[metric],) * 2)[:2] for r in mine]
         error = np.abs(np.array(whiskers).reshape(-1, 2).T - height)
@@ -181,10 +175,6 @@ def _group(record: Record) -> str:
     if record.task == "annotation":
         extra = []
     return "\n".join([record.study.replace("_", " "), *extra])
-
-
-def _names(records: Sequence[Record], name_of: Callable[[Record], str]) -> tuple[Callable[[Record], str], list[str]]:
-    return name_of, list(dict.fromkeys(map(name_of, records)))
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ class Study:
     tissues: np.ndarray | None = None
     is_simulated: bool = False
     sha256: str = ""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def types(self) -> list[str]:
@@ -56,15 +56,12 @@ class Study:
 
     def part(self, rows: np.ndarray) -> Study:
         """The same study with some of its cells."""
-        return Study(
-            self.name,
-            self.cells[rows].copy(),
-            self.truth[rows],
-            None if self.donors is None else self.donors[rows],
-            None if self.tissues is None else self.tissues[rows],
-            self.is_simulated,
-            self.sha256,
-            self.notes,
+        return replace(
+            self,
+            cells=self.cells[rows].copy(),
+            truth=self.truth[rows],
+            donors=None if self.donors is None else self.donors[rows],
+            tissues=None if self.tissues is None else self.tissues[rows],
         )
 
 
@@ -94,7 +91,7 @@ def open_study(
     tree
         Where labels are looked up.
     """
-    adata = data if hasattr(data, "obs") else _read(Path(data))
+    adata = data if hasattr(data, "obs") else read_cells(Path(data))
     obs = adata.obs
     if label not in obs:
         raise UserError(_no_such_column(label, obs))
@@ -123,10 +120,11 @@ def open_study(
     )
     study = study if labelled.all() else study.part(np.flatnonzero(labelled))
     notes += _ontology_notes(study.types, tree or TypeTree.load())
-    return Study(**{**study.__dict__, "notes": tuple(notes)})
+    return replace(study, notes=tuple(notes))
 
 
-def _read(path: Path) -> AnnData:
+def read_cells(path: Path) -> AnnData:
+    """The cells of an h5ad file."""
     from anndata import read_h5ad
 
     if not path.is_file():

@@ -24,18 +24,9 @@ SEEDS = range(5)
 def annotate_study(
     system: System, study: Study, tree: TypeTree, *, trained_types: Iterable[str] | None = None
 ) -> Record:
-    """Every number about naming the study's own types.
+    """Every number about naming the study's own types, which are the candidates.
 
-    Parameters
-    ----------
-    system
-        Needs `predict`.
-    study
-        The cells; its own types are the candidates.
-    tree
-        Distances between types.
-    trained_types
-        The types that had training cells; with them, cells of other types are reported apart.
+    With `trained_types`, those that had training cells, cells of other types are reported apart.
     """
     start = time.perf_counter()
     scores = checked_scores(system, study.cells, study.types)
@@ -226,27 +217,25 @@ def learn_from_few(system: System, study: Study) -> list[Record]:
 def shuffled_genes(cells, seed: int = 0):
     """A copy in which each cell's values stand at random genes."""
     generator = np.random.default_rng(seed)
-    shuffled = cells.copy()
     matrix = sp.csr_matrix(cells.X, copy=True)
     for start, stop in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
         matrix.indices[start:stop] = generator.choice(matrix.shape[1], stop - start, replace=False)
     matrix.has_sorted_indices = False
     matrix.sort_indices()
-    shuffled.X = matrix
-    shuffled.raw = None
-    for layer in list(shuffled.layers):
-        del shuffled.layers[layer]
-    return shuffled
+    return _with_matrix(cells, matrix)
 
 
 def blank(cells):
     """A copy without any counts."""
-    empty = cells.copy()
-    empty.X = sp.csr_matrix(cells.shape, dtype=np.float32)
-    empty.raw = None
-    for layer in list(empty.layers):
-        del empty.layers[layer]
-    return empty
+    return _with_matrix(cells, sp.csr_matrix(cells.shape, dtype=np.float32))
+
+
+def _with_matrix(cells, matrix: sp.csr_matrix):
+    """A copy of the cells in which this matrix is the only one."""
+    copied = cells.copy()
+    copied.X, copied.raw = matrix, None
+    copied.layers.clear()
+    return copied
 
 
 def _named(labels: Sequence[str], scores: np.ndarray) -> np.ndarray:

@@ -38,19 +38,8 @@ def generate_study(
     and the ruler, on which variable genes and principal components are fitted. A space fitted on the reference itself
     would stretch along the reference's own noise, and even real cells would be told apart in it. Genes are those
     that every system and the study share.
-
-    Parameters
-    ----------
-    systems
-        Each needs `generate`.
-    study
-        Types with fewer than ten cells in a third are left out.
-    training
-        Cells of the floor "negative binomial of training cells" and of the distance to the nearest training cell.
-    tree
-        Says which training types mean which type of the study.
-    seed
-        Of the cut and of every draw.
+    Types with fewer than ten cells in a third are left out. Training cells give the floor "negative binomial of training
+    cells" and the distance to the nearest training cell.
     """
     reference, other, ruler = _thirds(study, seed)
     asked = {name: min(int(np.sum(reference.truth == name)), MOST_PER_TYPE) for name in reference.types}
@@ -65,8 +54,7 @@ def generate_study(
         values = space.measure(on_genes(counts, symbols, genes), types)
         records.append(record_for("generation", system, reference, values, genes=len(genes), control="none"))
         if name in by_name:
-            turned = _other_types(types)
-            values = space.neighbours(on_genes(counts, symbols, genes), turned)
+            values = space.neighbours(on_genes(counts, symbols, genes), _other_types(types))
             records.append(
                 record_for("generation", system, reference, values, genes=len(genes), control="shuffled text")
             )
@@ -244,9 +232,8 @@ def _counts_on(study: Study, genes: np.ndarray) -> sp.csr_matrix:
 
 def _other_types(types: np.ndarray) -> np.ndarray:
     """Each type's cells under the name of the next type."""
-    names = np.unique(types)
-    following = dict(zip(names, np.roll(names, -1), strict=True))
-    return np.array([following[name] for name in types])
+    names, codes = np.unique(types, return_inverse=True)
+    return np.roll(names, -1)[codes]
 
 
 def _mean(distance: Callable, pairs: list) -> float:

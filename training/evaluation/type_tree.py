@@ -7,7 +7,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,9 @@ class TypeTree:
         self.tissues = list(tissues)
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> TypeTree:
-        """The tree from `path`, or the one that travels with the embedded model."""
-        if path is None:
-            return _embedded()
+    @cache
+    def load(cls, path: str | Path = EMBEDDED_MODEL / "cell_ontology.json.gz") -> TypeTree:
+        """The tree from `path`, by default the one that travels with the embedded model."""
         table = json.loads(gzip.decompress(Path(path).read_bytes()))
         return cls(Ontology.read(path), table["tissues"].values())
 
@@ -48,9 +47,10 @@ class TypeTree:
         """The CL id that `name` means, or None."""
         return term.id if (term := self.term(name)) else None
 
+    @lru_cache(maxsize=100_000)  # noqa: B019  one tree lives as long as the process
     def term(self, name: str) -> Term | None:
         """The term that `name` means, or None."""
-        return self._found(str(name))
+        return self.ontology.find(str(name))
 
     def is_parent(self, name: str, *, of: str) -> bool:
         """Whether `name` is a direct parent of the type `of`."""
@@ -103,10 +103,6 @@ class TypeTree:
                 neighbours[parent].add(key)
         return neighbours
 
-    @lru_cache(maxsize=100_000)  # noqa: B019  one tree lives as long as the process
-    def _found(self, name: str) -> Term | None:
-        return self.ontology.find(name)
-
     @lru_cache(maxsize=4096)  # noqa: B019
     def _steps_up(self, key: str) -> dict[str, int]:
         return _breadth_first(key, lambda child: self.ontology.terms.keys() & set(self.ontology.terms[child].parents))
@@ -126,8 +122,3 @@ def _breadth_first(start: str, next_of: Callable[[str], Iterable[str]]) -> dict[
                 steps[there] = steps[here] + 1
                 queue.append(there)
     return steps
-
-
-@lru_cache(maxsize=1)
-def _embedded() -> TypeTree:
-    return TypeTree.load(EMBEDDED_MODEL / "cell_ontology.json.gz")
