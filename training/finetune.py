@@ -1,7 +1,4 @@
-"""Teach a model your own labels or your own descriptions, from a whole study down to one cell of each type.
-
-    scmmgpt finetune my.h5ad --label cell_type --output my-model --lora
-    python training/finetune.py my.h5ad --label cell_type --shots 5 --output my-model
+"""Fine-tune a model on your own labels or descriptions; one cell per label is enough: `scmmgpt finetune`.
 
 The output is a complete model, as good as any other for every verb; with LoRA, `adapter/` in it holds the few MB that
 were learnt and that load onto the base. New types without a single cell need no training: annotate with `labels=`.
@@ -9,11 +6,9 @@ were learnt and that load onto the base. New types without a single cell need no
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel
 
 from scmmgpt.errors import UserError, require
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.modeling_scmmgpt import (
     ScMMGPTConfig,
     ScMMGPTForConditionalGeneration,
@@ -31,14 +27,15 @@ from scmmgpt.modeling_scmmgpt import (
     ScMMGPTModel,
 )
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, description_question, is_missing, label_text
 from scmmgpt.training import stage1
-from scmmgpt.training.assembly import text_encoder
+from scmmgpt.training.assembly import processor_to_train, text_encoder
 from scmmgpt.training.collators import CellCollator, CellTextCollator, text_labels
 from scmmgpt.training.corpus.shards import to_stored_values
 from scmmgpt.training.held_out import CELLS_PER_BATCH, HeldOutCells
-from scmmgpt.training.run import plain_errors, seed_everything, training_arguments
+from scmmgpt.training.run import seed_everything, training_arguments
 from scmmgpt.training.settings import (
     Stage1Settings,
     Stage2Data,
@@ -55,8 +52,6 @@ if TYPE_CHECKING:
 RECIPE = Path(__file__).parent / "recipes" / "finetune.yaml"
 ADAPTER, RUN = "adapter", "run"
 MOST_HELD_OUT = 1000
-# Files of a model directory that training does not touch and that the result needs as well.
-KEPT_FILES = ("cell_ontology.json.gz",)
 
 
 def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
@@ -72,45 +67,22 @@ def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
     recipe: str | os.PathLike | None = None,
     **training: Any,
 ) -> dict[str, float | int | str]:
-    """Write a model that knows your labels; return how well it names cells it was not shown, before and after.
+    """Fine-tune and write a model; return the accuracy on held-out cells before and after.
 
-    Parameters
-    ----------
-    data
-        Labelled cells, or the path of an h5ad. Not changed. Cells without a label are left out.
-    label
-        Column of `obs` with the label of each cell; labels need not be in any ontology.
-    output
-        Folder of the new model.
-    model
-        Where to start: a directory, a Hub repository, None for the embedded model.
-    lora
-        Learn small adapters (and merge them into the result); False trains both towers in full.
-    shots
-        Cells of each label to learn from; all others are held out. None: nine in ten.
-    batch_key
-        Column of `obs` with batches, donors or studies: every label is shown equally often from each, so that a
-        label's text pulls them together.
-    text
-        Column of `obs` with a description of each cell: the language model learns to write it as well.
-    recipe
-        A yaml with the numbers of the run in place of `training/recipes/finetune.yaml`.
-    **training
-        Numbers of the recipe's section `training` that differ, such as `max_steps=50`.
+    The arguments are those of `scmmgpt.finetune`; `training` are keys of the recipe's section of that name.
     """
     from scmmgpt.loading import find_model
 
     base = find_model(model)
     settings = _settings(Path(output), recipe, training, lora=lora)
     adata = _read(data)
-    processor = ScMMGPTProcessor.from_pretrained(base)
+    processor = processor_to_train(base, EMBEDDED_MODEL / ONTOLOGY_FILE)
     cells = LabelledCells.of(adata, processor, label=label, batch_key=batch_key, text=text)
-    ontology = _ontology(base)
+    ontology = processor.annotator().ontology
     train_rows, held_out_rows = split_cells(cells.labels, shots, seed=settings.training.get("seed", 0))
     held_out = _held_out(cells, held_out_rows, processor, ontology, settings)
     config = ScMMGPTConfig.from_pretrained(base)
-    for name, value in settings.model.config.items():
-        setattr(config, name, value)
+    config.update(settings.model.config)
     seed_everything(_arguments(settings))
     network = ScMMGPTForPreTraining.from_pretrained(base, config=config)
     before = _score(network, held_out)
@@ -154,9 +126,7 @@ class LabelledCells(Dataset):
         labels = np.array([str(name).strip() for name in adata.obs[label]], dtype=object)
         kept = np.array([not is_missing(name) for name in adata.obs[label]])
         if len(set(labels[kept])) < 2:
-            raise UserError(
-                f"obs[{label!r}] names {len(set(labels[kept]))} label(s): at least two must be told apart."
-            )
+            raise UserError(f"obs[{label!r}] names {len(set(labels[kept]))} label(s); training needs at least two.")
         adata, labels = adata[kept], labels[kept]
         genes = processor.gene_tokenizer
         tokens = genes(adata, packed=True, return_tensors="np")
@@ -284,13 +254,6 @@ def _read(data: Any) -> AnnData:
     return anndata.read_zarr(data) if str(data).endswith(".zarr") else anndata.read_h5ad(data)
 
 
-def _ontology(base: Path) -> Ontology:
-    from scmmgpt.hub_cards import EMBEDDED_MODEL
-    from scmmgpt.processing.ontology_scmmgpt import read_ontology
-
-    return read_ontology(base, EMBEDDED_MODEL)
-
-
 def _rows(
     cells: LabelledCells, shown: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings
 ) -> stage1.Rows:
@@ -339,9 +302,6 @@ def _write(output: Path, base: Path, trained, processor, cells: LabelledCells, *
     network.config.training_summary = {**summary, "finetuned_labels": sorted(set(cells.labels))}
     network.save_pretrained(output)
     processor.save_pretrained(output)
-    for name in KEPT_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, output / name)
 
 
 def whole_model(base: Path) -> PreTrainedModel:
@@ -397,25 +357,3 @@ def _learn_to_describe(
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.save_pretrained(output / f"{ADAPTER}_description")
     trained.merge_and_unload().save_pretrained(output)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`finetune` from the shell, for every option."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cells", help="an h5ad or zarr with labelled cells")
-    parser.add_argument("--label", required=True, help="column of obs to learn")
-    parser.add_argument("--output", required=True, help="folder of the new model")
-    parser.add_argument("--model", help="where to start; the embedded model by default")
-    parser.add_argument("--full", action="store_true", help="train both towers in full instead of LoRA adapters")
-    parser.add_argument("--shots", type=int, help="cells of each label to learn from")
-    parser.add_argument("--batch-key", help="column of obs with batches that should mix")
-    parser.add_argument("--text", help="column of obs with descriptions to learn to write")
-    parser.add_argument("--recipe", help="a yaml with the numbers of the run")
-    given = vars(parser.parse_args(arguments))
-    figures = finetune(given.pop("cells"), lora=not given.pop("full"), **given)
-    print("\n".join(f"{name}: {value}" for name, value in figures.items()))
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main()

@@ -383,6 +383,7 @@ def finetune(
     lora: Annotated[bool, typer.Option(help="Train small adapters, or all weights.")] = True,
     shots: Annotated[int | None, typer.Option(min=1, help="Learn from so many cells of each type.")] = None,
     batch_key: Annotated[str | None, typer.Option(help="The column of obs that names donors or batches.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of obs with descriptions to learn to write.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML file with the settings of the run.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -390,7 +391,7 @@ def finetune(
     from . import supervised
 
     figures = supervised.finetune(
-        cells, label, model=model, output=output, lora=lora, shots=shots, batch_key=batch_key, recipe=recipe
+        cells, label, model=model, output=output, lora=lora, shots=shots, batch_key=batch_key, text=text, recipe=recipe
     )
     say_outcome(figures, output, json)
 
