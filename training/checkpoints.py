@@ -1,4 +1,4 @@
-"""Checkpoints that survive: found again after a kill, whole or absent when the disk fills, and a stop at NaN."""
+"""Find, write and clean up checkpoints so that none is partial; stop at NaN."""
 
 from __future__ import annotations
 
@@ -21,15 +21,10 @@ class TrainingStopped(UserError):
     """A run that cannot go on, with where it can be taken up again."""
 
 
-def checkpoints(run: str | Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    folders = [folder for folder in Path(run).glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
-    return sorted(filter(is_whole, folders), key=lambda folder: int(folder.name.partition("-")[2]))
-
-
 def last_checkpoint(run: str | Path) -> Path | None:
     """The newest checkpoint that was written to its end, None where there is none."""
-    return next(reversed(checkpoints(run)), None)
+    folders = [folder for folder in Path(run).glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
+    return max(filter(is_whole, folders), key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
 def is_whole(checkpoint: Path) -> bool:

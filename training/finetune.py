@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from scmmgpt.errors import UserError, require
@@ -34,7 +34,8 @@ from scmmgpt.training import stage1
 from scmmgpt.training.assembly import processor_to_train, text_encoder
 from scmmgpt.training.collators import CellCollator, CellTextCollator, text_labels
 from scmmgpt.training.corpus.shards import to_stored_values
-from scmmgpt.training.held_out import CELLS_PER_BATCH, HeldOutCells
+from scmmgpt.training.data import RowSampler
+from scmmgpt.training.held_out import HeldOutCells, as_held_out, definition_of
 from scmmgpt.training.run import seed_everything, training_arguments
 from scmmgpt.training.settings import (
     Stage1Settings,
@@ -45,6 +46,7 @@ from scmmgpt.training.settings import (
     read_recipe,
 )
 from scmmgpt.training.strict_yaml import check_settings
+from scmmgpt.training.trainer import Rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -72,10 +74,11 @@ def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
     The arguments are those of `scmmgpt.finetune`; `training` are keys of the recipe's section of that name.
     """
     from scmmgpt.loading import find_model
+    from scmmgpt.storage import check_input, read_cells
 
     base = find_model(model)
     settings = _settings(Path(output), recipe, training, lora=lora)
-    adata = _read(data)
+    adata = read_cells(check_input(data)) if isinstance(data, (str, os.PathLike)) else data
     processor = processor_to_train(base, EMBEDDED_MODEL / ONTOLOGY_FILE)
     cells = LabelledCells.of(adata, processor, label=label, batch_key=batch_key, text=text)
     ontology = processor.annotator().ontology
@@ -176,11 +179,11 @@ def split_cells(labels: np.ndarray, shots: int | None, seed: int) -> tuple[np.nd
     return np.sort(np.concatenate(shown)), np.sort(rest)
 
 
-class BalancedOrder(Sampler[int]):
+class BalancedOrder(RowSampler):
     """Cells in random order, each label equally often and, within a label, each batch equally often."""
 
     def __init__(self, rows: np.ndarray, labels: np.ndarray, batches: np.ndarray, num_draws: int, seed: int):
-        self.rows, self.num_draws, self.seed, self.epoch = rows, num_draws, seed, 0
+        self.rows, self.num_draws, self.seed = rows, num_draws, seed
         _, group = np.unique(
             [f"{a}\t{b}" for a, b in zip(labels[rows], batches[rows], strict=True)], return_inverse=True
         )
@@ -194,9 +197,6 @@ class BalancedOrder(Sampler[int]):
 
     def __len__(self) -> int:
         return self.num_draws
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
 
 @dataclass
@@ -220,12 +220,6 @@ class LabelWriter:
         return label_text(row["cell_type"], definition_of(row["cell_type"], self.ontology), wording)
 
 
-def definition_of(label: str, ontology: Ontology) -> str | None:
-    """What the ontology says of a label, None for a label of your own."""
-    term = ontology.find(label)
-    return term.definition if term else None
-
-
 # ---- steps
 
 
@@ -244,41 +238,26 @@ def _arguments(settings: Stage1Settings):
     return training_arguments(settings, TrainingArguments)
 
 
-def _read(data: Any) -> AnnData:
-    if not isinstance(data, (str, os.PathLike)):
-        return data
-    import anndata
-
-    if not Path(data).exists():
-        raise UserError(f"There is no file {str(data)!r}.")
-    return anndata.read_zarr(data) if str(data).endswith(".zarr") else anndata.read_h5ad(data)
-
-
-def _rows(
-    cells: LabelledCells, shown: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings
-) -> stage1.Rows:
+def _rows(cells: LabelledCells, shown: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings) -> Rows:
     arguments = _arguments(settings)
     encode = text_encoder(processor, settings.data.max_text_tokens)
     collate = CellTextCollator(cells.collate, LabelWriter(ontology), encode, ontology, seed=arguments.seed)
     size = arguments.train_batch_size * arguments.world_size
     num_draws = max(len(shown), size)
     order = BalancedOrder(shown, cells.labels, cells.batches, num_draws, arguments.seed)
-    return stage1.Rows(cells, None, LabelCollator(collate), order)
+    return Rows(cells, None, LabelCollator(collate), order)
 
 
 def _held_out(cells: LabelledCells, rows: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings):
     if not len(rows):
         return None
-    names = sorted(set(cells.labels))
-    texts = [label_text(name, definition_of(name, ontology)) for name in names]
-    parts = [rows[start : start + CELLS_PER_BATCH] for start in range(0, len(rows), CELLS_PER_BATCH)]
-    return HeldOutCells(
-        rows=rows,
-        batches=[cells.collate([cells[i] for i in part]) for part in parts],
-        types=cells.labels[rows].astype(str),
-        studies=np.full(len(rows), "yours"),
-        candidates=names,
-        candidate_texts=text_encoder(processor, settings.data.max_text_tokens)(texts),
+    return as_held_out(
+        rows,
+        cells.labels[rows].astype(str),
+        np.full(len(rows), "yours"),
+        lambda part: cells.collate([cells[i] for i in part]),
+        text_encoder(processor, settings.data.max_text_tokens),
+        ontology,
     )
 
 
@@ -297,7 +276,8 @@ def _write(output: Path, base: Path, trained, processor, cells: LabelledCells, *
         trained.save_pretrained(output / ADAPTER)
         network = require("peft").PeftModel.from_pretrained(network, output / ADAPTER).merge_and_unload()
     else:
-        _take_over(network, trained)
+        towers = network if isinstance(network, ScMMGPTModel) else network.model
+        towers.load_state_dict(trained.model.state_dict(), strict=False)
     summary = dict(getattr(network.config, "training_summary", None) or {})
     network.config.training_summary = {**summary, "finetuned_labels": sorted(set(cells.labels))}
     network.save_pretrained(output)
@@ -309,12 +289,6 @@ def whole_model(base: Path) -> PreTrainedModel:
     made_as = json.loads((base / "config.json").read_text()).get("architectures") or []
     kinds = {kind.__name__: kind for kind in (ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining, ScMMGPTModel)}
     return kinds.get(made_as[0] if made_as else "", ScMMGPTForPreTraining).from_pretrained(base)
-
-
-def _take_over(network: PreTrainedModel, trained: ScMMGPTForPreTraining) -> None:
-    towers = trained.model.state_dict()
-    target = network if isinstance(network, ScMMGPTModel) else network.model
-    target.load_state_dict(towers, strict=False)
 
 
 def _learn_to_describe(
@@ -353,7 +327,7 @@ def _learn_to_describe(
     )
     table = Table.from_list([cells[i] for i in shown]).with_format("numpy")
     order = ShuffledRows(np.arange(len(shown)), settings.training.get("seed", 0))
-    trainer = stage2.train(describing, network, processor, stage2.Rows(table, None, collate, order), fresh=True)
+    trainer = stage2.train(describing, network, processor, Rows(table, None, collate, order), fresh=True)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.save_pretrained(output / f"{ADAPTER}_description")
     trained.merge_and_unload().save_pretrained(output)
