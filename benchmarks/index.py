@@ -27,16 +27,15 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.experimental import concat_on_disk
 
 import scmmgpt
 from benchmarks._measuring import in_own_process, options, peak_memory
+from benchmarks._tiled import write_tiled
 from scmmgpt.index import Index, build_index
 from scmmgpt.processing.prompting_scmmgpt import query_text
 
 STUDY = "pbmc_facs_zheng2017.h5ad"
 SIZES = (75_000, 300_000)
-CELLS_PER_PART = 10_000
 KEPT = 0.7  # of the molecules of a copy
 TOP = 20
 QUERIES = (
@@ -51,24 +50,6 @@ QUERIES = (
     "cells that present antigens",
     "memory T cells",
 )
-
-
-def write_tiled_atlas(source: Path, num_cells: int, path: Path) -> None:
-    """Real cells again and again, each copy thinned, in parts: the atlas is never in memory."""
-    cells, generator = anndata.read_h5ad(source), np.random.default_rng(0)
-    counts = sp.csr_matrix(cells.X)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        files = []
-        for start in range(0, num_cells, CELLS_PER_PART):
-            numbers = np.arange(start, min(start + CELLS_PER_PART, num_cells))
-            part = counts[numbers % cells.n_obs]
-            part.data = generator.binomial(part.data.astype(np.int64), KEPT).astype(np.float32)
-            part.eliminate_zeros()
-            obs = cells.obs[["cell_type", "tissue"]].iloc[numbers % cells.n_obs].copy()
-            obs.index = [f"cell{number}" for number in numbers]
-            files.append(Path(folder) / f"{start}.h5ad")
-            anndata.AnnData(part, obs=obs, var=pd.DataFrame(index=cells.var_names)).write_h5ad(files[-1])
-        concat_on_disk(files, path)
 
 
 def build(atlas: Path, folder: Path) -> dict[str, float]:
@@ -117,10 +98,13 @@ def _times(index: Index, vectors: np.ndarray, repeats: int, exact: bool) -> dict
 
 
 def measure(source: Path, sizes: Sequence[int], folder: Path) -> list[dict]:
+    study = anndata.read_h5ad(source)
+    names, obs = pd.DataFrame(index=study.var_names), study.obs[["cell_type", "tissue"]]
+    cells = anndata.AnnData(sp.csr_matrix(study.X), obs=obs, var=names)
     rows = []
     for size in sizes:
         atlas, index = folder / f"atlas{size}.h5ad", folder / f"index{size}"
-        write_tiled_atlas(source, size, atlas)
+        write_tiled(cells, size, atlas, KEPT)
         row = {
             "cells": size,
             "atlas_megabytes": round(atlas.stat().st_size / 1e6),

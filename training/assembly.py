@@ -146,14 +146,16 @@ class CellWriter:
 def text_encoder(processor: ScMMGPTProcessor, max_tokens: int) -> Callable[[list[str]], dict]:
     """Texts -> the text arguments of the towers' forward."""
 
+    tokenizers = {"": processor.tokenizer, "qformer_": processor.qformer_tokenizer}
+    options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+
     def encode(texts: list[str]) -> dict[str, torch.Tensor]:
-        options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
-        inputs = processor.tokenizer(texts, return_token_type_ids=False, **options)
-        encoded = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        if processor.qformer_tokenizer is not None:
-            inputs = processor.qformer_tokenizer(texts, return_token_type_ids=False, **options)
-            encoded |= {f"qformer_{name}": inputs[name] for name in ("input_ids", "attention_mask")}
-        return encoded
+        return {
+            f"{prefix}{name}": tensor
+            for prefix, tokenizer in tokenizers.items()
+            if tokenizer is not None
+            for name, tensor in tokenizer(texts, return_token_type_ids=False, **options).items()
+        }
 
     return encode
 

@@ -115,14 +115,9 @@ class CorpusBatchSampler(Sampler[list[int]]):
         if self.settings.distinct_types:
             # Types are spread within windows of a few batches, which keeps lengths similar as well.
             window = size * (8 if self.settings.similar_lengths else max(1, len(rows) // size))
-            types = self.corpus.index["cell_type"][rows]
-            rows = np.concatenate(
-                [
-                    part[spread_types(types[start : start + window], generator)]
-                    for start, part in ((start, rows[start : start + window]) for start in range(0, len(rows), window))
-                ]
-                or [rows]
-            )
+            types = self.corpus.index["cell_type"]
+            parts = [rows[start : start + window] for start in range(0, len(rows), window)] or [rows]
+            rows = np.concatenate([part[spread_types(types[part], generator)] for part in parts])
         batches = rows.reshape(-1, size)
         return list(batches[generator.permutation(len(batches))])
 

