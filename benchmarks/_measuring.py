@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -45,7 +45,7 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(work, *arguments).result()
 
 
-def interleaved(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, dict[str, float]]:
+def interleaved(ways: Mapping[str, Callable[[], int]], repeats: int) -> dict[str, dict[str, float]]:
     """Things done per second by each way: median, lowest and highest of runs in turn, after one to warm up."""
     for work in ways.values():
         work()

@@ -62,7 +62,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
     num_query_tokens = model.config.get("qformer_config", {}).get("num_query_tokens", 32)
     processor = ScMMGPTProcessor(
         corpus.gene_tokenizer().with_settings(**{**model.gene_tokenizer, **read_length}),
-        _text_tokenizer(model.text_tokenizer, model, corpus),
+        _text_tokenizer(model, corpus),
         qformer_tokenizer=AutoTokenizer.from_pretrained(model.qformer_tokenizer) if model.qformer_tokenizer else None,
         num_query_tokens=num_query_tokens,
     )
@@ -92,7 +92,8 @@ def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) ->
     )
 
 
-def _text_tokenizer(source: str | None, model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
+def _text_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
+    source = model.tokenizer or (model.language_model if isinstance(model, Stage2Model) else None)
     if source is None:
         return train_text_tokenizer(_sample_texts(corpus), model.tokenizer_size)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -145,7 +146,6 @@ class CellWriter:
 
 def text_encoder(processor: ScMMGPTProcessor, max_tokens: int) -> Callable[[list[str]], dict]:
     """Texts -> the text arguments of the towers' forward."""
-
     tokenizers = {"": processor.tokenizer, "qformer_": processor.qformer_tokenizer}
     options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
 

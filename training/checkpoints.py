@@ -65,16 +65,11 @@ def stop_at_nan(loss: torch.Tensor, inputs: dict, *, run: str | Path, step: int,
         return
     path = Path(run) / (BAD_BATCH_FILE if process == 0 else f"bad_batch_{process}.pt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {"step": step, "loss": float(loss), "inputs": {name: _on_cpu(value) for name, value in inputs.items()}}, path
-    )
+    on_cpu = {name: value.detach().cpu() if torch.is_tensor(value) else value for name, value in inputs.items()}
+    torch.save({"step": step, "loss": float(loss), "inputs": on_cpu}, path)
     last = last_checkpoint(run)
     raise TrainingStopped(
         f"The loss is {float(loss)} at step {step}. Its batch is in {path} (torch.load). "
         + (f"The weights of {last.name} are from before. " if last else "")
         + "Look for extreme values in the batch, or lower `training.learning_rate`."
     )
-
-
-def _on_cpu(value: object) -> object:
-    return value.detach().cpu() if isinstance(value, torch.Tensor) else value

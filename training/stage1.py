@@ -93,8 +93,8 @@ def train(
     """
     arguments = training_arguments(settings, TrainingArguments)
     checkpoint = begin(settings, arguments, fresh=fresh)
-    model = prepare_towers(model, settings.towers, settings.lora)
-    trainer = make_trainer(model, arguments, settings=settings, rows=rows, processing_class=processor)
+    prepared = prepare_towers(model, settings.towers, settings.lora)
+    trainer = make_trainer(prepared, arguments, settings=settings, rows=rows, processing_class=processor)
     train_to_the_end(trainer, checkpoint, trainer.save_model)
     return trainer
 

@@ -13,7 +13,6 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 
 from scmmgpt.training.checkpoints import stop_at_nan, whole_or_absent
 from scmmgpt.training.data import RowSampler
-from scmmgpt.training.flops import BatchShape
 from scmmgpt.training.meter import RunMeter
 from scmmgpt.training.settings import RunSettings
 from scmmgpt.training.towers import parameter_groups
@@ -53,7 +52,7 @@ class RunTrainer(Trainer):
 
     model: PreTrainedModel
     losses: tuple[str, ...]
-    flops_of: Callable[[Any, BatchShape, Any], float]
+    flops_of: Callable[..., float]
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -70,8 +70,8 @@ def fit(studies: Studies) -> Calibration:
 
 
 def _with(studies: Studies, calibration: Calibration, name: str, value: float) -> Calibration:
-    bias = dict.fromkeys(studies.trained, -value)
-    return replace(calibration, **{name: bias if name == "class_bias" else value})
+    changed: Any = dict.fromkeys(studies.trained, -value) if name == "class_bias" else value
+    return replace(calibration, **{name: changed})
 
 
 def merit(studies: Studies, calibration: Calibration) -> float:

@@ -21,7 +21,8 @@ import typer
 
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.encoding_scmmgpt import TextEmbedder
-from scmmgpt.training.evaluation.baselines import TrainingCells, log_expression, logistic_regression, nearest_mean
+from scmmgpt.training.evaluation.baselines import TrainingCells, logistic_regression, nearest_mean
+from scmmgpt.training.evaluation.expression import log_expression
 from scmmgpt.training.evaluation.metrics import accuracy, expected_calibration_error, macro_f1
 from scmmgpt.training.evaluation.model_system import StudyScores
 from scmmgpt.training.evaluation.task_annotation import reword
