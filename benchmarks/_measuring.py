@@ -1,14 +1,17 @@
-"""What every benchmark shares: interleaved runs, the machine's limits, the memory of a process, one form of report."""
+"""What every benchmark shares: command line, interleaved runs, the machine's limits, memory, one form of report."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,31 @@ import torch
 OUT = Path(__file__).parent / "out"
 
 
-def interleaved(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, dict[str, float]]:
+def options(description: str | None, **defaults: Any) -> argparse.Namespace:
+    """The command line: `num_cells=4` makes `--num-cells 8` possible, a tuple takes several values, False is a switch.
+
+    A type in place of a default, such as `Path`, is for an option that may be left out.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        kind: dict[str, Any] = {"type": type(default), "default": default}
+        if default is False:
+            kind = {"action": "store_true"}
+        elif isinstance(default, tuple):
+            kind |= {"type": type(default[0]), "nargs": "+"}
+        elif isinstance(default, type):
+            kind = {"type": default}
+        parser.add_argument(f"--{name.replace('_', '-')}", **kind)
+    return parser.parse_args()
+
+
+def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns that runs in a new process, whose memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def interleaved(ways: Mapping[str, Callable[[], int]], repeats: int) -> dict[str, dict[str, float]]:
     """Things done per second by each way: median, lowest and highest of runs in turn, after one to warm up."""
     for work in ways.values():
         work()
@@ -80,13 +107,6 @@ def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32) -> floa
     return 2 * size**3 / min(_best_seconds(way, device) for way in ways)
 
 
-def memory_bandwidth(size: int = 1 << 27) -> float:
-    """Bytes a second that one copy reads and writes."""
-    source = torch.ones(size // 4)
-    target = torch.empty_like(source)
-    return 2 * size / _best_seconds(lambda: target.copy_(source), "cpu")
-
-
 def _best_seconds(work: Callable[[], Any], device: str, repeats: int = 5) -> float:
     best = float("inf")
     for _ in range(repeats + 1):
@@ -100,8 +120,12 @@ def _best_seconds(work: Callable[[], Any], device: str, repeats: int = 5) -> flo
 
 @contextmanager
 def peak_memory(every: float = 0.05) -> Iterator[dict[str, float]]:
-    """The most memory that this process held itself, in MB; mapped files, which the system may drop, do not count."""
-    found, over = {"peak_mb": _own_mb()}, threading.Event()
+    """The most memory that this process held itself, in MB; mapped files, which the system may drop, do not count.
+
+    `growth_mb` is what came on top of the memory held at the start.
+    """
+    before, over = _own_mb(), threading.Event()
+    found = {"peak_mb": before}
 
     def watch() -> None:
         while not over.wait(every):
@@ -114,6 +138,7 @@ def peak_memory(every: float = 0.05) -> Iterator[dict[str, float]]:
     finally:
         over.set()
         watcher.join()
+        found["growth_mb"] = round(found["peak_mb"] - before, 1)
         found["peak_mb"] = round(found["peak_mb"], 1)
 
 
@@ -130,13 +155,11 @@ def row(task: str, way: str, found: dict[str, float], unit: str, **more: Any) ->
     return line
 
 
-def write_report(name: str, rows: list[dict[str, Any]], **more: Any) -> Path:
+def write_report(path: Path, rows: list[dict[str, Any]], **more: Any) -> None:
     """Keep a benchmark's rows as JSON, and print them."""
-    OUT.mkdir(exist_ok=True)
-    path = OUT / f"{name}.json"
-    path.write_text(json.dumps({"rows": rows, **more}, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": rows, **more}, indent=1, default=str) + "\n")
     print_rows(rows)
-    return path
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

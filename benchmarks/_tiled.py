@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
-import pandas as pd
-from anndata.io import write_elem
+from anndata.experimental import concat_on_disk
 
 SOURCE = "real/pbmc_facs_zheng2017.h5ad"
+CELLS_PER_PART = 10_000
 
 
 def real_cells() -> anndata.AnnData:
@@ -30,25 +30,22 @@ def tiled(cells: anndata.AnnData, num_cells: int) -> anndata.AnnData:
     return cells[np.arange(num_cells) % cells.n_obs].copy()
 
 
-def write_tiled(cells: anndata.AnnData, num_cells: int, path: Path) -> Path:
-    """The same cells over and over, in an h5ad file, one copy of them in memory at a time."""
-    cells[:1].write_h5ad(path)
-    once = cells.X
-    repeats = -(-num_cells // once.shape[0])
-    starts = (np.arange(repeats)[:, None] * once.nnz + once.indptr[None, :-1]).ravel()
-    indptr = np.append(starts, repeats * once.nnz)[: num_cells + 1]
-    with h5py.File(path, "r+") as file:
-        matrix = file["X"]
-        for name in ("data", "indices", "indptr"):
-            del matrix[name]
-        for name in ("data", "indices"):
-            values = getattr(once, name)
-            many = matrix.create_dataset(name, shape=(int(indptr[-1]),), dtype=values.dtype, chunks=(1 << 18,))
-            for start in range(0, int(indptr[-1]), len(values)):
-                part = values[: int(indptr[-1]) - start]
-                many[start : start + len(part)] = part
-        matrix.create_dataset("indptr", data=indptr.astype(np.int64))
-        matrix.attrs["shape"] = (num_cells, once.shape[1])
-        del file["obs"]
-        write_elem(file, "obs", pd.DataFrame(index=[f"cell{number}" for number in range(num_cells)]))
+def write_tiled(cells: anndata.AnnData, num_cells: int, path: Path, kept: float = 1.0) -> Path:
+    """The same cells over and over in an h5ad file, written in parts: they are never all in memory.
+
+    `kept` is the share of the molecules that stay in each copy, drawn at random, so that no two cells are the same.
+    """
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        files = []
+        for start in range(0, num_cells, CELLS_PER_PART):
+            numbers = np.arange(start, min(start + CELLS_PER_PART, num_cells))
+            part = cells[numbers % cells.n_obs].copy()
+            part.obs_names = [f"cell{number}" for number in numbers]
+            if kept < 1:
+                part.X.data = generator.binomial(part.X.data.astype(np.int64), kept).astype(np.float32)
+                part.X.eliminate_zeros()
+            files.append(Path(folder) / f"{start}.h5ad")
+            part.write_h5ad(files[-1])
+        concat_on_disk(files, path, merge="same")
     return path

@@ -5,24 +5,26 @@
 
 Time should grow in proportion to the cells and stay nearly flat in labels (their texts are embedded beforehand, and
 kept) and genes (the model attends to few of them and sums up the others); the grey line shows what proportion
-would be. Real cells over and over (SCMMGPT_DATA names them); for the genes, made ones.
+would be. Real cells over and over (SCMMGPT_DATA names them); for the genes, made ones. `--few-cells` is for all curves but the
+first.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-import time
+import timeit
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from benchmarks._measuring import OUT, machine, peak_memory, row, write_report
+from benchmarks._measuring import OUT, machine, options, peak_memory, row, write_report
 from benchmarks._tiled import real_cells, tiled, write_tiled
 
 CELLS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
@@ -37,90 +39,76 @@ TITLES = {
 }
 
 
-def seconds_of(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Sorted times of some runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return sorted(times)
+Runs: TypeAlias = Iterator[tuple[int, Callable[[], Any]]]
+STEADY_IN_ONE_RUN = 30_000
 
 
-def over_cells(model, sizes, repeats: int) -> dict[int, list[float]]:
-    """Seconds of a whole run, file to file."""
-    import scmmgpt
-
-    cells, found = real_cells(), {}
-    with tempfile.TemporaryDirectory() as folder:
-        for size in sizes:
-            path = write_tiled(cells, size, Path(folder) / "cells.h5ad")
-            output = Path(folder) / "out.h5ad"
-            work = lambda path=path, output=output: scmmgpt.annotate(  # noqa: E731
-                path, output=output, model=model, summary_only=True, progress=False
-            )
-            # The largest takes long enough to be steady in one run.
-            found[size] = seconds_of(work, repeats if size <= 30_000 else 1)
-            output.unlink()
+def times_of(runs: Iterable[tuple[int, Callable[[], Any]]], repeats: int) -> dict[int, list[float]]:
+    """Sorted seconds of some runs of each size, after one to warm up."""
+    found = {}
+    for size, work in runs:
+        is_long = size > STEADY_IN_ONE_RUN
+        if not is_long:
+            work()
+        found[size] = sorted(timeit.repeat(work, "gc.enable()", number=1, repeat=1 if is_long else repeats))
     return found
 
 
-def over_labels(model, num_cells: int, repeats: int) -> dict[int, list[float]]:
-    """Seconds of annotation; the labels' texts were embedded before, as they are from the second run on."""
+def over_cells(model: Any, most: int) -> Runs:
+    """Whole runs, file to file."""
+    import scmmgpt
+
+    cells = real_cells()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for size in CELLS:
+            if size <= most:
+                path = write_tiled(cells, size, folder / "cells.h5ad")
+                there = {"output": folder / "out.h5ad", "summary_only": True, "progress": False}
+                yield size, partial(scmmgpt.annotate, path, model=model, **there)
+
+
+def over_labels(model: Any, num_cells: int) -> Runs:
+    """Annotation with so many labels, whose texts are embedded before, as they are from the second run on."""
     import scmmgpt
 
     cells = tiled(real_cells(), num_cells)
     names = [term.label for term in model.ontology.terms.values()]
-    found = {}
     for size in LABELS:
         labels = names[:size] + [f"type number {number}" for number in range(size - len(names))]
-        work = lambda labels=labels: scmmgpt.annotate(cells, labels, model=model, progress=False)  # noqa: E731
-        work()
-        found[size] = seconds_of(work, repeats)
-    return found
+        yield size, partial(scmmgpt.annotate, cells, labels, model=model, progress=False)
 
 
-def over_genes(model, num_cells: int, repeats: int) -> dict[int, list[float]]:
-    """Seconds to embed cells that express so many genes."""
+def over_genes(model: Any, num_cells: int) -> Runs:
+    """Embedding of cells that express so many genes."""
     import scmmgpt
 
-    genes, random, found = model.processor.gene_tokenizer.genes, np.random.default_rng(0), {}
+    genes, random = model.processor.gene_tokenizer.genes, np.random.default_rng(0)
     for size in [size for size in GENES if size < len(genes)] + [min(GENES[-1], len(genes))]:
         columns = np.concatenate([np.sort(random.choice(len(genes), size, replace=False)) for _ in range(num_cells)])
         counts = random.poisson(2, len(columns)).astype(np.float32) + 1
         matrix = sparse.csr_matrix((counts, columns, np.arange(num_cells + 1) * size), (num_cells, len(genes)))
-        cells = AnnData(matrix)
-        cells.var_names = genes
-        work = lambda cells=cells: scmmgpt.embed(cells, model=model, progress=False)  # noqa: E731
-        work()
-        found[size] = seconds_of(work, repeats)
-    return found
+        yield size, partial(scmmgpt.embed, AnnData(matrix, var=pd.DataFrame(index=genes)), model=model, progress=False)
 
 
-def over_batches(model, num_cells: int, repeats: int) -> dict[int, list[float]]:
-    """Seconds to embed the same cells in batches of so many."""
+def over_batches(model: Any, num_cells: int) -> Runs:
+    """Embedding of the same cells in batches of so many."""
     import scmmgpt
 
-    cells, found = tiled(real_cells(), num_cells), {}
+    cells = tiled(real_cells(), num_cells)
     for size in BATCHES:
-        work = lambda size=size: scmmgpt.embed(cells, model=model, batch_size=size, progress=False)  # noqa: E731
-        work()
-        found[size] = seconds_of(work, repeats)
-    return found
+        yield size, partial(scmmgpt.embed, cells, model=model, batch_size=size, progress=False)
 
 
 def draw(curves: dict[str, dict[int, list[float]]], path: Path) -> None:
     """Four panels, both axes logarithmic; bars from the fastest to the slowest run."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
-    for axis, (name, points) in zip(axes.flat, curves.items(), strict=True):
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    for axis, (name, points) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
         sizes = np.array(list(points))
         middle = np.array([np.median(times) for times in points.values()])
-        low, high = (np.array([pick(times) for times in points.values()]) for pick in (min, max))
+        low, high = np.array([(times[0], times[-1]) for times in points.values()]).T
         axis.errorbar(sizes, middle, yerr=[middle - low, high - middle], marker="o", capsize=3, color="#1f6f8b")
         end = -1 if name in ("cells", "batch") else 0
         power = -1 if name == "batch" else 1
@@ -128,28 +116,22 @@ def draw(curves: dict[str, dict[int, list[float]]], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel=TITLES[name], ylabel="seconds")
         axis.grid(alpha=0.25)
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--most-cells", type=int, default=CELLS[-1])
-    parser.add_argument("--few-cells", type=int, default=512, help="for the other three curves")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device")
-    arguments = parser.parse_args()
+    given = options(__doc__, most_cells=CELLS[-1], few_cells=512, repeats=3, device=str)
     warnings.simplefilter("ignore", UserWarning)
     import scmmgpt
 
-    about, model = machine(), scmmgpt.load(device=arguments.device)
-    few, repeats = arguments.few_cells, arguments.repeats
+    about, model, few = machine(), scmmgpt.load(device=given.device), given.few_cells
+    runs = {
+        "cells": over_cells(model, given.most_cells),
+        "labels": over_labels(model, few),
+        "genes": over_genes(model, few // 4),
+        "batch": over_batches(model, few),
+    }
     with peak_memory() as memory:
-        curves = {
-            "cells": over_cells(model, [size for size in CELLS if size <= arguments.most_cells], repeats),
-            "labels": over_labels(model, few, repeats),
-            "genes": over_genes(model, few // 4, repeats),
-            "batch": over_batches(model, few, repeats),
-        }
+        curves = {name: times_of(work, given.repeats) for name, work in runs.items()}
     done = {"labels": few, "genes": few // 4, "batch": few}
     rows = []
     for name, points in curves.items():
@@ -160,8 +142,7 @@ def main() -> None:
             rows.append(row("curve", f"{TITLES[name]}: {size:,}", rates, "cells/s"))
     OUT.mkdir(exist_ok=True)
     draw(curves, OUT / "curves.svg")
-    seconds = {name: {str(size): times for size, times in points.items()} for name, points in curves.items()}
-    write_report("curves", rows, machine=about, settings=vars(arguments), seconds=seconds, **memory)
+    write_report(OUT / "curves.json", rows, machine=about, settings=vars(given), seconds=curves, **memory)
     print(f"Picture: {OUT / 'curves.svg'}")
 
 

@@ -6,22 +6,19 @@ The atlas is tiled: real cells (SCMMGPT_DATA names them) are repeated until ther
 count of each copy is thinned at random, so that no two cells are the same. Two sizes are built, each in a process of
 its own: memory is flat when both need the same. Memory is what the process itself holds (mapped files, which the
 system may drop at any time, are not counted), read every 50 ms. Recall is the share of the true best cells, found by
-a search through all vectors, that the approximate search finds too.
+a search through all vectors, that the approximate search finds too. `--folder` says where the atlas and its index lie
+meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,15 +27,15 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.experimental import concat_on_disk
 
 import scmmgpt
+from benchmarks._measuring import in_own_process, options, peak_memory
+from benchmarks._tiled import write_tiled
 from scmmgpt.index import Index, build_index
 from scmmgpt.processing.prompting_scmmgpt import query_text
 
 STUDY = "pbmc_facs_zheng2017.h5ad"
 SIZES = (75_000, 300_000)
-CELLS_PER_PART = 10_000
 KEPT = 0.7  # of the molecules of a copy
 TOP = 20
 QUERIES = (
@@ -55,59 +52,18 @@ QUERIES = (
 )
 
 
-def write_tiled_atlas(source: Path, num_cells: int, path: Path) -> None:
-    """Real cells again and again, each copy thinned, in parts: the atlas is never in memory."""
-    cells, generator = anndata.read_h5ad(source), np.random.default_rng(0)
-    counts = sp.csr_matrix(cells.X)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        files = []
-        for start in range(0, num_cells, CELLS_PER_PART):
-            numbers = np.arange(start, min(start + CELLS_PER_PART, num_cells))
-            part = counts[numbers % cells.n_obs]
-            part.data = generator.binomial(part.data.astype(np.int64), KEPT).astype(np.float32)
-            part.eliminate_zeros()
-            obs = cells.obs[["cell_type", "tissue"]].iloc[numbers % cells.n_obs].copy()
-            obs.index = [f"cell{number}" for number in numbers]
-            files.append(Path(folder) / f"{start}.h5ad")
-            anndata.AnnData(part, obs=obs, var=pd.DataFrame(index=cells.var_names)).write_h5ad(files[-1])
-        concat_on_disk(files, path)
-
-
-@contextmanager
-def memory_and_time() -> Iterator[dict[str, float]]:
-    """Seconds by the clock and by the processor, and the most megabytes held beyond those held at the start."""
-    found: dict[str, float] = {}
-    before, done = own_megabytes(), threading.Event()
-    peak = before
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.05):
-            peak = max(peak, own_megabytes())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    clock, processor = time.perf_counter(), time.process_time()
-    yield found
-    found["seconds"] = round(time.perf_counter() - clock, 1)
-    found["cpu_seconds"] = round(time.process_time() - processor, 1)
-    done.set()
-    watcher.join()
-    found["megabytes"] = round(peak - before)
-
-
-def own_megabytes() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
-
-
 def build(atlas: Path, folder: Path) -> dict[str, float]:
     """Time and memory of a build; the model is loaded and its kernels compiled before the clock starts."""
     model = scmmgpt.load(device="cpu")
     scmmgpt.embed(anndata.AnnData(*_first_cells(atlas)), model=model, progress=False)
-    with memory_and_time() as found:
+    clock, processor = time.perf_counter(), time.process_time()
+    with peak_memory() as memory:
         build_index(atlas, folder, model=model, progress=False)
-    return found
+    return {
+        "seconds": round(time.perf_counter() - clock, 1),
+        "cpu_seconds": round(time.process_time() - processor, 1),
+        "megabytes": round(memory["growth_mb"]),
+    }
 
 
 def _first_cells(atlas: Path) -> tuple[sp.csr_matrix, pd.DataFrame, pd.DataFrame]:
@@ -120,7 +76,7 @@ def query(folder: Path, repeats: int = 5) -> dict[str, dict[str, float]]:
     """Recall and time per query, the query's text already embedded."""
     index, model = Index.open(folder), scmmgpt.load(device="cpu")
     vectors = model.embed_texts([query_text(text) for text in QUERIES])
-    with memory_and_time() as held:
+    with peak_memory() as memory:
         best = [index.nearest(vector, TOP, exact=True) for vector in vectors]
         found = [index.nearest(vector, TOP) for vector in vectors]
     recall = [np.isin(first[0], second[0]).mean() for first, second in zip(best, found, strict=True)]
@@ -128,7 +84,7 @@ def query(folder: Path, repeats: int = 5) -> dict[str, dict[str, float]]:
         "recall": {"mean": round(float(np.mean(recall)), 4), "least": round(float(min(recall)), 4)},
         "approximate_ms": _times(index, vectors, repeats, exact=False),
         "exact_ms": _times(index, vectors, repeats, exact=True),
-        "held": {"megabytes": held["megabytes"]},
+        "held": {"megabytes": round(memory["growth_mb"])},
     }
 
 
@@ -141,22 +97,20 @@ def _times(index: Index, vectors: np.ndarray, repeats: int, exact: bool) -> dict
     return {name: round(float(np.percentile(times, share)), 1) for name, share in (("p50", 50), ("p95", 95))}
 
 
-def in_own_process(step: str, *arguments: str | Path) -> dict:
-    call = [sys.executable, "-W", "ignore", "-m", "benchmarks.index", "--step", step, *map(str, arguments)]
-    return json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def measure(source: Path, sizes: Sequence[int], folder: Path) -> list[dict]:
+    study = anndata.read_h5ad(source)
+    names, obs = pd.DataFrame(index=study.var_names), study.obs[["cell_type", "tissue"]]
+    cells = anndata.AnnData(sp.csr_matrix(study.X), obs=obs, var=names)
     rows = []
     for size in sizes:
         atlas, index = folder / f"atlas{size}.h5ad", folder / f"index{size}"
-        write_tiled_atlas(source, size, atlas)
+        write_tiled(cells, size, atlas, KEPT)
         row = {
             "cells": size,
             "atlas_megabytes": round(atlas.stat().st_size / 1e6),
-            "build": in_own_process("build", atlas, index),
+            "build": in_own_process(build, atlas, index),
             "index_megabytes": round(sum(path.stat().st_size for path in index.iterdir()) / 1e6),
-            "query": in_own_process("query", index),
+            "query": in_own_process(query, index),
         }
         rows.append(row)
         print(json.dumps(row), flush=True)
@@ -165,17 +119,7 @@ def measure(source: Path, sizes: Sequence[int], folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--output", type=Path, help="a JSON file, which the page on searching renders")
-    parser.add_argument("--folder", type=Path, help="where the atlas and its index lie meanwhile")
-    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
-    settings = parser.parse_args()
-    if settings.step:
-        name, *paths = settings.step
-        steps: dict[str, Callable[..., dict]] = {"build": build, "query": query}
-        print(json.dumps(steps[name](*map(Path, paths))))
-        return
+    settings = options(__doc__, cells=SIZES, output=Path, folder=Path)
     sources = sorted(Path(os.environ.get("SCMMGPT_DATA", ".")).rglob(STUDY))
     if not sources:
         sys.exit(f"SCMMGPT_DATA must name a folder with {STUDY}.")

@@ -3,16 +3,13 @@
 python -m benchmarks.loading --num-cells 20000
 
 Every row of the table reads shuffled batches of 64 from the same synthetic cells in one process with a warm cache.
-Rates move with the machine: compare rows of one run, and on a busy machine those per CPU-second. The last part reads corpora of 1x and 10x the size and writes down
-the memory that the process itself holds; mapped files, which the system may drop at any time, are not counted.
+Rates move with the machine: compare rows of one run, and on a busy machine those per CPU-second. `--mean-genes` are the
+expressed genes of a cell, about. The last part reads corpora of 1x and 10x the size and writes down the memory that the
+process itself holds; mapped files, which the system may drop at any time, are not counted.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +22,7 @@ import pandas as pd
 import scipy.sparse as sp
 from torch.utils.data import DataLoader
 
-from benchmarks._measuring import machine, row
+from benchmarks._measuring import OUT, in_own_process, machine, options, peak_memory, row, write_report
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.training.assembly import CorpusRows
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
@@ -64,7 +61,7 @@ def measure(batches: Callable[[], Iterator], seconds: float) -> dict[str, int]:
         if time.process_time() - processor > seconds:
             break
     return {
-        "per_second": round(num_cells / (time.perf_counter() - clock)),
+        "rate": round(num_cells / (time.perf_counter() - clock)),
         "per_cpu_second": round(num_cells / (time.process_time() - processor)),
     }
 
@@ -109,31 +106,20 @@ def rates(tokens: Corpus, counts: Corpus, files: dict[str, Path], seconds: float
         "corpus of tokens -> packed": lambda: _whole_batches(loader(tokens, packed)),
         "corpus of counts, tokenised on the way -> padded": lambda: loader(counts, on_the_fly),
     }
-    found = {}
-    for name, way in ways.items():
-        found[name] = measure(way, seconds)
-        by_clock, by_processor = found[name].values()
-        print(f"{name:50s} {by_clock:>9,} cells/s {by_processor:>9,} cells/CPU-s", flush=True)
-    return found
+    return {name: measure(way, seconds) for name, way in ways.items()}
 
 
 def _whole_batches(batches: Iterator[dict]) -> Iterator[None]:
     return (None for _ in batches)
 
 
-def own_memory(corpus_path: str) -> float:
+def own_memory(path: Path) -> float:
     """MB that reading a whole epoch makes the process itself hold, over what it held before."""
-    corpus = Corpus.open(corpus_path)
-    before, highest = _anonymous_mb(), 0.0
-    for number, _ in enumerate(loader(corpus, CellCollator(corpus.manifest["value_mode"]))):
-        if number % 20 == 0:
-            highest = max(highest, _anonymous_mb())
-    return round(highest - before, 1)
-
-
-def _anonymous_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+    corpus = Corpus.open(path)
+    with peak_memory() as memory:
+        for _ in loader(corpus, CellCollator(corpus.manifest["value_mode"])):
+            pass
+    return memory["growth_mb"]
 
 
 def memory_of_a_corpus_ten_times_as_large(folder: Path, num_cells: int, gene_tokenizer: ScMMGPTGeneTokenizer) -> dict:
@@ -143,26 +129,20 @@ def memory_of_a_corpus_ten_times_as_large(folder: Path, num_cells: int, gene_tok
         place = folder / f"times{times}.h5ad"
         cells.write_h5ad(place)
         corpus = build_corpus([str(place)], folder / f"times{times}", processor=gene_tokenizer, say=lambda line: None)
-        call = [sys.executable, "-m", "benchmarks.loading", "--own-memory", str(corpus.path)]
-        answer = subprocess.run(call, check=True, capture_output=True, text=True).stdout
-        found[f"{num_cells * times} cells"] = float(answer.split()[-1])
-        print(f"{num_cells * times:>8,} cells: {answer.split()[-1]} MB of its own memory", flush=True)
+        found[f"{num_cells * times} cells"] = in_own_process(own_memory, corpus.path)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-cells", type=int, default=20_000)
-    parser.add_argument("--num-genes", type=int, default=20_000)
-    parser.add_argument("--mean-genes", type=int, default=1_000, help="expressed genes of a cell, about")
-    parser.add_argument("--max-genes", type=int, default=1_200)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "out" / "loading.json")
-    parser.add_argument("--own-memory", metavar="CORPUS", help=argparse.SUPPRESS)
-    settings = parser.parse_args()
-    if settings.own_memory:
-        print(own_memory(settings.own_memory))
-        return
+    settings = options(
+        __doc__,
+        num_cells=20_000,
+        num_genes=20_000,
+        mean_genes=1_000,
+        max_genes=1_200,
+        seconds=5.0,
+        output=OUT / "loading.json",
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         cells = synthetic_cells(settings.num_cells, settings.num_genes, settings.mean_genes)
@@ -181,22 +161,14 @@ def main() -> None:
             for mode in ("log1p", "counts")
         }
         tokens_per_cell = corpora["log1p"].manifest["num_tokens"] / settings.num_cells
-        print(f"{settings.num_cells:,} cells, {tokens_per_cell:,.0f} tokens a cell")
-        report = {
-            "settings": {key: value for key, value in vars(settings).items() if key not in ("output", "own_memory")},
-            "tokens_per_cell": round(tokens_per_cell, 1),
-            "cells_per_second": rates(corpora["log1p"], corpora["counts"], files, settings.seconds),
-            "machine": machine(),
-            "own_memory_mb": memory_of_a_corpus_ten_times_as_large(folder, settings.num_cells // 4, gene_tokenizer),
-        }
-    ways = report["cells_per_second"]
-    plain = ways["plain h5ad, uncompressed, random rows -> csr"]["per_second"]
-    report["rows"] = [
-        row("loading", way, {"rate": found["per_second"]}, "cells/s", plain=plain) for way, found in ways.items()
-    ]
-    if settings.output:
-        settings.output.parent.mkdir(parents=True, exist_ok=True)
-        settings.output.write_text(json.dumps(report, indent=1) + "\n")
+        ways = rates(corpora["log1p"], corpora["counts"], files, settings.seconds)
+        memory = memory_of_a_corpus_ten_times_as_large(folder, settings.num_cells // 4, gene_tokenizer)
+    print(f"{settings.num_cells:,} cells, {tokens_per_cell:,.0f} tokens a cell")
+    plain = ways["plain h5ad, uncompressed, random rows -> csr"]["rate"]
+    rows = [row("loading", way, found, "cells/s", plain=plain) for way, found in ways.items()]
+    about = {"settings": vars(settings), "machine": machine(), "tokens_per_cell": round(tokens_per_cell, 1)}
+    write_report(settings.output, rows, **about, own_memory_mb=memory)
+    print(*(f"{size}: {megabytes} MB of its own memory" for size, megabytes in memory.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ where there is none. Ends with 1 when a request failed, memory grew, a bad body 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from pathlib import Path
 import anndata
 import httpx
 
+from benchmarks._measuring import options
 from scmmgpt.hub_cards.schema_scmmgpt import MAX_BODY_BYTES
 
 CLIENTS = 8
@@ -151,17 +151,14 @@ def faults(figures: dict[str, float], answers: dict[str, str], exit_code: int) -
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--model", help="a model directory; default: the embedded model")
-    options = parser.parse_args()
+    given = options(__doc__, seconds=60, model=str)
     if shutil.which("wrk") is None or "SCMMGPT_DATA" not in os.environ:
         print("Skipped: this wants `wrk` and the development cells that SCMMGPT_DATA names.")
         return 0
-    with tempfile.TemporaryDirectory() as folder, running_server(options.model) as (url, server):
+    with tempfile.TemporaryDirectory() as folder, running_server(given.model) as (url, server):
         requests = Path(folder) / "requests"
         requests.write_text("\n".join(real_requests(Path(os.environ["SCMMGPT_DATA"]))))
-        figures = load_and_watch(url, server, requests, options.seconds)
+        figures = load_and_watch(url, server, requests, given.seconds)
         answers = answers_to_bad_bodies(url)
         server.send_signal(signal.SIGTERM)
         exit_code = server.wait(timeout=60)

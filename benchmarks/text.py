@@ -9,17 +9,18 @@ second (each description is held to the same number of tokens), those of generat
 
 from __future__ import annotations
 
-import argparse
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from benchmarks._measuring import interleaved, machine, row, write_report
+from benchmarks._measuring import OUT, interleaved, machine, options, row, write_report
 from benchmarks._tiled import real_cells, tiled
 
 
-def describe_ways(model, cells, num_tokens: int, batch_size: int) -> dict:
-    """Greedy descriptions of `num_tokens` tokens each, never ended early, so that every way does the same work."""
+def describing(model, cells, num_tokens: int) -> Callable[[int], int]:
+    """Greedy descriptions of `num_tokens` tokens each, never ended early, so that every batch size does the same work."""
     from scmmgpt.device import Batches
     from scmmgpt.embedding import run_chunk
     from scmmgpt.text_generation import generate_ids, tokenize_prompt
@@ -33,53 +34,45 @@ def describe_ways(model, cells, num_tokens: int, batch_size: int) -> dict:
         ids = generate_ids(model, prompts, cell_tokens, num_tokens, min_new_tokens=num_tokens)
         return {"ids": ids.cpu().numpy()}
 
-    def with_batches_of(size: int):
-        def work() -> int:
-            ids = run_chunk(features, compute, Batches(model.device, size), model.device)["ids"]
-            return ids.shape[0] * num_tokens
+    def in_batches_of(size: int) -> int:
+        ids = run_chunk(features, compute, Batches(model.device, size), model.device)["ids"]
+        return ids.shape[0] * num_tokens
 
-        return work
-
-    return {"one cell at a time": with_batches_of(1), f"batches of {batch_size}": with_batches_of(batch_size)}
+    return in_batches_of
 
 
-def generate_ways(model, num_cells: int, batch_size: int) -> dict:
+def generating(model, num_cells: int) -> Callable[[int], int]:
     """Pseudo-cells of one text."""
     import scmmgpt
 
-    def with_batches_of(size: int):
-        def work() -> int:
-            scmmgpt.generate_cells("a naive B cell", num_cells, model=model, batch_size=size, progress=False)
-            return num_cells
+    def in_batches_of(size: int) -> int:
+        scmmgpt.generate_cells("a naive B cell", num_cells, model=model, batch_size=size, progress=False)
+        return num_cells
 
-        return work
-
-    return {"one cell at a time": with_batches_of(1), f"batches of {batch_size}": with_batches_of(batch_size)}
+    return in_batches_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--num-cells", type=int, default=64)
-    parser.add_argument("--num-tokens", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device")
-    arguments = parser.parse_args()
+    given = options(__doc__, num_cells=64, num_tokens=32, batch_size=64, repeats=3, device=str)
     warnings.simplefilter("ignore", UserWarning)
     import scmmgpt
 
-    cells, about = tiled(real_cells(), arguments.num_cells), machine("cuda" if torch.cuda.is_available() else "cpu")
-    model = scmmgpt.load(device=arguments.device, generative=True)
+    cells, about = tiled(real_cells(), given.num_cells), machine("cuda" if torch.cuda.is_available() else "cpu")
+    model = scmmgpt.load(device=given.device, generative=True)
     tasks = {
-        ("describe", "tokens/s"): describe_ways(model, cells, arguments.num_tokens, arguments.batch_size),
-        ("generate", "cells/s"): generate_ways(model, arguments.num_cells, arguments.batch_size),
+        ("describe", "tokens/s"): describing(model, cells, given.num_tokens),
+        ("generate", "cells/s"): generating(model, given.num_cells),
     }
     rows = []
-    for (task, unit), ways in tasks.items():
-        found = interleaved(ways, arguments.repeats)
+    for (task, unit), work in tasks.items():
+        ways = {
+            "one cell at a time": partial(work, 1),
+            f"batches of {given.batch_size}": partial(work, given.batch_size),
+        }
+        found = interleaved(ways, given.repeats)
         plain = next(iter(found.values()))["rate"]
         rows += [row(task, way, rates, unit, plain=plain) for way, rates in found.items()]
-    write_report("text", rows, machine=about, settings=vars(arguments))
+    write_report(OUT / "text.json", rows, machine=about, settings=vars(given))
 
 
 if __name__ == "__main__":

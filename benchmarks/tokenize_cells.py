@@ -7,7 +7,6 @@ binomial counts over 20,000 genes, about 2,600 of them expressed in a cell. `--f
 cells (600 counts each) from a file in chunks and prints the memory it took.
 """
 
-import argparse
 import os
 import resource
 import tempfile
@@ -19,12 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import anndata as ad
-import h5py
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
-from benchmarks._measuring import interleaved, machine, write_report
+from benchmarks._measuring import OUT, interleaved, machine, options, write_report
 from benchmarks._measuring import row as table_row
+from benchmarks._tiled import tiled, write_tiled
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.gene_kernels_scmmgpt import count_expressed, order_genes
 
@@ -40,7 +40,7 @@ GOALS = {
 }
 
 
-def made_cells(num_cells: int, seed: int = 0, mean_counts: int = 6_000) -> sparse.csr_matrix:
+def made_cells(num_cells: int, seed: int = 0, mean_counts: int = 6_000) -> ad.AnnData:
     """Counts of about 2,600 expressed genes a cell, fewer with fewer counts."""
     random = np.random.default_rng(seed)
     mean = random.lognormal(-3, 2, NUM_GENES)
@@ -50,12 +50,8 @@ def made_cells(num_cells: int, seed: int = 0, mean_counts: int = 6_000) -> spars
         rows = min(BLOCK, num_cells - start)
         depth = random.lognormal(0, 0.4, (rows, 1))
         blocks.append(sparse.csr_matrix(random.poisson(random.gamma(2, 0.5, (rows, NUM_GENES)) * mean * depth)))
-    return sparse.vstack(blocks, format="csr").astype(np.float32)
-
-
-def repeated(cells: sparse.csr_matrix, num_cells: int) -> sparse.csr_matrix:
-    """The same cells over and over, until there are `num_cells`."""
-    return sparse.vstack([cells] * -(-num_cells // cells.shape[0]), format="csr")[:num_cells]
+    genes = pd.DataFrame(index=[f"GENE{number}" for number in range(NUM_GENES)])
+    return ad.AnnData(sparse.vstack(blocks, format="csr").astype(np.float32), var=genes)
 
 
 def common_rows(found: dict[str, dict[str, float]]) -> list[dict]:
@@ -180,8 +176,7 @@ def scgpt_way(cells: sparse.csr_matrix, most: int) -> Callable[[], int]:
 
 def peak_of_a_million(gene_tokenizer: ScMMGPTGeneTokenizer, num_cells: int, folder: Path) -> list[str]:
     """Tokenise a file of many cells in chunks; the peak after the first tenth must be the peak at the end."""
-    path = folder / "many.h5ad"
-    write_repeated(made_cells(BLOCK, seed=1, mean_counts=600), num_cells, path)
+    path = write_tiled(made_cells(BLOCK, seed=1, mean_counts=600), num_cells, folder / "many.h5ad")
     start, done, lines = time.process_time(), 0, []
     for chunk in gene_tokenizer.iter_chunks(path, chunk_size=BLOCK):
         done += len(chunk["gene_ids"])
@@ -192,51 +187,11 @@ def peak_of_a_million(gene_tokenizer: ScMMGPTGeneTokenizer, num_cells: int, fold
     return lines
 
 
-def write_repeated(cells: sparse.csr_matrix, num_cells: int, path: Path) -> None:
-    """An h5ad of the same cells over and over, written without ever holding them all."""
-    ad.AnnData(cells, var={"gene": gene_names()}).write_h5ad(path)
-    repeats = num_cells // cells.shape[0]
-    with h5py.File(path, "r+") as file:
-        matrix = file["X"]
-        for name in ("data", "indices"):
-            once = matrix[name][:]
-            del matrix[name]
-            many = matrix.create_dataset(name, shape=(len(once) * repeats,), dtype=once.dtype, chunks=(1 << 18,))
-            for repeat in range(repeats):
-                many[repeat * len(once) : (repeat + 1) * len(once)] = once
-        once = cells.indptr.astype(np.int64)
-        del matrix["indptr"]
-        starts = (np.arange(repeats)[:, None] * once[-1] + once[None, :-1]).ravel()
-        matrix.create_dataset("indptr", data=np.append(starts, once[-1] * repeats))
-        matrix.attrs["shape"] = (repeats * cells.shape[0], cells.shape[1])
-        names = np.array([f"cell{number}" for number in range(repeats * cells.shape[0])], dtype=object)
-        index = file["obs"].attrs["_index"]
-        attributes = dict(file["obs"][index].attrs)
-        del file["obs"][index]
-        file["obs"].create_dataset(index, data=names, dtype=h5py.string_dtype())
-        file["obs"][index].attrs.update(attributes)
-        index = file["var"].attrs["_index"]
-        del file["var"][index]
-        file["var"].create_dataset(index, data=np.array(gene_names(), dtype=object), dtype=h5py.string_dtype())
-        file["var"][index].attrs.update(attributes)
-
-
-def gene_names() -> list[str]:
-    """Names of the made genes."""
-    return [f"GENE{number}" for number in range(NUM_GENES)]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-cells", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--flat", type=int, default=0, help="also tokenise this many shallow cells in chunks")
-    arguments = parser.parse_args()
-    cells = repeated(made_cells(min(arguments.num_cells, 2 * BLOCK)), arguments.num_cells)
+    given = options(__doc__, num_cells=10_000, repeats=5, flat=0)
+    adata = tiled(made_cells(min(given.num_cells, 2 * BLOCK)), given.num_cells)
+    cells, names = adata.X, list(adata.var_names)
     medians = np.random.default_rng(0).lognormal(1, 0.5, NUM_GENES)
-    names = gene_names()
-    adata = ad.AnnData(cells)
-    adata.var_names = names
     adata.obs["n_counts"] = np.asarray(cells.sum(axis=1)).ravel()
     log1p = ScMMGPTGeneTokenizer(names, medians=medians, gene_order="median_ratio", max_genes=MAX_GENES)
     rank = log1p.with_settings(value_mode="rank", add_cls=False)
@@ -254,7 +209,7 @@ def main() -> None:
             "Geneformer's way with the h5ad read": geneformer_way(path, medians),
             "scGPT's collator, 1,200 genes": scgpt_way(cells, 1_200),
         }
-        found = interleaved(ways, arguments.repeats)
+        found = interleaved(ways, given.repeats)
         rates = {name: rates["per_cpu_second"] for name, rates in found.items()}
         ratios = {
             "rank with the h5ad read / Geneformer's way": rates["rank with the h5ad read"]
@@ -262,7 +217,7 @@ def main() -> None:
             "kernel bins / scGPT's collator": rates["kernel bins"] / rates["scGPT's collator, 1,200 genes"],
             "kernel rank / Geneformer's way": rates["kernel rank"] / rates["Geneformer's way with the h5ad read"],
         }
-        flat = peak_of_a_million(log1p, arguments.flat, Path(folder)) if arguments.flat else []
+        flat = peak_of_a_million(log1p, given.flat, Path(folder)) if given.flat else []
     print(
         f"{cells.shape[0]:,} made cells, {cells.nnz / cells.shape[0]:,.0f} expressed genes each; cells per CPU second"
     )
@@ -271,7 +226,9 @@ def main() -> None:
     for name, number in ratios.items():
         print(f"{name:<45}{number:>12.1f}" + (f"   goal {GOALS[name]}" if name in GOALS else ""))
     print(*flat, sep="\n")
-    write_report("tokenize_cells", common_rows(found), num_cells=cells.shape[0], machine=machine(), flat=flat)
+    write_report(
+        OUT / "tokenize_cells.json", common_rows(found), num_cells=cells.shape[0], machine=machine(), flat=flat
+    )
 
 
 if __name__ == "__main__":

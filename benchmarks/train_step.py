@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 import scmmgpt  # noqa: F401 - registers the classes and the attention functions
-from benchmarks._measuring import machine, write_report
+from benchmarks._measuring import OUT, machine, options, write_report
+from benchmarks.embedding import random_cells
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining
 from scmmgpt.training.flops import stage_1_flops, stage_2_flops
 from scmmgpt.training.meter import device_tflops, shape_of
@@ -51,28 +52,24 @@ def config_of(*, tiny: bool) -> ScMMGPTConfig:
     return ScMMGPTConfig(cell_config=cell, qformer_config=qformer, text_config=text, cell_token_id=CELL_TOKEN)
 
 
-def random_batch(config: ScMMGPTConfig, stage: int, *, size: int, longest: int, packed: bool, seed: int = 0) -> dict:
+def random_batch(config: ScMMGPTConfig, stage: int, *, size: int, longest: int, packed: bool) -> dict:
     """Cells of lognormal length around 60 % of `longest`, with texts; for stage 2 prompts, answers and targets."""
-    generator = np.random.default_rng(seed)
-    lengths = torch.from_numpy(np.clip(generator.lognormal(np.log(0.6 * longest), 0.4, size), 8, longest).astype(int))
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.randint(10, config.cell_config.vocab_size - 10, mask.shape)
-    values = torch.rand(mask.shape) * 5
-    if config.cell_config.cls_token_id is not None:
-        ids[:, 0], values[:, 0] = config.cell_config.cls_token_id, 0.0
+    cells = {
+        name: torch.from_numpy(values) for name, values in random_cells(config.cell_config, size, longest).items()
+    }
+    mask = cells["gene_mask"].bool()
     if packed:
-        starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-        batch = {"gene_ids": ids[mask][None], "gene_values": values[mask][None], "cell_cu_seqlens": starts}
-    else:
-        batch = {"gene_ids": ids * mask, "gene_values": values * mask, "gene_mask": mask.long()}
+        starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+        real = {name: cells[name][mask][None] for name in ("gene_ids", "gene_values")}
+        cells = {**real, "cell_cu_seqlens": starts}
     words = min(config.qformer_config.vocab_size, config.text_config.vocab_size)
     text = torch.randint(10, words, (size, 64))
     if stage == 1:
-        return {**batch, "input_ids": text, "attention_mask": torch.ones_like(text), "text_labels": torch.arange(size)}
+        return {**cells, "input_ids": text, "attention_mask": torch.ones_like(text), "text_labels": torch.arange(size)}
     prompt = torch.cat([torch.full((size, config.num_query_tokens), CELL_TOKEN), text], dim=1)
     targets = torch.arange(10, min(4106, config.cell_config.vocab_size))
     return {
-        **batch,
+        **cells,
         "input_ids": prompt,
         "attention_mask": torch.ones_like(prompt),
         "labels": prompt.masked_fill(prompt == CELL_TOKEN, -100),
@@ -146,12 +143,8 @@ def timed(step, device: torch.device, steps: int) -> tuple[list[float], int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--full", action="store_true", help="paper size without a GPU too")
-    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments = options(__doc__, device=device, batch_size=32, steps=10, full=False)
     is_gpu = arguments.device.startswith("cuda")
     arguments.tiny = not (is_gpu or arguments.full)
     ways = [("sdpa", False), *([("torch_varlen", False), ("torch_varlen", True)] if is_gpu else [("sdpa", True)])]
@@ -159,7 +152,7 @@ def main() -> None:
     for stage in (1, 2):
         for attention, packed in ways:
             rows.append(measure(stage, attention=attention, packed=packed, arguments=arguments))
-    write_report("train_step", rows, machine=machine(arguments.device), settings=vars(arguments))
+    write_report(OUT / "train_step.json", rows, machine=machine(arguments.device), settings=vars(arguments))
     if not is_gpu:
         print("Paper size, flash kernels (`torch_varlen`): not run, there is no GPU here.")
 

@@ -107,7 +107,7 @@ def test_type_balance_evens_out_types_and_keeps_the_size_of_an_epoch(corpus):
     selection = Selection("all", sources=("big",))
     rare = corpus.names("cell_type").index("B cell")
     settings = BatchSettings(batch_size=8, run_rows=4, block_rows=64, type_balance=1.0)
-    weights = CorpusBatchSampler(corpus, selection, settings)._weights.of_group
+    weights = CorpusBatchSampler(corpus, selection, settings)._weights
 
     counts = np.zeros(len(corpus.names("cell_type")))
     for epoch in range(10):

@@ -1,15 +1,17 @@
 """Fine-tuning: your own labels, a complete model as the result, adapters that load onto the base, few cells a type."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import tiny_cells, write_tiny_model
-from transformers import AutoModel, AutoModelForMultimodalLM, AutoModelForPreTraining, AutoProcessor
+from transformers import AutoModel, AutoModelForMultimodalLM, AutoModelForPreTraining, AutoProcessor, pipeline
 
 pytest.importorskip("peft", reason="LoRA comes with PEFT: pip install 'scmmgpt[train]'")
 
 from peft import PeftModel
 
+import scmmgpt
 from scmmgpt.errors import UserError
 from scmmgpt.training.finetune import BalancedOrder, finetune, split_cells
 
@@ -74,6 +76,22 @@ def test_the_result_is_a_complete_model(finetuned):
     assert generator.config.training_summary["finetuned_labels"] == sorted(LABELS)
     inputs = cell_inputs(output)
     torch.testing.assert_close(embed(towers, inputs), embed(generator, inputs))
+
+
+def test_the_pipeline_on_the_result_calls_cells_as_annotate_does(finetuned):
+    output, _ = finetuned
+    cells, labels = tiny_cells(8, seed=5), [*LABELS.tolist(), "T cell", "CD4-positive, alpha-beta T cell"]
+
+    with pytest.warns(UserWarning, match="not in the Cell Ontology"):
+        annotated = scmmgpt.annotate(cells, labels, model=output, device="cpu", prior_share=0, progress=False)
+    piped = pipeline("cell-annotation", model=str(output), device="cpu", trust_remote_code=True)(cells, labels=labels)
+
+    columns = [name for name in piped.obs if name.startswith("scmmgpt_")]
+    assert columns
+    pd.testing.assert_frame_equal(
+        piped.obs[columns], annotated.obs[columns], check_dtype=False, check_categorical=False
+    )
+    assert (output / "cell_ontology.json.gz").is_file()
 
 
 @pytest.mark.parametrize("auto", [AutoModelForPreTraining, AutoModelForMultimodalLM], ids=["stage-1", "stage-2"])

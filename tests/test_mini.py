@@ -289,8 +289,7 @@ def test_a_short_training_run_gives_the_same_losses_twice(tmp_path, monkeypatch,
     from scmmgpt.training.mini import train as mini
 
     def losses(name):
-        monkeypatch.setattr("sys.argv", ["mini", "--steps", "10", "--output", str(tmp_path / name)])
-        mini.main()
+        mini.main(Path(os.environ["SCMMGPT_DATA"]), steps=10, output=tmp_path / name)
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('{"losses"'))
         return json.loads(line)["losses"]
 

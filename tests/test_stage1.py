@@ -18,10 +18,12 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, Trai
 
 pytest.importorskip("datasets", reason="training reads its corpus with datasets: pip install 'scmmgpt[train]'")
 
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.training import stage1
 from scmmgpt.training.assembly import CorpusRows, assemble_processor, cell_collator, check_vocabulary
 from scmmgpt.training.checkpoints import TrainingStopped, last_checkpoint
+from scmmgpt.training.corpus.build import build_corpus
 from scmmgpt.training.settings import Stage1Settings, read_recipe
 from scmmgpt.training.stage1 import hide_values, main
 from scmmgpt.training.strict_yaml import RecipeError
@@ -82,6 +84,31 @@ def test_every_checkpoint_is_a_repository_that_the_auto_classes_load(finished, m
     torch.testing.assert_close(
         towers.get_cell_features(**cells).pooler_output, model.get_cell_features(**cells).pooler_output
     )
+
+
+def test_every_checkpoint_knows_the_ontology_of_its_corpus(finished, corpus):
+    processor = AutoProcessor.from_pretrained(last_checkpoint(finished))
+
+    assert list(processor.annotation_files) == ["cell_ontology.json.gz"]
+    assert processor.annotator().ontology.version == corpus.ontology.version
+
+
+def test_a_checkpoint_leaves_behind_what_was_fitted_to_the_weights_it_started_from(tmp_path):
+    processor = AutoProcessor.from_pretrained(EMBEDDED_MODEL)
+    cells = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
+    build_corpus([str(cells)], tmp_path / "corpus", processor=processor.gene_tokenizer, say=lambda line: None)
+    recipe = {
+        "output": str(tmp_path / "run"),
+        "data": {"corpus": str(tmp_path / "corpus")},
+        "model": {"start_from": str(EMBEDDED_MODEL)},
+        "training": {"max_steps": 1, "per_device_train_batch_size": 2, "save_steps": 1, "disable_tqdm": True},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    main(["--config", str(tmp_path / "recipe.yaml")])
+
+    checkpoint = AutoProcessor.from_pretrained(last_checkpoint(tmp_path / "run"))
+    assert set(processor.annotation_files) > set(checkpoint.annotation_files) == {"cell_ontology.json.gz"}
 
 
 def test_training_names_the_types_of_a_study_it_never_saw(corpus, tmp_path):

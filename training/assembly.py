@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from scmmgpt.modeling_scmmgpt import (
     ScMMGPTModel,
 )
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import (
     ANNOTATION_QUESTIONS,
@@ -30,7 +33,7 @@ from scmmgpt.processing.prompting_scmmgpt import (
     label_text,
 )
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
-from scmmgpt.training.corpus.reading import Corpus, Selection
+from scmmgpt.training.corpus.reading import TABLES_FOLDER, Corpus, Selection
 from scmmgpt.training.data import BatchSettings, CorpusBatchSampler
 from scmmgpt.training.run import RowOrder
 from scmmgpt.training.settings import ModelSettings, RunSettings, Stage2Model, Stage2Settings
@@ -47,26 +50,38 @@ DEFINITION_SHARE = 0.5
 
 def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcessor:
     """The starting checkpoint's processor, or one of the corpus's genes and the recipe's text tokenizers."""
-    model = settings.model
+    model, ontology_file = settings.model, corpus.path / TABLES_FOLDER / ONTOLOGY_FILE
     # What a model is trained to read is what its processor gives it later.
     read_length = {} if settings.data.max_genes is None else {"max_genes": settings.data.max_genes}
     if model.start_from is not None:
-        processor = ScMMGPTProcessor.from_pretrained(model.start_from)
+        processor = processor_to_train(model.start_from, ontology_file)
         check_vocabulary(processor.gene_tokenizer, corpus, model.start_from)
         if read_length:
             processor.feature_extractor = processor.feature_extractor.with_settings(**read_length)
         return processor
     num_query_tokens = model.config.get("qformer_config", {}).get("num_query_tokens", 32)
-    return ScMMGPTProcessor(
+    processor = ScMMGPTProcessor(
         corpus.gene_tokenizer().with_settings(**{**model.gene_tokenizer, **read_length}),
-        _text_tokenizer(model.text_tokenizer, model, corpus),
+        _text_tokenizer(model, corpus),
         qformer_tokenizer=AutoTokenizer.from_pretrained(model.qformer_tokenizer) if model.qformer_tokenizer else None,
         num_query_tokens=num_query_tokens,
     )
+    processor.annotation_files = {ONTOLOGY_FILE: str(ontology_file)}
+    return processor
+
+
+def processor_to_train(start: str | os.PathLike, ontology_file: Path) -> ScMMGPTProcessor:
+    """A checkpoint's processor with its ontology, or with that of the file where it has none.
+
+    Calibration and type profiles are left behind: they were fitted to weights that training changes.
+    """
+    processor = ScMMGPTProcessor.from_pretrained(start)
+    processor.annotation_files = {ONTOLOGY_FILE: processor.annotation_files.get(ONTOLOGY_FILE, str(ontology_file))}
+    return processor
 
 
 def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) -> None:
-    """Ids mean genes: a corpus made with another vocabulary would train nonsense in silence."""
+    """Raise an error if corpus and model have different gene vocabularies."""
     ours, theirs = genes.vocabulary, corpus.gene_tokenizer().vocabulary
     if ours == theirs:
         return
@@ -77,7 +92,8 @@ def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) ->
     )
 
 
-def _text_tokenizer(source: str | None, model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
+def _text_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
+    source = model.tokenizer or (model.language_model if isinstance(model, Stage2Model) else None)
     if source is None:
         return train_text_tokenizer(_sample_texts(corpus), model.tokenizer_size)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -130,15 +146,16 @@ class CellWriter:
 
 def text_encoder(processor: ScMMGPTProcessor, max_tokens: int) -> Callable[[list[str]], dict]:
     """Texts -> the text arguments of the towers' forward."""
+    tokenizers = {"": processor.tokenizer, "qformer_": processor.qformer_tokenizer}
+    options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
 
     def encode(texts: list[str]) -> dict[str, torch.Tensor]:
-        options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
-        inputs = processor.tokenizer(texts, return_token_type_ids=False, **options)
-        encoded = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        if processor.qformer_tokenizer is not None:
-            inputs = processor.qformer_tokenizer(texts, return_token_type_ids=False, **options)
-            encoded |= {f"qformer_{name}": inputs[name] for name in ("input_ids", "attention_mask")}
-        return encoded
+        return {
+            f"{prefix}{name}": tensor
+            for prefix, tokenizer in tokenizers.items()
+            if tokenizer is not None
+            for name, tensor in tokenizer(texts, return_token_type_ids=False, **options).items()
+        }
 
     return encode
 

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: found again after a kill, whole or absent when the disk fills, and a stop at NaN."""
+"""Find, write and clean up checkpoints so that none is partial; stop at NaN."""
 
 from __future__ import annotations
 
@@ -21,15 +21,10 @@ class TrainingStopped(UserError):
     """A run that cannot go on, with where it can be taken up again."""
 
 
-def checkpoints(run: str | Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    folders = [folder for folder in Path(run).glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
-    return sorted(filter(is_whole, folders), key=lambda folder: int(folder.name.partition("-")[2]))
-
-
 def last_checkpoint(run: str | Path) -> Path | None:
     """The newest checkpoint that was written to its end, None where there is none."""
-    return next(reversed(checkpoints(run)), None)
+    folders = [folder for folder in Path(run).glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
+    return max(filter(is_whole, folders), key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -70,16 +65,11 @@ def stop_at_nan(loss: torch.Tensor, inputs: dict, *, run: str | Path, step: int,
         return
     path = Path(run) / (BAD_BATCH_FILE if process == 0 else f"bad_batch_{process}.pt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {"step": step, "loss": float(loss), "inputs": {name: _on_cpu(value) for name, value in inputs.items()}}, path
-    )
+    on_cpu = {name: value.detach().cpu() if torch.is_tensor(value) else value for name, value in inputs.items()}
+    torch.save({"step": step, "loss": float(loss), "inputs": on_cpu}, path)
     last = last_checkpoint(run)
     raise TrainingStopped(
         f"The loss is {float(loss)} at step {step}. Its batch is in {path} (torch.load). "
         + (f"The weights of {last.name} are from before. " if last else "")
         + "Look for extreme values in the batch, or lower `training.learning_rate`."
     )
-
-
-def _on_cpu(value: object) -> object:
-    return value.detach().cpu() if isinstance(value, torch.Tensor) else value

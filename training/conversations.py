@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import Sampler
+from torch.nn.utils.rnn import pad_sequence
 
 from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.processing.ontology_scmmgpt import Ontology
@@ -100,19 +100,7 @@ class ConversationCollator:
         rows = [
             (question, answer[: max(room - len(question), 0)]) for question, answer in zip(asked, said, strict=True)
         ]
-        longest = max(len(question) + len(answer) for question, answer in rows)
-        batch: dict[str, list] = {"input_ids": [], "attention_mask": [], "labels": []}
-        fillers = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE}
-        for question, answer in rows:
-            full = {
-                "input_ids": question + answer,
-                "attention_mask": [1] * len(question + answer),
-                "labels": [IGNORE] * len(question) + answer,
-            }
-            for name, tokens in full.items():
-                padding = [fillers[name]] * (longest - len(tokens))
-                batch[name].append(tokens + padding if padding_side == "right" else padding + tokens)
-        return {name: torch.tensor(tokens) for name, tokens in batch.items()}
+        return padded_prompts(rows, tokenizer.pad_token_id, padding_side)
 
     def requests(self, facts: list[dict], generators: list[np.random.Generator]) -> dict[str, torch.Tensor]:
         """A text that asks for each cell; no token at all for a cell of unknown type."""
@@ -153,6 +141,20 @@ class ConversationCollator:
         return term.definition if term else None
 
 
+def padded_prompts(rows: list[tuple[list[int], list[int]]], pad_token_id: int, padding_side: str = "right") -> dict:
+    """Tokens of prompts and answers as padded rows, with labels on the answers alone."""
+    tokens = [question + answer for question, answer in rows]
+    padded = {
+        "input_ids": (tokens, pad_token_id),
+        "attention_mask": ([[1] * len(row) for row in tokens], 0),
+        "labels": ([[IGNORE] * len(question) + answer for question, answer in rows], IGNORE),
+    }
+    return {
+        name: pad_sequence([torch.tensor(row) for row in values], True, filler, padding_side)
+        for name, (values, filler) in padded.items()
+    }
+
+
 def flatten_prompts(inputs: dict[str, torch.Tensor]) -> dict:
     """Padded prompts end to end in one row, with the bounds that kernels for packed sequences take.
 
@@ -175,7 +177,7 @@ def flatten_prompts(inputs: dict[str, torch.Tensor]) -> dict:
     }
 
 
-class MixedOrder(Sampler[int]):
+class MixedOrder(RowSampler):
     """Rows of two orders, `share` of them from the second, which begins again when it ends."""
 
     def __init__(self, first: RowSampler, second: RowSampler, share: float):
@@ -203,20 +205,17 @@ class MixedOrder(Sampler[int]):
             order.set_epoch(epoch)
 
 
-class ShuffledRows(Sampler[int]):
+class ShuffledRows(RowSampler):
     """Given rows in an order that depends on seed and epoch alone."""
 
     def __init__(self, rows: np.ndarray, seed: int):
-        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.rows, self.seed = rows, seed
 
     def __iter__(self):
         return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.rows).tolist())
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
 
 def _counts_of(rows: Rows, vocab_size: int) -> np.ndarray:

@@ -76,6 +76,11 @@ QFORMER_NAMES = [
     (r"^(embeddings\.)?(LayerNorm|layernorm)\.", "embeddings.norm."),
 ]
 
+SIZES_OF_BERT = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "hidden_act", "pad_token_id"),
+)
+
 
 def convert_checkpoint(kind: str, source: str | Path, output: str | Path) -> dict[str, Any]:
     """Write a public checkpoint as one of ours; return what it holds.
@@ -117,7 +122,7 @@ def read_weights(path: Path) -> Weights:
             "Ask its authors for a safetensors file, or for its `state_dict()` alone."
         ) from error
     if not isinstance(weights, Mapping) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        raise UserError(f"{str(path)!r} is no table of tensors by name. Save the model's `state_dict()` alone.")
+        raise UserError(f"{str(path)!r} is not a state_dict. Save only the model's `state_dict()`.")
     return dict(weights)
 
 
@@ -244,10 +249,9 @@ def _in_our_order(vocabulary: Mapping[str, float]) -> tuple[list[str], list[int 
 
 
 def _take_rows(table: torch.Tensor, rows: Sequence[int | None]) -> torch.Tensor:
-    if max(row for row in rows if row is not None) >= len(table):
-        raise UserError(
-            f"The vocabulary names id {max(r for r in rows if r is not None)}, the weights hold {len(table)}."
-        )
+    last = max(row for row in rows if row is not None)
+    if last >= len(table):
+        raise UserError(f"The vocabulary names id {last}, the weights hold {len(table)}.")
     taken = table[torch.tensor([0 if row is None else row for row in rows])].clone()
     taken[[row is None for row in rows]] = 0.0
     return taken
@@ -267,11 +271,9 @@ def _read_bert(source: Path) -> tuple[Any, Weights]:
     kind = json.loads(_find(source, "config.json").read_text()).get("model_type")
     if kind != "bert":
         raise UserError(f"{str(source)!r} holds a model of type {kind!r}; expected 'bert'.")
-    if (source / "model.safetensors").exists() or (source / "pytorch_model.bin").exists():
-        weights = read_weights(_find(source, "model.safetensors", "pytorch_model.bin"))
-    else:  # in shards
-        shards = sorted([*source.glob("model-*.safetensors"), *source.glob("pytorch_model-*.bin")])
-        weights = {name: weight for shard in shards for name, weight in read_weights(shard).items()}
+    files = sorted(source.glob("model*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
+    files = files or [_find(source, "model.safetensors", "pytorch_model.bin")]
+    weights = {name: weight for file in files for name, weight in read_weights(file).items()}
     weights = {re.sub(r"^bert\.", "", name): weight for name, weight in weights.items()}
     # Checkpoints from before 2020 name LayerNorm's numbers so.
     weights = renamed(weights, [(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")])
@@ -283,7 +285,13 @@ def _read_bert(source: Path) -> tuple[Any, Weights]:
 def _convert_geneformer(source: Path, output: Path) -> PreTrainedModel:
     config, weights = _read_bert(source)
     genes, rows = _in_our_order(read_dictionary(_find(source, "token_dictionary*.json", "token_dictionary*.pkl")))
-    medians = _optional_dictionary(source, "gene_median_dictionary*")
+    medians = {}
+    if files := sorted(source.glob("gene_median_dictionary*")):
+        medians = read_dictionary(files[0])
+    else:
+        logger.warning(
+            f"{source} has no gene_median_dictionary*: genes are ranked by value, not by value divided by their median."
+        )
     config.vocab_size, config.pad_token_id = len(rows), SPECIAL_TOKENS.index("<pad>")
     model = AutoModel.from_config(config, add_pooling_layer=False).eval()
     words = "embeddings.word_embeddings.weight"
@@ -303,30 +311,13 @@ def _convert_geneformer(source: Path, output: Path) -> PreTrainedModel:
     return model
 
 
-def _optional_dictionary(source: Path, pattern: str) -> dict[str, float]:
-    files = sorted(source.glob(pattern))
-    if files:
-        return read_dictionary(files[0])
-    logger.warning(f"{source} has no {pattern}: genes are ranked by their plain values, not above their medians.")
-    return {}
-
-
 def _convert_bert(source: Path, output: Path) -> PreTrainedModel:
     config, weights = _read_bert(source)
+    sizes = {name: getattr(config, name) for name in SIZES_OF_BERT}
+    dropout, eps = config.hidden_dropout_prob, config.layer_norm_eps
+    attention_dropout = config.attention_probs_dropout_prob
     model = ScMMGPTQFormer(
-        ScMMGPTQFormerConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            hidden_act=config.hidden_act,
-            hidden_dropout=config.hidden_dropout_prob,
-            attention_dropout=config.attention_probs_dropout_prob,
-            layer_norm_eps=config.layer_norm_eps,
-            pad_token_id=config.pad_token_id,
-        )
+        ScMMGPTQFormerConfig(hidden_dropout=dropout, attention_dropout=attention_dropout, layer_norm_eps=eps, **sizes)
     ).eval()
     load_all(model, qformer_weights(weights), source, may_lack=r"query_tokens|\.cross_attn")
     model.save_pretrained(output)

@@ -7,9 +7,9 @@ skips those that a run has seen.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -60,24 +60,20 @@ class BatchSettings:
         return self.type_balance > 0 or any(weight != 1 for weight in self.source_weights.values())
 
 
-class RowSampler(Protocol):
+class RowSampler(Sampler[int]):
     """A sampler of rows that knows how many it draws, and draws anew in each epoch."""
 
-    def __iter__(self) -> Iterator[int]: ...
+    epoch = 0
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def set_epoch(self, epoch: int) -> None: ...
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
 
 class CorpusBatchSampler(Sampler[list[int]]):
-    """Row numbers of an epoch's batches, in an order that depends on seed and epoch alone.
-
-    Parameters
-    ----------
-    corpus, selection, settings
-        What to read, which rows of it, and how to batch them.
-    """
+    """Row numbers of an epoch's batches, in an order that depends on seed and epoch alone."""
 
     def __init__(self, corpus: Corpus, selection: Selection, settings: BatchSettings):
         self.corpus, self.selection, self.settings = corpus, selection, settings
@@ -119,14 +115,9 @@ class CorpusBatchSampler(Sampler[list[int]]):
         if self.settings.distinct_types:
             # Types are spread within windows of a few batches, which keeps lengths similar as well.
             window = size * (8 if self.settings.similar_lengths else max(1, len(rows) // size))
-            types = self.corpus.index["cell_type"][rows]
-            rows = np.concatenate(
-                [
-                    part[spread_types(types[start : start + window], generator)]
-                    for start, part in ((start, rows[start : start + window]) for start in range(0, len(rows), window))
-                ]
-                or [rows]
-            )
+            types = self.corpus.index["cell_type"]
+            parts = [rows[start : start + window] for start in range(0, len(rows), window)] or [rows]
+            rows = np.concatenate([part[spread_types(types[part], generator)] for part in parts])
         batches = rows.reshape(-1, size)
         return list(batches[generator.permutation(len(batches))])
 
@@ -136,7 +127,7 @@ class CorpusBatchSampler(Sampler[list[int]]):
             rows = _rows_of_runs(runs, self.settings.run_rows, len(self.corpus))
             rows = rows[self.corpus.is_selected(rows, self.selection)]
             if self._weights is not None:
-                expected = self._weights.of_rows(rows)
+                expected = self._weights[self.corpus.index["source"][rows], self.corpus.index["cell_type"][rows]]
                 times = np.floor(expected + self._generator(2, number).random(len(rows))).astype(np.int64)
                 rows = np.repeat(rows, times)
             yield rows
@@ -176,19 +167,8 @@ def _rows_of_runs(runs: np.ndarray, run_rows: int, num_rows: int) -> np.ndarray:
     return rows[rows < num_rows]
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Expected appearances of a row, by its source and cell type."""
-
-    index: dict[str, np.ndarray]
-    of_group: np.ndarray
-
-    def of_rows(self, rows: np.ndarray) -> np.ndarray:
-        return self.of_group[self.index["source"][rows], self.index["cell_type"][rows]]
-
-
-def _row_weights(corpus: Corpus, selection: Selection, settings: BatchSettings) -> _Weights:
-    """Weights that keep the number of rows in an epoch: rare types are repeated, common ones thinned."""
+def _row_weights(corpus: Corpus, selection: Selection, settings: BatchSettings) -> np.ndarray:
+    """(sources, cell types) how often a row appears in an epoch of as many rows: rare types repeat, common ones thin."""
     unknown = sorted(set(settings.source_weights) - set(corpus.names("source")))
     if unknown:
         raise ValueError(
@@ -203,4 +183,4 @@ def _row_weights(corpus: Corpus, selection: Selection, settings: BatchSettings) 
     of_type = np.maximum(counts.sum(axis=0), 1) ** -settings.type_balance
     of_source = np.array([settings.source_weights.get(name, 1.0) for name in corpus.names("source")])
     weights = of_source[:, None] * of_type[None, :]
-    return _Weights(corpus.index, weights * counts.sum() / max((weights * counts).sum(), 1e-12))
+    return weights * counts.sum() / max((weights * counts).sum(), 1e-12)

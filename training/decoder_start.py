@@ -1,4 +1,4 @@
-"""Where text -> cell begins: each gene's mean share of the counts, and the leading components of how types differ.
+"""Initial values of the cell decoder: mean share of each gene, and principal components of the type profiles.
 
 A new decoder would spend its first thousands of steps on both, and they are a sum and a singular value decomposition.
 """

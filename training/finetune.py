@@ -1,7 +1,4 @@
-"""Teach a model your own labels or your own descriptions, from a whole study down to one cell of each type.
-
-    scmmgpt finetune my.h5ad --label cell_type --output my-model --lora
-    python training/finetune.py my.h5ad --label cell_type --shots 5 --output my-model
+"""Fine-tune a model on your own labels or descriptions; one cell per label is enough: `scmmgpt finetune`.
 
 The output is a complete model, as good as any other for every verb; with LoRA, `adapter/` in it holds the few MB that
 were learnt and that load onto the base. New types without a single cell need no training: annotate with `labels=`.
@@ -9,22 +6,22 @@ were learnt and that load onto the base. New types without a single cell need no
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from scmmgpt.arguments import shared_arguments
 from scmmgpt.errors import UserError, require
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.modeling_scmmgpt import (
     ScMMGPTConfig,
     ScMMGPTForConditionalGeneration,
@@ -32,14 +29,16 @@ from scmmgpt.modeling_scmmgpt import (
     ScMMGPTModel,
 )
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, description_question, is_missing, label_text
 from scmmgpt.training import stage1
-from scmmgpt.training.assembly import text_encoder
+from scmmgpt.training.assembly import processor_to_train, text_encoder
 from scmmgpt.training.collators import CellCollator, CellTextCollator, text_labels
 from scmmgpt.training.corpus.shards import to_stored_values
-from scmmgpt.training.held_out import CELLS_PER_BATCH, HeldOutCells
-from scmmgpt.training.run import plain_errors, seed_everything, training_arguments
+from scmmgpt.training.data import RowSampler
+from scmmgpt.training.held_out import HeldOutCells, as_held_out, definition_of
+from scmmgpt.training.run import seed_everything, training_arguments
 from scmmgpt.training.settings import (
     Stage1Settings,
     Stage2Data,
@@ -49,6 +48,7 @@ from scmmgpt.training.settings import (
     read_recipe,
 )
 from scmmgpt.training.strict_yaml import check_settings
+from scmmgpt.training.trainer import Rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 RECIPE = Path(__file__).parent / "recipes" / "finetune.yaml"
 ADAPTER, RUN = "adapter", "run"
 MOST_HELD_OUT = 1000
-# Files of a model directory that training does not touch and that the result needs as well.
-KEPT_FILES = ("cell_ontology.json.gz",)
 
 
 @shared_arguments
@@ -74,7 +72,7 @@ def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
     recipe: str | os.PathLike | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, float | int | str]:
-    """Write a model that knows your labels; return how well it names cells it was not shown, before and after.
+    """Fine-tune and write a model; return the accuracy on held-out cells before and after.
 
     Parameters
     ----------
@@ -100,18 +98,18 @@ def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
         Settings of the recipe's section `training` to change, such as {"max_steps": 50}.
     """
     from scmmgpt.loading import find_model
+    from scmmgpt.storage import check_input, read_cells
 
     base = find_model(model)
     settings = _settings(Path(output), recipe, training or {}, lora=lora)
-    adata = _read(adata)
-    processor = ScMMGPTProcessor.from_pretrained(base)
+    adata = read_cells(check_input(adata)) if isinstance(adata, str | os.PathLike) else adata
+    processor = processor_to_train(base, EMBEDDED_MODEL / ONTOLOGY_FILE)
     cells = LabelledCells.of(adata, processor, label=label, batch_key=batch_key, text=text)
-    ontology = _ontology(base)
+    ontology = processor.annotator().ontology
     train_rows, held_out_rows = split_cells(cells.labels, shots, seed=settings.training.get("seed", 0))
     held_out = _held_out(cells, held_out_rows, processor, ontology, settings)
     config = ScMMGPTConfig.from_pretrained(base)
-    for name, value in settings.model.config.items():
-        setattr(config, name, value)
+    config.update(settings.model.config)
     seed_everything(_arguments(settings))
     network = ScMMGPTForPreTraining.from_pretrained(base, config=config)
     before = _score(network, held_out)
@@ -155,9 +153,7 @@ class LabelledCells(Dataset):
         labels = np.array([str(name).strip() for name in adata.obs[label]], dtype=object)
         kept = np.array([not is_missing(name) for name in adata.obs[label]])
         if len(set(labels[kept])) < 2:
-            raise UserError(
-                f"obs[{label!r}] names {len(set(labels[kept]))} label(s): at least two must be told apart."
-            )
+            raise UserError(f"obs[{label!r}] names {len(set(labels[kept]))} label(s); training needs at least two.")
         adata, labels = adata[kept], labels[kept]
         genes = processor.gene_tokenizer
         tokens = genes(adata, packed=True, return_tensors="np")
@@ -207,11 +203,11 @@ def split_cells(labels: np.ndarray, shots: int | None, seed: int) -> tuple[np.nd
     return np.sort(np.concatenate(shown)), np.sort(rest)
 
 
-class BalancedOrder(Sampler[int]):
+class BalancedOrder(RowSampler):
     """Cells in random order, each label equally often and, within a label, each batch equally often."""
 
     def __init__(self, rows: np.ndarray, labels: np.ndarray, batches: np.ndarray, num_draws: int, seed: int):
-        self.rows, self.num_draws, self.seed, self.epoch = rows, num_draws, seed, 0
+        self.rows, self.num_draws, self.seed = rows, num_draws, seed
         _, group = np.unique(
             [f"{a}\t{b}" for a, b in zip(labels[rows], batches[rows], strict=True)], return_inverse=True
         )
@@ -225,9 +221,6 @@ class BalancedOrder(Sampler[int]):
 
     def __len__(self) -> int:
         return self.num_draws
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
 
 @dataclass
@@ -251,12 +244,6 @@ class LabelWriter:
         return label_text(row["cell_type"], definition_of(row["cell_type"], self.ontology), wording)
 
 
-def definition_of(label: str, ontology: Ontology) -> str | None:
-    """What the ontology says of a label, None for a label of your own."""
-    term = ontology.find(label)
-    return term.definition if term else None
-
-
 # ---- steps
 
 
@@ -275,48 +262,26 @@ def _arguments(settings: Stage1Settings):
     return training_arguments(settings, TrainingArguments)
 
 
-def _read(data: Any) -> AnnData:
-    if not isinstance(data, (str, os.PathLike)):
-        return data
-    import anndata
-
-    if not Path(data).exists():
-        raise UserError(f"There is no file {str(data)!r}.")
-    return anndata.read_zarr(data) if str(data).endswith(".zarr") else anndata.read_h5ad(data)
-
-
-def _ontology(base: Path) -> Ontology:
-    from scmmgpt.hub_cards import EMBEDDED_MODEL
-    from scmmgpt.processing.ontology_scmmgpt import read_ontology
-
-    return read_ontology(base, EMBEDDED_MODEL)
-
-
-def _rows(
-    cells: LabelledCells, shown: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings
-) -> stage1.Rows:
+def _rows(cells: LabelledCells, shown: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings) -> Rows:
     arguments = _arguments(settings)
     encode = text_encoder(processor, settings.data.max_text_tokens)
     collate = CellTextCollator(cells.collate, LabelWriter(ontology), encode, ontology, seed=arguments.seed)
     size = arguments.train_batch_size * arguments.world_size
     num_draws = max(len(shown), size)
     order = BalancedOrder(shown, cells.labels, cells.batches, num_draws, arguments.seed)
-    return stage1.Rows(cells, None, LabelCollator(collate), order)
+    return Rows(cells, None, LabelCollator(collate), order)
 
 
 def _held_out(cells: LabelledCells, rows: np.ndarray, processor, ontology: Ontology, settings: Stage1Settings):
     if not len(rows):
         return None
-    names = sorted(set(cells.labels))
-    texts = [label_text(name, definition_of(name, ontology)) for name in names]
-    parts = [rows[start : start + CELLS_PER_BATCH] for start in range(0, len(rows), CELLS_PER_BATCH)]
-    return HeldOutCells(
-        rows=rows,
-        batches=[cells.collate([cells[i] for i in part]) for part in parts],
-        types=cells.labels[rows].astype(str),
-        studies=np.full(len(rows), "yours"),
-        candidates=names,
-        candidate_texts=text_encoder(processor, settings.data.max_text_tokens)(texts),
+    return as_held_out(
+        rows,
+        cells.labels[rows].astype(str),
+        np.full(len(rows), "yours"),
+        lambda part: cells.collate([cells[i] for i in part]),
+        text_encoder(processor, settings.data.max_text_tokens),
+        ontology,
     )
 
 
@@ -335,14 +300,12 @@ def _write(output: Path, base: Path, trained, processor, cells: LabelledCells, *
         trained.save_pretrained(output / ADAPTER)
         network = require("peft").PeftModel.from_pretrained(network, output / ADAPTER).merge_and_unload()
     else:
-        _take_over(network, trained)
+        towers = network if isinstance(network, ScMMGPTModel) else network.model
+        towers.load_state_dict(trained.model.state_dict(), strict=False)
     summary = dict(getattr(network.config, "training_summary", None) or {})
     network.config.training_summary = {**summary, "finetuned_labels": sorted(set(cells.labels))}
     network.save_pretrained(output)
     processor.save_pretrained(output)
-    for name in KEPT_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, output / name)
 
 
 def whole_model(base: Path) -> PreTrainedModel:
@@ -350,12 +313,6 @@ def whole_model(base: Path) -> PreTrainedModel:
     made_as = json.loads((base / "config.json").read_text()).get("architectures") or []
     kinds = {kind.__name__: kind for kind in (ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining, ScMMGPTModel)}
     return kinds.get(made_as[0] if made_as else "", ScMMGPTForPreTraining).from_pretrained(base)
-
-
-def _take_over(network: PreTrainedModel, trained: ScMMGPTForPreTraining) -> None:
-    towers = trained.model.state_dict()
-    target = network if isinstance(network, ScMMGPTModel) else network.model
-    target.load_state_dict(towers, strict=False)
 
 
 def _learn_to_describe(
@@ -394,29 +351,7 @@ def _learn_to_describe(
     )
     table = Table.from_list([cells[i] for i in shown]).with_format("numpy")
     order = ShuffledRows(np.arange(len(shown)), settings.training.get("seed", 0))
-    trainer = stage2.train(describing, network, processor, stage2.Rows(table, None, collate, order), fresh=True)
+    trainer = stage2.train(describing, network, processor, Rows(table, None, collate, order), fresh=True)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.save_pretrained(output / f"{ADAPTER}_description")
     trained.merge_and_unload().save_pretrained(output)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`finetune` from the shell, for every option."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cells", help="an h5ad or zarr with labelled cells")
-    parser.add_argument("--label", required=True, help="column of obs to learn")
-    parser.add_argument("--output", required=True, help="folder of the new model")
-    parser.add_argument("--model", help="where to start; the embedded model by default")
-    parser.add_argument("--full", action="store_true", help="train both towers in full instead of LoRA adapters")
-    parser.add_argument("--shots", type=int, help="cells of each label to learn from")
-    parser.add_argument("--batch-key", help="column of obs with batches that should mix")
-    parser.add_argument("--text", help="column of obs with descriptions to learn to write")
-    parser.add_argument("--recipe", help="a yaml with the numbers of the run")
-    given = vars(parser.parse_args(arguments))
-    figures = finetune(given.pop("cells"), lora=not given.pop("full"), **given)
-    print("\n".join(f"{name}: {value}" for name, value in figures.items()))
-
-
-if __name__ == "__main__":
-    with plain_errors():
-        main()

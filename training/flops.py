@@ -26,6 +26,11 @@ class BatchShape:
     num_prompt_tokens: float = 0.0
     num_target_genes: int = 0
 
+    @property
+    def num_tokens(self) -> float:
+        """Genes, text and prompts of all cells."""
+        return self.num_cells * (self.num_genes + self.num_text_tokens + self.num_prompt_tokens)
+
 
 def transformer_flops(
     length: float, hidden: int, intermediate: int, layers: int, *, attended: float | None = None, gated: bool = False
@@ -40,9 +45,7 @@ def transformer_flops(
 
 def cell_encoder_flops(config: Any, shape: BatchShape) -> float:
     """All cells of a batch through the cell encoder. Encoders of other families are read by the same names."""
-    attended = getattr(config, "num_attended_genes", None)
-    pooled = getattr(config, "num_pooled_tokens", 0)
-    length = min(shape.num_genes, attended + 1 if attended else shape.num_genes) + pooled
+    length = _num_cell_states(config, shape)
     per_cell = transformer_flops(length, config.hidden_size, config.intermediate_size, config.num_hidden_layers)
     width = getattr(config, "embedding_size", config.hidden_size)
     if width != config.hidden_size:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import label_text
 from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.evaluation.metrics import accuracy, macro_f1
@@ -85,13 +86,29 @@ def held_out_cells(
     if not len(rows):
         return None
     table = corpus.table(rows, ["cell_type", "study"])
-    types = np.array(table["cell_type"].to_pylist())
+    types, studies = (np.array(table[name].to_pylist()) for name in ("cell_type", "study"))
+    return as_held_out(rows, types, studies, lambda part: collate(corpus.table(part)), encode, corpus.ontology)
+
+
+def as_held_out(
+    rows: np.ndarray,
+    types: np.ndarray,
+    studies: np.ndarray,
+    cells_of: Callable[[np.ndarray], dict],
+    encode: Callable[[list[str]], dict],
+    ontology: Ontology,
+) -> HeldOutCells:
+    """Held-out rows in batches, and their types as the texts that annotation uses."""
     names = sorted(set(types))
-    terms = {name: corpus.ontology.find(name) for name in names}
-    texts = encode([label_text(name, term.definition if term else None) for name, term in terms.items()])
+    texts = encode([label_text(name, definition_of(name, ontology)) for name in names])
     parts = [rows[start : start + CELLS_PER_BATCH] for start in range(0, len(rows), CELLS_PER_BATCH)]
-    batches = [collate(corpus.table(part)) for part in parts]
-    return HeldOutCells(rows, batches, types, np.array(table["study"].to_pylist()), names, texts)
+    return HeldOutCells(rows, [cells_of(part) for part in parts], types, studies, names, texts)
+
+
+def definition_of(label: str, ontology: Ontology) -> str | None:
+    """What the ontology says of a label, None for a label of your own."""
+    term = ontology.find(label)
+    return term.definition if term else None
 
 
 def spread_over(corpus: Corpus, rows: np.ndarray, column: str, max_rows: int, seed: int = 0) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -46,9 +47,7 @@ class RunMeter(TrainerCallback):
         if is_training and "gene_ids" in inputs:
             shape = shape_of(inputs)
             self._work["cells"] += shape.num_cells
-            self._work["tokens"] += shape.num_cells * (
-                shape.num_genes + shape.num_text_tokens + shape.num_prompt_tokens
-            )
+            self._work["tokens"] += shape.num_tokens
             self._work["flops"] += self.step_flops(shape)
 
     def drain(self, accelerator, *, is_training: bool) -> dict[str, float]:
@@ -81,32 +80,24 @@ class RunMeter(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self._last = time.perf_counter()
 
+    on_evaluate = on_save = on_train_begin
+
     def on_step_end(self, args, state, control, **kwargs):
         now = time.perf_counter()
         self._seconds, self._last = self._seconds + now - self._last, now
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        self._last = time.perf_counter()
-
-    def on_save(self, args, state, control, **kwargs):
-        self._last = time.perf_counter()
-
 
 def shape_of(inputs: dict) -> BatchShape:
     """Cells and mean lengths of a batch of either stage."""
-    gene_mask, starts = inputs.get("gene_mask"), inputs.get("cell_cu_seqlens")
-    num_cells = len(starts) - 1 if starts is not None else len(inputs["gene_ids"])
-    num_genes = (
-        starts[-1] if starts is not None else gene_mask.sum() if gene_mask is not None else inputs["gene_ids"].numel()
-    )
-    answers = "labels" in inputs
-    text = (
-        inputs.get("cell_prompt_mask")
-        if answers
-        else inputs.get("qformer_attention_mask", inputs.get("attention_mask"))
-    )
-    prompt = inputs.get("attention_mask") if answers else None
-    targets = inputs.get("target_gene_ids")
+    starts, gene_mask, targets = (inputs.get(name) for name in ("cell_cu_seqlens", "gene_mask", "target_gene_ids"))
+    if starts is not None:
+        num_cells, num_genes = len(starts) - 1, starts[-1]
+    else:
+        num_cells = len(inputs["gene_ids"])
+        num_genes = inputs["gene_ids"].numel() if gene_mask is None else gene_mask.sum()
+    prompt, text = inputs.get("attention_mask"), inputs.get("cell_prompt_mask")
+    if "labels" not in inputs:
+        prompt, text = None, inputs.get("qformer_attention_mask", prompt)
     return BatchShape(
         num_cells=num_cells,
         num_genes=float(num_genes) / num_cells,
@@ -127,12 +118,5 @@ def device_tflops(device: torch.device) -> float | None:
 def measured_tflops(size: int = 1024) -> float:
     """What this process's threads reach in a float32 product of matrices. Draws no random number: it runs in training."""
     matrix = torch.ones(size, size)
-    matrix @ matrix
-    best = min(_seconds_of(lambda: matrix @ matrix) for _ in range(3))
+    best = min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=4))
     return 2 * size**3 / best / 1e12
-
-
-def _seconds_of(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

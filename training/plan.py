@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from scmmgpt.training.flops import BatchShape
-from scmmgpt.training.meter import device_tflops
+from scmmgpt.training.meter import device_tflops, shape_of
 from scmmgpt.training.settings import RunSettings
-from scmmgpt.training.towers import tower_of
+from scmmgpt.training.towers import prepare_towers, tower_of
+from scmmgpt.training.trainer import Rows
 
 # Bytes kept for the backward pass per token and hidden unit of a transformer layer, with flash or fused attention and
 # 16-bit activations (Korthikanti et al. 2022, equation 2 without the attention scores).
@@ -61,35 +63,39 @@ class Plan:
 def make_plan(
     settings: RunSettings,
     arguments: TrainingArguments,
-    model: torch.nn.Module,
-    shape: BatchShape,
-    step_flops: Callable[[BatchShape], float],
-    num_rows: int,
+    model: PreTrainedModel,
+    rows: Rows,
+    flops_of: Callable[[Any, BatchShape, Any], float],
 ) -> Plan:
-    """The plan of a run on `hardware.num_devices` devices, for batches of a shape like `shape`."""
+    """The plan of a run on `hardware.num_devices` devices, judged by its first batch."""
+    assert rows.order is not None
+    first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
+    config, shape = model.config, shape_of(rows.collate(first))
+    prepared = prepare_towers(model, settings.towers, settings.lora)
     devices = max(settings.hardware.num_devices, arguments.world_size)
     per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * devices
-    steps = arguments.max_steps if arguments.max_steps > 0 else int(arguments.num_train_epochs * num_rows / per_step)
+    steps = arguments.max_steps
+    if steps <= 0:
+        steps = int(arguments.num_train_epochs * len(rows.order) / per_step)
     num_batches = steps * arguments.gradient_accumulation_steps * devices
-    tokens = shape.num_cells * (shape.num_genes + shape.num_text_tokens + shape.num_prompt_tokens)
-    flops = num_batches * step_flops(shape)
+    flops = num_batches * flops_of(config, shape, settings.towers)
     peak = settings.hardware.peak_tflops or device_tflops(arguments.device)
     hours = flops / (peak * 1e12 * settings.hardware.utilisation * devices) / 3600 if peak else None
     price = settings.hardware.price_per_hour
-    parameters, trained = _count(model)
-    weight_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    parameters, trained = _count(prepared)
+    weight_bytes = sum(weight.numel() * weight.element_size() for weight in prepared.parameters())
     # A gradient beside each trained weight, and Adam's two moments in 32 bits.
-    optimizer_bytes = sum(w.numel() * (w.element_size() + 8) for w in model.parameters() if w.requires_grad)
+    optimizer_bytes = sum(w.numel() * (w.element_size() + 8) for w in prepared.parameters() if w.requires_grad)
     return Plan(
         parameters=parameters,
         trained=trained,
         num_steps=steps,
         cells=steps * per_step,
-        tokens=num_batches * tokens,
+        tokens=num_batches * shape.num_tokens,
         flops=flops,
         weight_bytes=weight_bytes,
         optimizer_bytes=optimizer_bytes,
-        activation_bytes=_activation_bytes(model.config, shape, checkpointed=bool(arguments.activation_checkpointing)),
+        activation_bytes=_activation_bytes(config, shape, checkpointed=bool(arguments.activation_checkpointing)),
         hours=hours,
         cost=None if hours is None or price is None else hours * price * devices,
     )

@@ -5,28 +5,26 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
-from torch.utils.data import Sampler
-from transformers import (
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-    enable_full_determinism,
-    set_seed,
-)
+from transformers import Trainer, TrainerState, TrainingArguments, enable_full_determinism, set_seed
 
 from scmmgpt.errors import UserError
-from scmmgpt.training.checkpoints import STATE_FILE, TrainingStopped, last_checkpoint, remove_partial_checkpoints
-from scmmgpt.training.data import CorpusBatchSampler
+from scmmgpt.training.checkpoints import (
+    STATE_FILE,
+    TrainingStopped,
+    last_checkpoint,
+    remove_partial_checkpoints,
+    whole_or_absent,
+)
+from scmmgpt.training.data import CorpusBatchSampler, RowSampler
 from scmmgpt.training.settings import RunSettings, read_recipe
 from scmmgpt.training.strict_yaml import RecipeError
 
@@ -58,7 +56,7 @@ def read_command(description: str, kind: type[Settings], arguments: Sequence[str
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="a recipe: training/recipes/*.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the plan of the run and stop")
-    parser.add_argument("--fresh", action="store_true", help="begin anew where a run of this output exists")
+    parser.add_argument("--fresh", action="store_true", help="start from scratch where a run of this output exists")
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="numbers that differ from the recipe")
     given = parser.parse_args(arguments)
     return Command(read_recipe(given.config, kind, given.changes), given.dry_run, given.fresh)
@@ -88,12 +86,6 @@ def training_arguments(settings: RunSettings, kind: type[Arguments], **always: A
         raise RecipeError(f"`training` of the recipe: {str(error).splitlines()[0]}") from error
 
 
-def callbacks_of(settings: RunSettings) -> list[TrainerCallback]:
-    """Early stopping, where the recipe asks for it."""
-    patience = settings.evaluation.patience
-    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
-
-
 def seed_everything(arguments: TrainingArguments) -> None:
     """Before the model is made: new weights depend on the seed too."""
     if arguments.full_determinism:
@@ -104,7 +96,7 @@ def seed_everything(arguments: TrainingArguments) -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """What the person can mend is said in its own words, without a traceback."""
+    """Print a user's mistake without a traceback, and end with 2."""
     try:
         yield
     except UserError as error:
@@ -126,15 +118,20 @@ def begin(settings: RunSettings, arguments: TrainingArguments, *, fresh: bool = 
     return None if checkpoint is None else str(checkpoint)
 
 
-def train_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
-    """Train, from a checkpoint if there is one; a finished run is only loaded: Trainer would take one more step."""
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
-        if _is_finished(state, trainer.args):
-            trainer._load_from_checkpoint(checkpoint)
-            trainer.state = state
-            return
-    trainer.train(resume_from_checkpoint=checkpoint)
+def train_to_the_end(trainer: Trainer, checkpoint: str | None, save: Callable[[], None]) -> None:
+    """Train, from a checkpoint if there is one, and save.
+
+    A finished run is only loaded: Trainer would take one more step.
+    """
+    state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE)) if checkpoint else TrainerState()
+    if checkpoint and _is_finished(state, trainer.args):
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    with whole_or_absent(str(trainer.args.output_dir), trainer.state.global_step):
+        save()
+    trainer.save_state()
 
 
 def _is_finished(state: TrainerState, arguments: TrainingArguments) -> bool:
@@ -145,7 +142,8 @@ def _is_finished(state: TrainerState, arguments: TrainingArguments) -> bool:
 
 def _keep_recipe(settings: RunSettings, run: Path) -> None:
     """A run is continued with the recipe it was begun with, or not at all."""
-    recipe, path = _plain(asdict(settings)), run / RECIPE_FILE
+    # Through yaml and back, so that a stored recipe compares with a new one.
+    recipe, path = yaml.safe_load(yaml.safe_dump(asdict(settings))), run / RECIPE_FILE
     if path.is_file() and last_checkpoint(run) is not None:
         before, now = _flat(yaml.safe_load(path.read_text())), _flat(recipe)
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
@@ -153,12 +151,13 @@ def _keep_recipe(settings: RunSettings, run: Path) -> None:
         if changed:
             differences = ", ".join(f"{key} ({before.get(key)} -> {now.get(key)})" for key in changed)
             raise TrainingStopped(
-                f"{run} holds a run of another recipe: {differences}. Give another `output`, or begin anew with --fresh."
+                f"{run} holds a run with other settings: {differences}. Choose another `output`, or start from scratch "
+                "with --fresh."
             )
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
 
 
-class RowOrder(Sampler[int]):
+class RowOrder(RowSampler):
     """The rows of `CorpusBatchSampler` one by one, for a trainer that cuts and divides batches itself.
 
     Trainer knows how to skip rows on resuming and how to share them among processes; which rows follow each other is
@@ -169,19 +168,13 @@ class RowOrder(Sampler[int]):
         self.batches = batches
 
     def __iter__(self):
-        for batch in self.batches:
-            yield from batch
+        return chain.from_iterable(self.batches)
 
     def __len__(self) -> int:
         return self.batches.num_rows
 
     def set_epoch(self, epoch: int) -> None:
         self.batches.epoch = epoch
-
-
-def _plain(value: dict) -> dict:
-    """The same through yaml and back, so that a stored recipe compares with a new one."""
-    return yaml.safe_load(yaml.safe_dump(value))
 
 
 def _flat(nested: dict, prefix: str = "") -> dict:

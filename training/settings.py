@@ -113,11 +113,6 @@ class ModelSettings:
             if self.start_from is not None and getattr(self, tower) is not None:
                 raise ValueError(f"start_from brings a {tower} of its own: give {tower} or start_from, not both.")
 
-    @property
-    def text_tokenizer(self) -> str | None:
-        """Where the tokenizer of prompts and texts comes from."""
-        return self.tokenizer
-
 
 @dataclass(config=CHECKED, frozen=True)
 class Stage2Model(ModelSettings):
@@ -131,10 +126,6 @@ class Stage2Model(ModelSettings):
     """
 
     language_model: str | None = None
-
-    @property
-    def text_tokenizer(self) -> str | None:
-        return self.tokenizer or self.language_model
 
 
 @dataclass(config=CHECKED, frozen=True)

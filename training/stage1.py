@@ -1,4 +1,4 @@
-"""Stage 1, discriminative: cells and texts meet in one space, matching pairs are told from near misses, cells described.
+"""Stage 1: align cells and text with contrastive, matching, captioning and masked-value losses.
 
     accelerate launch training/stage1.py --config training/recipes/tiny_stage1.yaml
     accelerate launch training/stage1.py --config training/recipes/tiny_stage1.yaml --dry-run
@@ -10,14 +10,10 @@ The same command again goes on from the last whole checkpoint. Every checkpoint 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
 from scmmgpt.training.assembly import (
@@ -30,18 +26,14 @@ from scmmgpt.training.assembly import (
     row_order,
     text_encoder,
 )
-from scmmgpt.training.checkpoints import whole_or_absent
 from scmmgpt.training.collators import CellTextCollator
 from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.curves import draw_curves
-from scmmgpt.training.data import RowSampler
 from scmmgpt.training.flops import stage_1_flops
 from scmmgpt.training.held_out import held_out_cells, nearest_class_mean
-from scmmgpt.training.meter import shape_of
-from scmmgpt.training.plan import Plan, make_plan
+from scmmgpt.training.plan import make_plan
 from scmmgpt.training.run import (
     begin,
-    callbacks_of,
     plain_errors,
     read_command,
     seed_everything,
@@ -51,15 +43,15 @@ from scmmgpt.training.run import (
 from scmmgpt.training.settings import Stage1Settings
 from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import prepare_towers
-from scmmgpt.training.trainer import RunTrainer
-
-LOSSES = ("contrast_loss", "match_loss", "caption_loss", "value_loss")
+from scmmgpt.training.trainer import Rows, RunTrainer
 
 
 class Stage1Trainer(RunTrainer):
     """The trainer of stage 1, which hides values where the model learns to fill them in."""
 
     settings: Stage1Settings
+    losses = ("contrast_loss", "match_loss", "caption_loss", "value_loss")
+    flops_of = staticmethod(stage_1_flops)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.model.config.value_weight:
@@ -86,32 +78,6 @@ def hide_values(inputs: dict, share: float, mask_value: float) -> dict[str, torc
     }
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What a run trains on and is measured with.
-
-    Attributes
-    ----------
-    train
-        Rows, or a stream of whole batches.
-    collate
-        Rows -> the arguments of `forward`; not asked by a stream.
-    order
-        The order of the training rows; None leaves it to Trainer.
-    scores
-        Model -> numbers on held-out cells.
-    baseline
-        What nearest-class-mean reaches on the same cells, by the names of `scores`.
-    """
-
-    train: Dataset
-    eval: Dataset | None
-    collate: Callable[[Any], dict]
-    order: RowSampler | None = None
-    scores: Callable | None = None
-    baseline: dict[str, float] = field(default_factory=dict)
-
-
 def train(
     settings: Stage1Settings,
     model: PreTrainedModel,
@@ -127,24 +93,9 @@ def train(
     """
     arguments = training_arguments(settings, TrainingArguments)
     checkpoint = begin(settings, arguments, fresh=fresh)
-    trainer = make_trainer(
-        model=prepare_towers(model, settings.towers, settings.lora),
-        args=arguments,
-        train_dataset=rows.train,
-        eval_dataset=rows.eval,
-        data_collator=rows.collate,
-        processing_class=processor,
-        callbacks=callbacks_of(settings),
-        settings=settings,
-        losses=LOSSES,
-        step_flops=partial(stage_1_flops, model.config, towers=settings.towers),
-        row_order=rows.order,
-        scores=rows.scores,
-    )
-    train_to_the_end(trainer, checkpoint)
-    with whole_or_absent(str(arguments.output_dir), trainer.state.global_step):
-        trainer.save_model()
-    trainer.save_state()
+    prepared = prepare_towers(model, settings.towers, settings.lora)
+    trainer = make_trainer(prepared, arguments, settings=settings, rows=rows, processing_class=processor)
+    train_to_the_end(trainer, checkpoint, trainer.save_model)
     return trainer
 
 
@@ -177,21 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = assemble_pretraining_model(settings, assemble_config(settings, processor))
     rows = rows_of(settings, corpus, processor, training)
     if command.dry_run:
-        print("\n".join(plan(settings, training, model, rows).lines()))
+        print(*make_plan(settings, training, model, rows, stage_1_flops).lines(), sep="\n")
         return
     trainer = train(settings, model, processor, rows, fresh=command.fresh)
     if training.process_index == 0:
         draw_curves(trainer.state.log_history, Path(settings.output) / "curves.png", rows.baseline)
         print(f"Stage 1 is in {settings.output}")
-
-
-def plan(settings: Stage1Settings, arguments: TrainingArguments, model: PreTrainedModel, rows: Rows) -> Plan:
-    """What the run will take, judged by its first batch."""
-    assert rows.order is not None
-    first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
-    step_flops = partial(stage_1_flops, model.config, towers=settings.towers)
-    prepared = prepare_towers(model, settings.towers, settings.lora)
-    return make_plan(settings, arguments, prepared, shape_of(rows.collate(first)), step_flops, len(rows.order))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 2, generative: a causal LM reads cells and answers, and asks for cells and gets them, both in one run.
+"""Stage 2: train a causal LM on cell to text and text to cell in one run.
 
     accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml
     accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml --dry-run
@@ -13,13 +13,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -33,7 +29,6 @@ from scmmgpt.training.assembly import (
     new_token_ids,
     row_order,
 )
-from scmmgpt.training.checkpoints import whole_or_absent
 from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows
 from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.curves import draw_curves
@@ -42,11 +37,9 @@ from scmmgpt.training.decoder_start import begin_with, corpus_shares, is_new
 from scmmgpt.training.flops import stage_2_flops
 from scmmgpt.training.held_out import spread_over
 from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
-from scmmgpt.training.meter import shape_of
-from scmmgpt.training.plan import Plan, make_plan
+from scmmgpt.training.plan import make_plan
 from scmmgpt.training.run import (
     begin,
-    callbacks_of,
     plain_errors,
     read_command,
     seed_everything,
@@ -55,10 +48,9 @@ from scmmgpt.training.run import (
 )
 from scmmgpt.training.settings import Stage2Settings
 from scmmgpt.training.strict_yaml import RecipeError
-from scmmgpt.training.towers import freeze_towers, lora_config, prepare_towers
-from scmmgpt.training.trainer import RunTrainer
+from scmmgpt.training.towers import freeze_towers, lora_config
+from scmmgpt.training.trainer import Rows, RunTrainer
 
-LOSSES = ("language_loss", "cell_generation_loss")
 ADAPTER, BASE, SAMPLES = "adapter", "base", "samples.jsonl"
 # What TRL must leave alone: batches come from our collator, whole.
 LEAVE_TO_US = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
@@ -68,17 +60,8 @@ class Stage2Trainer(RunTrainer, SFTTrainer):
     """The trainer of stage 2, in TRL's place."""
 
     data_collator: ConversationCollator
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a run trains on and is measured with, see `stage1.Rows`."""
-
-    train: Dataset | IterableDataset
-    eval: Dataset | None
-    collate: Callable[[Any], dict]
-    order: RowSampler | None = None
-    scores: HeldOutGeneration | None = None
+    losses = ("language_loss", "cell_generation_loss")
+    flops_of = staticmethod(stage_2_flops)
 
 
 @dataclass
@@ -114,26 +97,12 @@ def train(
         freeze_towers(model, settings.towers)
     elif settings.model.start_from is None or settings.model.language_model is not None:
         keep_base(model, processor, Path(settings.output) / BASE, arguments)
-    samples = [] if rows.scores is None else [SampleWriter(rows.scores)]
-    trainer = make_trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows.train,
-        eval_dataset=rows.eval,
-        data_collator=rows.collate,
-        processing_class=processor,
-        peft_config=adapters,
-        callbacks=[*callbacks_of(settings), *samples],
-        settings=settings,
-        losses=LOSSES,
-        step_flops=partial(stage_2_flops, model.config, towers=settings.towers),
-        row_order=rows.order,
-        scores=rows.scores,
+    samples = [SampleWriter(rows.scores)] if isinstance(rows.scores, HeldOutGeneration) else []
+    about = {"settings": settings, "rows": rows, "processing_class": processor}
+    trainer = make_trainer(model, arguments, peft_config=adapters, callbacks=samples, **about)
+    train_to_the_end(
+        trainer, checkpoint, lambda: save(trainer, processor, settings, has_adapters=adapters is not None)
     )
-    train_to_the_end(trainer, checkpoint)
-    with whole_or_absent(str(arguments.output_dir), trainer.state.global_step):
-        save(trainer, processor, settings, has_adapters=adapters is not None)
-    trainer.save_state()
     return trainer
 
 
@@ -194,15 +163,6 @@ def rows_of(settings: Stage2Settings, corpus: Corpus, processor, arguments: SFTC
     return Rows(dataset, dataset.select(eval_rows) if len(eval_rows) else None, collate, order, scores)
 
 
-def plan(settings: Stage2Settings, arguments: SFTConfig, model: PreTrainedModel, rows: Rows) -> Plan:
-    """What the run will take, judged by its first batch."""
-    assert rows.order is not None
-    first = [rows.train[index] for index in islice(rows.order, arguments.per_device_train_batch_size)]
-    step_flops = partial(stage_2_flops, model.config, towers=settings.towers)
-    prepared = prepare_towers(model, settings.towers, settings.lora)
-    return make_plan(settings, arguments, prepared, shape_of(rows.collate(first)), step_flops, len(rows.order))
-
-
 def run(settings: Stage2Settings, arguments: SFTConfig, corpus: Corpus, *, fresh: bool = False) -> Stage2Trainer:
     """Train what the recipe describes on a corpus."""
     processor, model, rows = parts_of(settings, arguments, corpus)
@@ -231,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpus = Corpus.open(settings.data.corpus)
     if command.dry_run:
         _, model, rows = parts_of(settings, training, corpus)
-        print("\n".join(plan(settings, training, model, rows).lines()))
+        print(*make_plan(settings, training, model, rows, stage_2_flops).lines(), sep="\n")
         return
     trainer = run(settings, training, corpus, fresh=command.fresh)
     if training.process_index == 0:

@@ -67,7 +67,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise RecipeError(f"{path} is no recipe: it must hold `name: value` lines.")
+        raise RecipeError(f"{path} is not a recipe: expected `name: value` lines.")
     return content
 
 

@@ -2,56 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from scmmgpt.training.checkpoints import stop_at_nan, whole_or_absent
 from scmmgpt.training.data import RowSampler
-from scmmgpt.training.flops import BatchShape
 from scmmgpt.training.meter import RunMeter
 from scmmgpt.training.settings import RunSettings
 from scmmgpt.training.towers import parameter_groups
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a run trains on and is measured with.
+
+    Attributes
+    ----------
+    train
+        Rows, or a stream of whole batches.
+    collate
+        Rows -> the arguments of `forward`; not asked by a stream.
+    order
+        The order of the training rows; None leaves it to Trainer.
+    scores
+        Model -> numbers by name, on held-out cells; None measures losses alone.
+    baseline
+        What nearest-class-mean reaches on the same cells, by the names of `scores`.
+    """
+
+    train: Any
+    eval: Any
+    collate: Callable[[Any], dict]
+    order: RowSampler | None = None
+    scores: Callable[[Any], dict[str, float]] | None = None
+    baseline: dict[str, float] = field(default_factory=dict)
+
+
 class RunTrainer(Trainer):
     """Trainer that logs each loss by name, scores held-out cells, stops at NaN and leaves whole checkpoints only.
 
-    Parameters
-    ----------
-    settings
-        Of the run.
-    losses
-        Names of the model's losses, as its outputs call them.
-    step_flops
-        Operations of one training step on a batch of this shape.
-    row_order
-        The order of the training rows; None leaves it to Trainer.
-    scores
-        Model -> numbers by name, on cells that were held out; None measures losses alone.
+    A stage names the `losses` in its model's outputs, and `flops_of` its configuration, a batch's shape and its towers.
     """
 
     model: PreTrainedModel
+    losses: tuple[str, ...]
+    flops_of: Callable[..., float]
 
     def __init__(
         self,
-        *args: Any,
+        model: torch.nn.Module,
+        args: TrainingArguments,
+        *,
         settings: RunSettings,
-        losses: tuple[str, ...],
-        step_flops: Callable[[BatchShape], float],
-        row_order: RowSampler | None = None,
-        scores: Callable[[Any], dict[str, float]] | None = None,
+        rows: Rows,
+        callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
-        self.settings, self.row_order, self.scores = settings, row_order, scores
+        step_flops = partial(self.flops_of, model.config, towers=settings.towers)
+        data = {"train_dataset": rows.train, "eval_dataset": rows.eval, "data_collator": rows.collate}
+        super().__init__(model, args, callbacks=[*callbacks], **data, **kwargs)
+        self.settings, self.rows = settings, rows
         self.meter, self.eval_meter = (
-            RunMeter(losses, step_flops, settings.hardware.peak_tflops) for _ in ("training", "evaluation")
+            RunMeter(self.losses, step_flops, settings.hardware.peak_tflops) for _ in ("training", "evaluation")
         )
         self.add_callback(self.meter)
+        if settings.evaluation.patience is not None:
+            self.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.evaluation.patience))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = self.losses_of(model, inputs)
@@ -74,10 +96,10 @@ class RunTrainer(Trainer):
     def evaluation_loop(self, *args, **kwargs):
         output = super().evaluation_loop(*args, **kwargs)
         metrics = (output.metrics or {}) | self.eval_meter.drain(self.accelerator, is_training=False)
-        if self.scores is not None:
+        if self.rows.scores is not None:
             model = self.accelerator.unwrap_model(self.model).eval()
             with torch.no_grad():
-                metrics |= {f"eval_{name}": value for name, value in self.scores(model).items()}
+                metrics |= {f"eval_{name}": value for name, value in self.rows.scores(model).items()}
         return output._replace(metrics=metrics)
 
     def create_optimizer(self, model=None):
@@ -101,7 +123,7 @@ class RunTrainer(Trainer):
         return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset=None):
-        return super()._get_train_sampler(train_dataset) if self.row_order is None else self.row_order
+        return super()._get_train_sampler(train_dataset) if self.rows.order is None else self.rows.order
 
     def _save_checkpoint(self, model, trial):
         with whole_or_absent(str(self.args.output_dir), self.state.global_step):

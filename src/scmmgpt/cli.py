@@ -379,6 +379,7 @@ def finetune(
     lora: Annotated[bool, typer.Option(help="Train small adapters, or all weights.")] = True,
     shots: Annotated[int | None, typer.Option(min=1, help="Train on this many cells of each label.")] = None,
     batch_key: Annotated[str | None, typer.Option(help="The column of obs that names donors or batches.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of obs with descriptions to learn to write.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML file with the settings of the run.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -387,7 +388,7 @@ def finetune(
     from .training.finetune import finetune as finetune_model
 
     figures = finetune_model(
-        cells, label, model=model, output=output, lora=lora, shots=shots, batch_key=batch_key, recipe=recipe
+        cells, label, model=model, output=output, lora=lora, shots=shots, batch_key=batch_key, text=text, recipe=recipe
     )
     say_outcome(figures, output, json)
 

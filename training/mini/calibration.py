@@ -8,14 +8,14 @@ read with the same numbers: its own confidence on these studies would be too goo
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from scipy.special import log_softmax
 
 from scmmgpt.loading import LoadedModel, load
@@ -23,7 +23,7 @@ from scmmgpt.processing.calibration_scmmgpt import Calibration
 from scmmgpt.processing.labels_scmmgpt import ontology_labels
 from scmmgpt.training.evaluation.metrics import expected_calibration_error, macro_f1
 from scmmgpt.training.mini.development import EmbeddedStudy, embed_studies, read_studies
-from scmmgpt.training.mini.recipe import read_recipe
+from scmmgpt.training.mini.recipe import RECIPE, CellFolder, RecipeFile, read_recipe
 
 CHOICES = {
     "profile_weight": (0.0, 30.0, 60.0, 90.0),
@@ -70,11 +70,8 @@ def fit(studies: Studies) -> Calibration:
 
 
 def _with(studies: Studies, calibration: Calibration, name: str, value: float) -> Calibration:
-    if name == "profile_weight":
-        return replace(calibration, profile_weight=value)
-    if name == "class_bias":
-        return replace(calibration, class_bias=dict.fromkeys(studies.trained, -value))
-    return replace(calibration, prior_share=value)
+    changed: Any = dict.fromkeys(studies.trained, -value) if name == "class_bias" else value
+    return replace(calibration, **{name: changed})
 
 
 def merit(studies: Studies, calibration: Calibration) -> float:
@@ -135,19 +132,12 @@ def _bias_for(output: Path, bias: dict[str, float]) -> dict[str, float]:
     return dict.fromkeys(types, next(iter(bias.values())))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="a model trained with --development")
-    parser.add_argument("--config", type=Path, default=Path("training/recipes/mini.yaml"))
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
-    loaded = load(arguments.model)
-    summary = loaded.training_summary
-    assert summary is not None
-    if not summary["development"]:
-        parser.error(f"{arguments.model} has seen the development studies: train one with --development")
-    names = read_recipe(arguments.config).development_studies
-    cells = read_studies(list(names), Path(os.environ["SCMMGPT_DATA"]))
+def main(model: Path, data: CellFolder, output: Annotated[Path, typer.Option()], config: RecipeFile = RECIPE) -> None:
+    """Fit `calibration.json` with a model that was trained with --development."""
+    loaded = load(model)
+    if not (loaded.training_summary or {}).get("development"):
+        raise typer.BadParameter(f"{model} has seen the development studies: train one with --development")
+    cells = read_studies(list(read_recipe(config).development_studies), data)
     studies = Studies(loaded, list(embed_studies(loaded, cells)))
     calibration = fit(studies)
     print(f"merit {merit(studies, Calibration(prior_share=0.0)):.3f} -> {merit(studies, calibration):.3f}")
@@ -161,13 +151,13 @@ def main() -> None:
         "temperature_by_candidates": [
             (number, round(value, 3)) for number, value in calibration.temperature_by_candidates
         ],
-        "class_bias": _bias_for(arguments.output, calibration.class_bias),
+        "class_bias": _bias_for(output, calibration.class_bias),
         "prior_share": calibration.prior_share,
         "profile_weight": calibration.profile_weight,
         "min_confidence": round(calibration.min_confidence, 3),
     }
-    arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -19,6 +19,7 @@ from scmmgpt.training import stage1
 from scmmgpt.training.assembly import assemble_config, assemble_pretraining_model
 from scmmgpt.training.collators import Lineages, text_labels
 from scmmgpt.training.stage1 import Stage1Trainer
+from scmmgpt.training.trainer import Rows
 
 from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, as_it_is, pad_cells
 from .recipe import MiniRecipe, Stage1Part
@@ -124,8 +125,7 @@ def train_stage1(
     model = assemble_pretraining_model(runs[0], assemble_config(runs[0], processor))
     history: list[dict] = []
     for part, run in zip(recipe.stage1, runs, strict=True):
-        for name, value in part.config.items():
-            setattr(model.config, name, value)
+        model.config.update(part.config)
         compose = CellTextBatches(
             simulator,
             texts,
@@ -135,7 +135,7 @@ def train_stage1(
             one_text_per_type=not (model.config.match_weight or model.config.caption_weight),
         )
         stream = SimulatedBatches(simulator, compose, part.batch_size, run.training["seed"])
-        rows = stage1.Rows(stream, None, as_it_is)
+        rows = Rows(stream, None, as_it_is)
         trainer = stage1.train(
             run, model, processor, rows, fresh=True, make_trainer=partial(OntologyTextTrainer, part=part)
         )

@@ -26,16 +26,17 @@ from scmmgpt.processing.prompting_scmmgpt import (
 )
 from scmmgpt.training import stage2
 from scmmgpt.training.assembly import assemble_config, assemble_generative_model, load_towers
+from scmmgpt.training.conversations import padded_prompts
 from scmmgpt.training.decoder_start import begin_with
 from scmmgpt.training.settings import ModelSettings
 from scmmgpt.training.stage2 import Stage2Trainer
+from scmmgpt.training.trainer import Rows
 
 from .cell_simulator import CellSimulator, DrawnCell, SimulatedBatches, as_it_is, pad_cells
 from .measured_cells import MeasuredCells
 from .profiles import WHOLE_TRANSCRIPTOME
 from .recipe import MiniRecipe, Stage2Part
 
-IGNORE = -100
 PREFIX = "request_"
 
 
@@ -87,15 +88,7 @@ class ConversationBatches:
             prompt_ids = tokenizer(self.processor.expand_cell_tokens(prompt))["input_ids"]
             answer_ids = tokenizer(answer + self.end, add_special_tokens=False)["input_ids"]
             sequences.append((prompt_ids, answer_ids[: self.settings.max_answer_tokens]))
-        length = max(len(prompt) + len(answer) for prompt, answer in sequences)
-        ids = torch.full((len(pairs), length), tokenizer.pad_token_id)
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE)
-        for i, (prompt, answer) in enumerate(sequences):
-            end = len(prompt) + len(answer)
-            ids[i, :end] = torch.tensor(prompt + answer)
-            mask[i, :end] = 1
-            labels[i, len(prompt) : end] = torch.tensor(answer)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return padded_prompts(sequences, tokenizer.pad_token_id)
 
     def _requests(self, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Whole cells of one family of studies, which measured the same genes, with the texts that ask for them."""
@@ -216,6 +209,6 @@ def train_stage2(
     shares, is_measured = simulator.profiles.share[whole], simulator.profiles.measured[whole]
     begin_with(model.cell_decoder, shares, is_measured, np.arange(shares.shape[1]) + FIRST_GENE_ID)
     stream = SimulatedBatches(simulator, compose, recipe.stage2.batch_size, run.training["seed"])
-    rows = stage2.Rows(IterableDataset.from_generator(stream.__iter__), None, as_it_is)
+    rows = Rows(IterableDataset.from_generator(stream.__iter__), None, as_it_is)
     trainer = stage2.train(run, model, processor, rows, fresh=True, make_trainer=TwoWayTrainer)
     return model, [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -8,25 +8,27 @@ of each study. The baselines are trained on exactly the cells behind the model's
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
+from typing import Literal
 
 import anndata
 import numpy as np
+import pandas as pd
+import typer
 
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.encoding_scmmgpt import TextEmbedder
-from scmmgpt.training.evaluation import baselines
+from scmmgpt.training.evaluation.baselines import TrainingCells, logistic_regression, nearest_mean
+from scmmgpt.training.evaluation.expression import log_expression
 from scmmgpt.training.evaluation.metrics import accuracy, expected_calibration_error, macro_f1
 from scmmgpt.training.evaluation.model_system import StudyScores
 from scmmgpt.training.evaluation.task_annotation import reword
 from scmmgpt.training.evaluation.type_tree import TypeTree
 from scmmgpt.training.mini.profiles import UNKNOWN
-from scmmgpt.training.mini.recipe import MiniRecipe, read_recipe
+from scmmgpt.training.mini.recipe import RECIPE, CellFolder, MiniRecipe, RecipeFile, read_recipe
 
 TEST_STUDIES = ("pbmc_10x3tech_symphony", "pancreas_wang_xin", "kang_lupus_muscat", "osmfish_mouse_cortex")
 WORDINGS = ("name", "synonym", "definition without the name", "shuffled names")
@@ -96,17 +98,17 @@ def measure(study: EmbeddedStudy, tree: TypeTree, trained: set[str]) -> dict[str
     return result
 
 
-def measure_baselines(training: baselines.TrainingCells, study: EmbeddedStudy, tree: TypeTree) -> dict[str, float]:
+def measure_baselines(training: TrainingCells, study: EmbeddedStudy, tree: TypeTree) -> dict[str, float]:
     reference = training.reference(study.cells, study.types, tree)
-    expression = baselines.log_expression(study.cells)
+    expression = log_expression(study.cells)
     result = {}
-    for name, method in (("ncm", baselines.nearest_mean), ("lr", baselines.logistic_regression)):
+    for name, method in (("ncm", nearest_mean), ("lr", logistic_regression)):
         named = np.array(study.types, object)[method(reference, expression).argmax(1)]
         result[name], result[f"{name}_f1"] = accuracy(study.truth, named), macro_f1(study.truth, named)
     return result
 
 
-def training_cells(recipe: MiniRecipe, data: Path, left_out: set[str]) -> baselines.TrainingCells:
+def training_cells(recipe: MiniRecipe, data: Path, left_out: set[str]) -> TrainingCells:
     """The cells behind the profiles: the recipe's sources without the studies left out."""
     sources = []
     for source in recipe.sources:
@@ -115,24 +117,23 @@ def training_cells(recipe: MiniRecipe, data: Path, left_out: set[str]) -> baseli
         kept = (cells.obs["cell_type_ontology_term_id"] != UNKNOWN).to_numpy() & ~np.isin(study, list(left_out))
         if kept.any():
             sources.append(cells[kept].copy())
-    return baselines.TrainingCells(sources)
+    return TrainingCells(sources)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--config", type=Path, default=Path("training/recipes/mini.yaml"))
-    parser.add_argument("--studies", choices=("development", "test"), default="development")
-    parser.add_argument("--baselines", action="store_true")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    data, recipe = Path(os.environ["SCMMGPT_DATA"]), read_recipe(arguments.config)
-    loaded, tree = load(arguments.model), TypeTree.load()
-    summary = loaded.training_summary
-    assert summary is not None
-    names = list(recipe.development_studies if arguments.studies == "development" else TEST_STUDIES)
+def main(
+    model: Path,
+    data: CellFolder,
+    config: RecipeFile = RECIPE,
+    studies: Literal["development", "test"] = "development",
+    baselines: bool = False,
+    json: Path | None = None,
+) -> None:
+    """How good a model directory is on whole studies."""
+    recipe, loaded, tree = read_recipe(config), load(model), TypeTree.load()
+    summary = loaded.training_summary or {}
+    names = list(recipe.development_studies if studies == "development" else TEST_STUDIES)
     left_out = set(recipe.development_studies) if summary["development"] else set()
-    training = training_cells(recipe, data, left_out) if arguments.baselines else None
+    training = training_cells(recipe, data, left_out) if baselines else None
     results = {}
     for study in embed_studies(loaded, read_studies(names, data)):
         name = study.name
@@ -140,14 +141,10 @@ def main() -> None:
         if training is not None:
             results[name] |= measure_baselines(training, study, tree)
         print(name, " ".join(f"{key}={value:.3f}" for key, value in results[name].items()), flush=True)
-    keys = {key for row in results.values() for key in row}
-    print(
-        "mean",
-        {key: round(float(np.mean([row[key] for row in results.values() if key in row])), 3) for key in sorted(keys)},
-    )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    print("mean", pd.DataFrame(results.values()).mean().sort_index().round(3).to_dict())
+    if json:
+        json.write_text(dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -16,6 +16,7 @@ from datasets import Dataset
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.training import stage2
 from scmmgpt.training.stage2 import Stage2Trainer
+from scmmgpt.training.trainer import Rows
 
 from .cell_simulator import pad_cells
 from .conversation_batches import ConversationBatches
@@ -76,6 +77,6 @@ def train_flow(
     """Train flow and library head in place; returns the logged losses."""
     run = recipe.stage2_run(recipe.flow, output, seed=80)
     pairs = encode_pairs(model, compose, recipe.flow.num_pairs, run.training["seed"])
-    rows = stage2.Rows(pairs.numbers, None, pairs.collate)
+    rows = Rows(pairs.numbers, None, pairs.collate)
     trainer = stage2.train(run, model, compose.processor, rows, fresh=True, make_trainer=FlowTrainer)
     return [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -6,24 +6,24 @@
 Every source permits redistribution; its name and licence are written into the head of the table.
 """
 
-import argparse
 import csv
 import gzip
-import io
 import json
 import subprocess
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import pandas as pd
+import typer
 
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE as TABLE_FILE
 from scmmgpt.processing.gene_tokenization_scmmgpt import VOCABULARY_FILE
 from scmmgpt.processing.gene_vocabulary_scmmgpt import GeneVocabulary
-
-COLUMNS = ("species", "ensembl_id", "symbol", "human_gene", "synonyms")
 
 # Genes of these kinds are named the same way in most data sets; pseudogenes and unnamed transcripts are left out.
 HUMAN_BIOTYPES = ("protein_coding", "lncRNA", "miRNA", "snoRNA", "scaRNA", "Mt_rRNA", "Mt_tRNA", "ribozyme")
@@ -154,20 +154,15 @@ def shared_symbol_rows(source: Path, species: str, human_symbols: set[str]) -> I
 
 def write_table(source: Path, output: Path) -> Path:
     """Write `gene_names.tsv.gz`; the same sources give the same bytes."""
-    rows = list(human_rows(source))
     coding = {gene.symbol for gene in vocabulary_genes(source)}
-    rows += mouse_rows(source, coding)
-    for species in FURTHER_SPECIES:
-        rows += shared_symbol_rows(source, species, coding)
-    text = io.StringIO()
-    text.writelines(f"# {line}\n" for line in SOURCES)
-    table = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
-    table.writerow(COLUMNS)
-    table.writerows(rows)
+    further = (shared_symbol_rows(source, species, coding) for species in FURTHER_SPECIES)
+    rows = pd.DataFrame(chain(human_rows(source), mouse_rows(source, coding), *further))
+    text = "".join(f"# {line}\n" for line in SOURCES)
+    text += rows.to_csv(sep="\t", index=False, lineterminator="\n", quoting=csv.QUOTE_NONE)
     output.mkdir(parents=True, exist_ok=True)
     path = output / TABLE_FILE
-    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    counts = Counter(row.species for row in rows)
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    counts = rows.species.value_counts(sort=False)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB; " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     return path
 
@@ -198,17 +193,17 @@ def download_sources(directory: Path) -> None:
                     (directory / ORTHOLOG_FILE).write_bytes(archive.read(name))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder with the public gene files")
-    parser.add_argument("--output", type=Path, required=True, help="folder that receives both tables")
-    parser.add_argument("--download", action="store_true", help="first fetch what PyPI packages carry into --source")
-    arguments = parser.parse_args()
-    if arguments.download:
-        download_sources(arguments.source)
-    write_table(arguments.source, arguments.output)
-    write_vocabulary(arguments.source, arguments.output)
+def main(
+    source: Annotated[Path, typer.Option(help="The folder with the public gene files.")],
+    output: Annotated[Path, typer.Option(help="The folder that receives both tables.")],
+    download: Annotated[bool, typer.Option(help="First fetch what PyPI packages carry into --source.")] = False,
+) -> None:
+    """Write the two gene tables of a processor."""
+    if download:
+        download_sources(source)
+    write_table(source, output)
+    write_vocabulary(source, output)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

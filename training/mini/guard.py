@@ -8,12 +8,13 @@ profiles of this study: the numbers guard, they do not judge.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+from typing import Annotated
 
 import anndata
 import numpy as np
+import typer
 
 from scmmgpt.api import generate_cells
 from scmmgpt.loading import LoadedModel, load
@@ -60,23 +61,21 @@ def generated_accuracy(loaded: LoadedModel, study: EmbeddedStudy) -> float:
     return accuracy(np.repeat(study.types, NUM_GENERATED), neighbours.predict(fake[:, variable]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--cells", type=Path, default=Path("tests/data/pbmc_facs_300.h5ad"))
-    parser.add_argument("--write", action="store_true", help="write the numbers into the model's config")
-    arguments = parser.parse_args()
-    loaded = load(arguments.model, generative=True)
-    numbers = {
-        name: round(value, 4) for name, value in guard_numbers(loaded, anndata.read_h5ad(arguments.cells)).items()
-    }
+def main(
+    model: Path,
+    cells: Path = Path("tests/data/pbmc_facs_300.h5ad"),
+    write: Annotated[bool, typer.Option(help="Write the numbers into the model's config.")] = False,
+) -> None:
+    """Three numbers on known cells that say whether a model's weights are still whole."""
+    found = guard_numbers(load(model, generative=True), anndata.read_h5ad(cells))
+    numbers = {name: round(value, 4) for name, value in found.items()}
     print(json.dumps(numbers))
-    if arguments.write:
-        path = arguments.model / "config.json"
+    if write:
+        path = model / "config.json"
         config = json.loads(path.read_text())
         config["training_summary"]["guard"] = numbers
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -8,10 +8,11 @@ and `uberon_terms_VERSION.json.gz`. The same input gives the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from pathlib import Path
+
+import typer
 
 LICENCE = "Cell Ontology: CC BY 4.0 (the OBO Cell Ontology developers). UBERON: CC BY 3.0 (the UBERON developers)."
 SOURCE = "PyPI cellxgene-ontology-guide, files {files}; labels, synonyms, definitions and direct parents, unaltered"
@@ -70,16 +71,13 @@ def _version(path: Path) -> str:
     return path.name.removesuffix(".json.gz").rsplit("_", 1)[1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("hub_cards/scmmgpt-mini/cell_ontology.json.gz"))
-    arguments = parser.parse_args()
-    table = ontology_table(arguments.folder)
-    write_table(table, arguments.output)
-    size = arguments.output.stat().st_size / 1e6
-    print(f"{arguments.output}: {len(table['terms'])} cell types, {len(table['tissues'])} tissues, {size:.2f} MB")
+def main(folder: Path, output: Path = Path("hub_cards/scmmgpt-mini/cell_ontology.json.gz")) -> None:
+    """Write the Cell Ontology and the names of UBERON as one small table."""
+    table = ontology_table(folder)
+    write_table(table, output)
+    size = output.stat().st_size / 1e6
+    print(f"{output}: {len(table['terms'])} cell types, {len(table['tissues'])} tissues, {size:.2f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

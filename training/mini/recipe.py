@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import typer
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -25,6 +26,13 @@ from scmmgpt.training.settings import (
 from scmmgpt.training.strict_yaml import CHECKED, read_settings
 
 from .cell_simulator import SimulatorSettings
+
+RECIPE = Path("training/recipes/mini.yaml")
+# What the scripts of this folder take alike.
+RecipeFile: TypeAlias = Annotated[Path, typer.Option("--config", help="The recipe of the embedded model.")]
+CellFolder: TypeAlias = Annotated[
+    Path, typer.Option("--data", envvar="SCMMGPT_DATA", help="The folder with the cells.")
+]
 
 
 @dataclass(config=CHECKED, frozen=True)

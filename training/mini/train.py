@@ -5,22 +5,22 @@
 Each part starts from what the part before it wrote, so that `--towers DIR/stage1`, or `DIR/stage2`, goes on as one
 uninterrupted run would have.
 
-`SCMMGPT_DATA` names the folder with the cells, which has the folder `genes` with the public gene lists beside it. `--development` leaves the development studies out and measures on
-them; without it everything trains and the result is what ships. `--steps` cuts every part short, to look at the loss.
+`SCMMGPT_DATA` names the folder with the cells, which has the folder `genes` with the public gene lists beside it.
+Without `--development` everything trains and the result is what ships.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from scmmgpt.hub_cards.export import export
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration
@@ -34,7 +34,7 @@ from scmmgpt.training.mini.flow import train_flow
 from scmmgpt.training.mini.gene_tables import vocabulary_genes
 from scmmgpt.training.mini.measured_cells import read_measured_cells
 from scmmgpt.training.mini.profiles import Profiles, read_profiles
-from scmmgpt.training.mini.recipe import MiniRecipe, read_recipe
+from scmmgpt.training.mini.recipe import RECIPE, CellFolder, MiniRecipe, RecipeFile, read_recipe
 from scmmgpt.training.mini.texts import TypeTexts, marker_genes, tokenizer_corpus
 from scmmgpt.training.text_tokenizer import train_text_tokenizer
 
@@ -43,43 +43,42 @@ ONTOLOGY_FILE = "cell_ontology.json.gz"
 RUNS = "runs"  # of the parts, below the output
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path("training/recipes/mini.yaml"))
-    parser.add_argument("--output", type=Path, default=Path("runs/scmmgpt-mini"), help="the model directory to write")
-    parser.add_argument("--development", action="store_true", help="leave the development studies out")
-    parser.add_argument("--steps", type=int, default=None, help="cut every part of the training to so many steps")
-    parser.add_argument("--towers", type=Path, help="go on from the `stage1` or `stage2` folder of another run")
-    parser.add_argument("--stage1-only", action="store_true", help="stop before the language model")
-    arguments = parser.parse_args()
-    recipe = read_recipe(arguments.config).cut_to(arguments.steps)
-    data = Path(os.environ.get("SCMMGPT_DATA") or parser.error("set SCMMGPT_DATA to the folder with the cells"))
-
+def main(
+    data: CellFolder,
+    config: RecipeFile = RECIPE,
+    output: Annotated[Path, typer.Option(help="The model directory to write.")] = Path("runs/scmmgpt-mini"),
+    development: Annotated[bool, typer.Option(help="Leave the development studies out.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Cut every part of the training to so many steps.")] = None,
+    towers: Annotated[Path | None, typer.Option(help="Go on from `stage1` or `stage2` of another run.")] = None,
+    stage1_only: Annotated[bool, typer.Option(help="Stop before the language model.")] = False,
+) -> None:
+    """Train the embedded model, from profiles to a model directory."""
+    recipe = read_recipe(config).cut_to(steps)
     ontology, names = Ontology.read(EMBEDDED / ONTOLOGY_FILE), GeneNames.read(EMBEDDED / GENE_NAMES_FILE)
     profiles, genes, ensembl_ids = corpus_profiles(recipe, data, names)
-    if arguments.towers is None:
+    if towers is None:
         processor = build_processor(recipe, genes, ensembl_ids, profiles, names, ontology)
     else:
-        processor = ScMMGPTProcessor.from_pretrained(arguments.towers)
+        processor = ScMMGPTProcessor.from_pretrained(towers)
     medians, masses = processor.feature_extractor.gene_statistics.values()
-    if arguments.development:
+    if development:
         profiles = profiles.without(recipe.development_studies)
     simulator = CellSimulator(profiles, medians, masses, recipe.simulator)
 
     history: list[dict] = []
-    folder = arguments.output / "stage1"
-    digest = hashlib.sha256(arguments.config.read_bytes()).hexdigest()
-    about = partial(summary, recipe, digest, profiles, arguments.development)
-    if arguments.towers is None:
+    folder = output / "stage1"
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()
+    about = partial(summary, recipe, digest, profiles, development)
+    if towers is None:
         texts = TypeTexts(ontology, marker_genes(profiles, genes))
-        towers, history = train_stage1(recipe, simulator, texts, processor, arguments.output / RUNS / "stage1")
-        towers.config.training_summary = about(history)
-        export(towers, processor, folder, dtype=torch.float16)
-    if not arguments.stage1_only:
+        model, history = train_stage1(recipe, simulator, texts, processor, output / RUNS / "stage1")
+        model.config.training_summary = about(history)
+        export(model, processor, folder, dtype=torch.float16)
+    if not stage1_only:
         sources = [data / source.file for source in recipe.sources if not source.simulated]
         measured = read_measured_cells(sources, GeneIdentifier(genes, ensembl_ids, names), profiles)
         compose = ConversationBatches(simulator, ontology, processor, recipe.stage2, recipe.tissue_names, measured)
-        history += second_stage(recipe, compose, about, arguments.towers or folder, arguments.output)
+        history += second_stage(recipe, compose, about, towers or folder, output)
     print(json.dumps({"losses": [entry["loss"] for entry in history]}))
 
 
@@ -163,4 +162,4 @@ def code_digest() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -7,18 +7,17 @@ The profiles are those that the model in the directory was trained on.
 
 from __future__ import annotations
 
-import argparse
-import os
 from pathlib import Path
 
 import numpy as np
+import typer
 
-from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.loading import load
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
 from scmmgpt.processing.type_profiles_scmmgpt import TypeProfiles
 from scmmgpt.training.mini.cell_simulator import TARGET_SUM
 from scmmgpt.training.mini.profiles import WHOLE_TRANSCRIPTOME, Profiles
-from scmmgpt.training.mini.recipe import read_recipe
+from scmmgpt.training.mini.recipe import RECIPE, CellFolder, RecipeFile, read_recipe
 from scmmgpt.training.mini.train import EMBEDDED, corpus_profiles
 
 # As many as 30 MB have room for, those that tell most.
@@ -37,30 +36,18 @@ def type_profiles(profiles: Profiles, num_genes: int = NUM_GENES) -> TypeProfile
     return TypeProfiles(tuple(term_ids), telling, differences[:, telling])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--config", type=Path, default=Path("training/recipes/mini.yaml"))
-    arguments = parser.parse_args()
-    data, recipe = Path(os.environ["SCMMGPT_DATA"]), read_recipe(arguments.config)
+def main(model: Path, data: CellFolder, config: RecipeFile = RECIPE) -> None:
+    """Write the type profiles of the model in a directory."""
+    recipe, loaded = read_recipe(config), load(model)
     profiles, genes, _ = corpus_profiles(recipe, data, GeneNames.read(EMBEDDED / GENE_NAMES_FILE))
-    known = ScMMGPTProcessor.from_pretrained(arguments.model).feature_extractor.genes
-    if genes != known:
-        parser.error(f"{arguments.model} knows other genes than the sources of {arguments.config}")
-    if _is_development(arguments.model):
+    if genes != loaded.processor.feature_extractor.genes:
+        raise typer.BadParameter(f"{model} knows other genes than the sources of {config}")
+    if (loaded.training_summary or {})["development"]:
         profiles = profiles.without(recipe.development_studies)
     found = type_profiles(profiles)
-    found.write(arguments.model)
+    found.write(model)
     print(f"{len(found.term_ids)} types, {len(found.gene_rows)} genes")
 
 
-def _is_development(model: Path) -> bool:
-    from scmmgpt.loading import load
-
-    summary = load(model).training_summary
-    assert summary is not None
-    return bool(summary["development"])
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)
