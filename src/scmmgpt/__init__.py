@@ -33,7 +33,12 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'scmmgpt' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    except ModuleNotFoundError as error:  # what trains and evaluates comes with extras
+        from .errors import MissingExtraError
+
+        raise MissingExtraError(error.name or name) from error
 
 
 def __dir__() -> list[str]:
