@@ -204,6 +204,16 @@ def test_a_zarr_that_is_replaced_is_never_half_there(model, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
+def test_whoever_turns_warnings_into_errors_keeps_the_result(model, tmp_path):
+    output = tmp_path / "out.h5ad"
+    scmmgpt.embed(tiny_cells(5), model=model, output=output, progress=False)
+
+    with pytest.raises(UserWarning, match="existed and was replaced"):  # warnings are errors in these tests
+        scmmgpt.embed(tiny_cells(7), model=model, output=output, progress=False)
+
+    assert anndata.read_h5ad(output).n_obs == 7
+
+
 # ---- models
 
 

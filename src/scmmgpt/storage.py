@@ -64,9 +64,10 @@ def written_by_rename(path: Path) -> Iterator[Path]:
     _remove_leftovers(path)
     try:
         yield temporary
-        if path.exists():
-            warnings.warn(f"{path} existed and was replaced.", stacklevel=3)
+        existed = path.exists()
         atomic_files.rename(temporary, path)
+        if existed:  # said last: whoever turns warnings into errors keeps the result
+            warnings.warn(f"{path} existed and was replaced.", stacklevel=3)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from error
     finally:
