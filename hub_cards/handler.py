@@ -124,15 +124,15 @@ class EndpointHandler:
     def _generate(self, request: Any, cells: None) -> dict[str, Any]:
         self._require_language_model()
         inputs = self._process(text=[generation_text(request.text)])
-        genes = self.processor.gene_tokenizer
+        gene_tokenizer = self.processor.gene_tokenizer
         output = self.model.generate_cells(
             inputs["input_ids"],
             inputs["attention_mask"],
-            gene_ids=torch.from_numpy(genes.gene_ids),
+            gene_ids=torch.from_numpy(gene_tokenizer.gene_ids),
             num_cells=request.num_cells,
             seed=request.seed,
         )
-        counts, names = output.counts.cpu().numpy(), np.array(genes.genes)
+        counts, names = output.counts.cpu().numpy(), np.array(gene_tokenizer.genes)
         expressed = counts.any(axis=0)
         matrix = sparse.csr_matrix(counts[:, expressed])
         values = {"indptr": matrix.indptr, "indices": matrix.indices, "data": matrix.data}

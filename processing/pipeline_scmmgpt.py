@@ -54,7 +54,7 @@ class CellPipeline(Pipeline):
 
     def preprocess(self, cells: Any, chunk_size: int = CELLS_AT_A_TIME, **options) -> Iterator[dict]:
         """Tensors of some cells at a time."""
-        for chunk in self.processor.feature_extractor.iter_chunks(cells, chunk_size, return_tensors="pt", **options):
+        for chunk in self.processor.gene_tokenizer.iter_chunks(cells, chunk_size, return_tensors="pt", **options):
             yield dict(chunk)
 
     def cell_embeds(self, chunk: dict) -> torch.Tensor:

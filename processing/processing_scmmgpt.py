@@ -83,12 +83,12 @@ class ScMMGPTProcessor(ProcessorMixin):
     @property
     def account(self) -> dict | None:
         """What the last call decided about the matrix and the genes of the cells."""
-        return self.feature_extractor.account
+        return self.gene_tokenizer.account
 
     @property
     def model_input_names(self) -> list[str]:
         """Everything that a call may return."""
-        names = [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
+        names = [*self.tokenizer.model_input_names, *self.gene_tokenizer.model_input_names]
         return [*names, *(f"qformer_{name}" for name in QFORMER_NAMES)] if self.qformer_tokenizer else names
 
     def __call__(
@@ -125,7 +125,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         return_tensors = options["text_kwargs"].pop("return_tensors", None)
         features: dict[str, Any] = {}
         if cells is not None:
-            features.update(self.feature_extractor(cells, **cell_options))
+            features.update(self.gene_tokenizer(cells, **cell_options))
         if text is not None:
             num_cells = None if cells is None else _num_cells(features)
             features = {**self._tokenize_text(text, num_cells, options), **features}
@@ -267,14 +267,14 @@ class ScMMGPTProcessor(ProcessorMixin):
         if anndata is None:
             raise ImportError('`post_process_cells` returns an AnnData: pip install "anndata>=0.12".')
         counts = np.asarray(counts.detach().cpu() if hasattr(counts, "detach") else counts)
-        genes = self.feature_extractor
-        gene_ids = genes.gene_ids if gene_ids is None else np.asarray(gene_ids)
-        rows = genes.gene_rows(gene_ids)
+        gene_tokenizer = self.gene_tokenizer
+        gene_ids = gene_tokenizer.gene_ids if gene_ids is None else np.asarray(gene_ids)
+        rows = gene_tokenizer.gene_rows(gene_ids)
         if (rows < 0).any():
             raise ValueError(f"Ids {gene_ids[rows < 0].tolist()} are special tokens, not genes.")
         if counts.ndim != 2 or counts.shape[1] != len(rows):
             raise ValueError(f"`counts` has shape {counts.shape}, but {len(rows)} genes are named.")
-        symbols, ensembl_ids = np.array(genes.genes)[rows], np.array(genes.ensembl_ids)[rows]
+        symbols, ensembl_ids = np.array(gene_tokenizer.genes)[rows], np.array(gene_tokenizer.ensembl_ids)[rows]
         var = pd.DataFrame({"feature_name": symbols, "feature_id": ensembl_ids}, index=pd.Index(symbols, dtype=str))
         obs = pd.DataFrame({"total_counts": counts.sum(axis=1), "n_genes": (counts > 0).sum(axis=1)})
         obs.index = pd.Index([f"cell_{number}" for number in range(len(counts))], dtype=str)
@@ -308,7 +308,7 @@ class ScMMGPTProcessor(ProcessorMixin):
         """
         super().to_json_file(json_file_path)
         directory = os.path.dirname(json_file_path)
-        self.feature_extractor.save_vocabulary(directory)
+        self.gene_tokenizer.save_vocabulary(directory)
         if self.qformer_tokenizer is not None:
             self.qformer_tokenizer.save_pretrained(os.path.join(directory, QFORMER_FOLDER))
         for name, path in self.annotation_files.items():

@@ -77,12 +77,12 @@ def test_a_damaged_file_of_profiles_is_named(content, tmp_path):
 
 
 def test_a_type_speaks_for_itself_or_for_the_nearest_above_it(profiles):
-    def speakers(*term_ids):
+    def candidates(*term_ids):
         return candidate_of_type(profiles, term_ids, TREE).tolist()
 
-    assert speakers("CL:0000003", "CL:0000002", "CL:0000004") == [1, 0, 2]
-    assert speakers("CL:0000001", "CL:0000002") == [1, 0, 1]
-    assert speakers("CL:0000004", None) == [-1, -1, 0]
+    assert candidates("CL:0000003", "CL:0000002", "CL:0000004") == [1, 0, 2]
+    assert candidates("CL:0000001", "CL:0000002") == [1, 0, 1]
+    assert candidates("CL:0000004", None) == [-1, -1, 0]
 
 
 def test_what_all_cells_of_a_study_share_says_nothing(agreement):

@@ -57,7 +57,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
         processor = processor_to_train(model.start_from, ontology_file)
         check_vocabulary(processor.gene_tokenizer, corpus, model.start_from)
         if read_length:
-            processor.feature_extractor = processor.feature_extractor.with_settings(**read_length)
+            processor.feature_extractor = processor.gene_tokenizer.with_settings(**read_length)
         return processor
     num_query_tokens = model.config.get("qformer_config", {}).get("num_query_tokens", 32)
     processor = ScMMGPTProcessor(

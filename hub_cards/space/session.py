@@ -174,14 +174,13 @@ class Session:
         rng = np.random.default_rng(0)
         inside = rng.permutation(rows)[:MAX_CELLS_FOR_GENES]
         outside = rng.permutation(np.setdiff1d(np.arange(self.cells.n_obs), rows))[:MAX_CELLS_FOR_GENES]
-        tokenizer = self.model.processor.feature_extractor
-        genes = GroupGenes.empty(tokenizer.genes, 2)
+        gene_tokenizer = self.model.processor.gene_tokenizer
+        genes = GroupGenes.empty(gene_tokenizer.genes, 2)
         for group, members in enumerate((inside, outside)):
-            features = tokenizer(self.cells[np.sort(members)].copy(), return_tensors="np")
-            gene_rows = tokenizer.gene_rows(features["gene_ids"])
-            cell, place = np.nonzero((gene_rows >= 0) & (features["gene_mask"] > 0))
-            values = features["gene_values"][cell, place]
-            genes.add(np.full(len(members), group), gene_rows[cell, place], values, cell)
+            tokens = gene_tokenizer(self.cells[np.sort(members)].copy(), return_tensors="np")
+            cell, place = np.nonzero(gene_tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"]))
+            gene_rows = gene_tokenizer.gene_rows(tokens["gene_ids"][cell, place])
+            genes.add(np.full(len(members), group), gene_rows, tokens["gene_values"][cell, place], cell)
         return [[row["gene"], row["percent"], row["elsewhere"]] for row in genes.top(0, num=15)]
 
     def chat(self, question: str) -> Iterator[str]:

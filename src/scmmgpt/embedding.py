@@ -50,7 +50,7 @@ class CellRun:
 
     @property
     def gene_tokenizer(self) -> Any:
-        return self.loaded.processor.feature_extractor
+        return self.loaded.processor.gene_tokenizer
 
     @property
     def source(self) -> Any:

@@ -159,12 +159,12 @@ def measure(loaded: LoadedModel, cells: AnnData) -> dict[str, Any]:
 @contextmanager
 def without_guard(loaded: LoadedModel) -> Iterator[None]:
     """The model as it was before it knew what looks like no cell."""
-    tokenizer = loaded.processor.feature_extractor
-    tokenizer.looks_implausible = lambda gene_ids, **_: np.zeros(len(gene_ids), dtype=bool)
+    gene_tokenizer = loaded.processor.gene_tokenizer
+    gene_tokenizer.looks_implausible = lambda gene_ids, **_: np.zeros(len(gene_ids), dtype=bool)
     try:
         yield
     finally:
-        del tokenizer.looks_implausible
+        del gene_tokenizer.looks_implausible
 
 
 def open_study(path: Path, profile: str, random: np.random.Generator) -> AnnData:

@@ -22,6 +22,7 @@ from typing import Annotated
 import torch
 import typer
 
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.hub_cards.export import export
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
@@ -38,7 +39,6 @@ from scmmgpt.training.mini.recipe import RECIPE, CellFolder, MiniRecipe, RecipeF
 from scmmgpt.training.mini.texts import TypeTexts, marker_genes, tokenizer_corpus
 from scmmgpt.training.text_tokenizer import train_text_tokenizer
 
-EMBEDDED = Path("hub_cards/scmmgpt-mini")
 ONTOLOGY_FILE = "cell_ontology.json.gz"
 RUNS = "runs"  # of the parts, below the output
 
@@ -54,13 +54,13 @@ def main(
 ) -> None:
     """Train the embedded model, from profiles to a model directory."""
     recipe = read_recipe(config).cut_to(steps)
-    ontology, names = Ontology.read(EMBEDDED / ONTOLOGY_FILE), GeneNames.read(EMBEDDED / GENE_NAMES_FILE)
+    ontology, names = Ontology.read(EMBEDDED_MODEL / ONTOLOGY_FILE), GeneNames.read(EMBEDDED_MODEL / GENE_NAMES_FILE)
     profiles, genes, ensembl_ids = corpus_profiles(recipe, data, names)
     if towers is None:
         processor = build_processor(recipe, genes, ensembl_ids, profiles, names, ontology)
     else:
         processor = ScMMGPTProcessor.from_pretrained(towers)
-    medians, masses = processor.feature_extractor.gene_statistics.values()
+    medians, masses = processor.gene_tokenizer.gene_statistics.values()
     if development:
         profiles = profiles.without(recipe.development_studies)
     simulator = CellSimulator(profiles, medians, masses, recipe.simulator)

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import typer
 
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import load
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneNames
 from scmmgpt.processing.type_profiles_scmmgpt import TypeProfiles
 from scmmgpt.training.mini.cell_simulator import TARGET_SUM
 from scmmgpt.training.mini.profiles import WHOLE_TRANSCRIPTOME, Profiles
 from scmmgpt.training.mini.recipe import RECIPE, CellFolder, RecipeFile, read_recipe
-from scmmgpt.training.mini.train import EMBEDDED, corpus_profiles
+from scmmgpt.training.mini.train import corpus_profiles
 
 # As many as 30 MB have room for, those that tell most.
 NUM_GENES = 8_000
@@ -39,8 +40,8 @@ def type_profiles(profiles: Profiles, num_genes: int = NUM_GENES) -> TypeProfile
 def main(model: Path, data: CellFolder, config: RecipeFile = RECIPE) -> None:
     """Write the type profiles of the model in a directory."""
     recipe, loaded = read_recipe(config), load(model)
-    profiles, genes, _ = corpus_profiles(recipe, data, GeneNames.read(EMBEDDED / GENE_NAMES_FILE))
-    if genes != loaded.processor.feature_extractor.genes:
+    profiles, genes, _ = corpus_profiles(recipe, data, GeneNames.read(EMBEDDED_MODEL / GENE_NAMES_FILE))
+    if genes != loaded.processor.gene_tokenizer.genes:
         raise typer.BadParameter(f"{model} knows other genes than the sources of {config}")
     if (loaded.training_summary or {})["development"]:
         profiles = profiles.without(recipe.development_studies)
