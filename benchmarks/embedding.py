@@ -195,12 +195,13 @@ def main() -> None:
     rates = interleaved({name: partial(num_states, way) for name, way in ways.items()}, arguments.repeats)
     lengths = cells["gene_mask"].sum(1)
     flops = sum(cell_encoder_flops(config, BatchShape(1, float(length))) for length in lengths) / len(lengths)
-    kinds = {"float32": torch.float32, "bf16": torch.bfloat16}
-    peaks = {kind: matmul_peak(arguments.device, dtype) for kind, dtype in kinds.items()}
+    kind_of = {name: "bf16" if "bf16" in name else "float32" for name in rates}
+    dtypes = {"float32": torch.float32, "bf16": torch.bfloat16}
+    peaks = {kind: matmul_peak(arguments.device, dtypes[kind]) for kind in sorted(set(kind_of.values()))}
     plain = next(iter(rates.values()))["rate"]
     rows = []
     for number, (name, found) in enumerate(rates.items()):
-        kind = "bf16" if "bf16" in name else "float32"
+        kind = kind_of[name]
         line = row("embedding", name, found, "cells/s", plain=plain)
         line["share_of_limit"] = round(found["rate"] * flops / peaks[kind], 3)
         line["lowest_cosine"] = round(agreement[name], 6)
