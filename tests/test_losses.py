@@ -140,6 +140,36 @@ def test_the_loss_is_the_weighted_sum_of_the_named_losses(model, batch):
     torch.testing.assert_close(output.loss, torch.stack(named).sum())
 
 
+def test_the_loss_comes_first_as_transformers_has_it(model, batch):
+    output = model(value_weight=1.0)(**batch)
+
+    assert output[0] is output.loss
+    assert output.to_tuple()[0] is output.loss
+
+
+def test_the_losses_of_mixed_precision_are_near_those_of_single_and_in_float32(model, batch):
+    stage_1 = model(value_weight=1.0, match_weight=0.0)  # its negatives are drawn by what is near, to the last bit
+    losses = ("loss", "contrast_loss", "caption_loss", "value_loss")
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = stage_1(**batch)
+        stage_1.zero_grad()
+        mixed.loss.backward()
+
+    single = stage_1(**batch)
+    assert {mixed[name].dtype for name in losses} == {torch.float32}
+    assert all(torch.allclose(mixed[name], single[name], rtol=0.05, atol=0.02) for name in losses)
+    assert all(part.grad is None or part.grad.isfinite().all() for part in stage_1.parameters())
+
+
+def test_the_matching_loss_trains_in_mixed_precision(model, batch):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model()(**batch).match_loss
+
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+
+
 @pytest.mark.parametrize("name", ["contrast", "match", "caption", "value"])
 def test_a_loss_of_weight_zero_is_not_computed(model, batch, name):
     output = model(**{"value_weight": 1.0, f"{name}_weight": 0.0})(**batch)

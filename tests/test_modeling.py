@@ -167,6 +167,7 @@ def test_the_loss_reads_the_answer_alone(build, chat, name):
     expected = torch.nn.functional.cross_entropy(output.logits[1, -2], torch.tensor(13))
     torch.testing.assert_close(output.language_loss, expected)
     torch.testing.assert_close(output.loss, expected)
+    assert output[0] is output.loss
 
 
 # ---- what trains

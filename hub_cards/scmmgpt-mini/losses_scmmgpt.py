@@ -67,6 +67,15 @@ def relations(num_pairs: int, text_labels, text_lineage, device) -> tuple[torch.
     return same | related, similarity
 
 
+def scaled_similarity(first: torch.Tensor, second: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Scaled cosines of unit vectors, (rows of first, rows of second), in float32 under autocast too.
+
+    A cosine of bfloat16 has 8 bits, and the scale may be 100: what would be left of a difference is noise.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        return scale * first.float() @ second.float().T
+
+
 def contrast_loss(
     cell_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -95,7 +104,8 @@ def contrast_loss(
         targets = targets / targets.sum(1, keepdim=True)
     losses = []
     for own_embeds, other_embeds in ((cell_embeds, text_embeds), (text_embeds, cell_embeds)):
-        logits = (scale * own_embeds @ gather(other_embeds).T).masked_fill(hidden, torch.finfo(torch.float32).min)
+        logits = scaled_similarity(own_embeds, gather(other_embeds), scale)
+        logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
         losses.append(-(targets * F.log_softmax(logits, dim=1)).masked_fill(hidden, 0.0).sum(1).mean())
     return torch.stack(losses).mean()
 
@@ -118,4 +128,12 @@ def caption_loss(logits_BSV: torch.Tensor, input_ids: torch.Tensor, attention_ma
     return total / is_pair.sum().clamp(min=1)
 
 
-__all__ = ["caption_loss", "contrast_loss", "gather", "lineage_overlap", "relations", "sample_negatives"]
+__all__ = [
+    "caption_loss",
+    "contrast_loss",
+    "gather",
+    "lineage_overlap",
+    "relations",
+    "sample_negatives",
+    "scaled_similarity",
+]

@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .cell_generation_scmmgpt import ScMMGPTCellGenerationMixin
 from .configuration_scmmgpt import ScMMGPTConfig
-from .losses_scmmgpt import caption_loss, contrast_loss, relations, sample_negatives
+from .losses_scmmgpt import caption_loss, contrast_loss, relations, sample_negatives, scaled_similarity
 from .modeling_cell_decoder import ScMMGPTCellDecoder
 from .modeling_cell_encoder import (
     ScMMGPTCellEncoder,
@@ -251,7 +251,7 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         if text.get("input_ids") is not None or text.get("qformer_input_ids") is not None:
             text_embeds = self.get_text_features(**text).pooler_output
         if cell_embeds is not None and text_embeds is not None:
-            logits = self.similarity_scale() * cell_embeds @ text_embeds.T
+            logits = scaled_similarity(cell_embeds, text_embeds, self.similarity_scale())
         return ScMMGPTOutput(cell_embeds=cell_embeds, text_embeds=text_embeds, logits_per_cell=logits)
 
 
@@ -311,8 +311,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         if input_ids is not None or qformer_input_ids is not None:
             text = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
             self._text_losses(output, cell_states, state_mask, text, text_labels, text_lineage)
-        output.loss = self._weighted_sum(output)
-        return output
+        return ScMMGPTPreTrainingOutput(loss=self._weighted_sum(output), **output)
 
     def _weighted_sum(self, output: ScMMGPTPreTrainingOutput) -> torch.Tensor:
         parts = [
@@ -358,7 +357,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         """
         num = len(input_ids)
         excluded, _ = relations(num, text_labels, text_lineage, input_ids.device)
-        logits = self.model.similarity_scale() * output.cell_embeds @ output.text_embeds.T
+        logits = scaled_similarity(output.cell_embeds, output.text_embeds, self.model.similarity_scale())
         wrong_text, has_text = sample_negatives(logits.detach(), excluded)
         wrong_cell, has_cell = sample_negatives(logits.detach().T, excluded)
         itself = torch.arange(num, device=input_ids.device)
@@ -584,8 +583,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
             )
             if part is not None
         ]
-        output.loss = torch.stack(parts).sum() if parts else None
-        return output
+        return ScMMGPTCausalLMOutput(loss=torch.stack(parts).sum() if parts else None, **output)
 
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, is_first_iteration=False, **kwargs):
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc] # its `self` is a protocol of loaded models
