@@ -19,6 +19,7 @@ import numpy as np
 from scmmgpt import modeling_scmmgpt, processing
 from scmmgpt.errors import UserError
 from scmmgpt.modeling_scmmgpt.modeling_scmmgpt import AUTO_MAP
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
 
 from . import EMBEDDED_MODEL
@@ -33,7 +34,7 @@ ISLANDS = (Path(modeling_scmmgpt.__file__).parent, Path(processing.__file__).par
 # What an endpoint installs; the Auto classes need none of it.
 REQUIREMENTS = "anndata>=0.12\nh5py\nnumpy\npydantic>=2\nscipy\n"
 # Tables that any model may use and that training does not write.
-TABLES = ("cell_ontology.json.gz",)
+TABLES = (ONTOLOGY_FILE,)
 EXAMPLE_TEXT = "a B cell from blood"
 # Counts as they might be measured in a B cell, among genes that every blood cell expresses.
 EXAMPLE_CELL = {

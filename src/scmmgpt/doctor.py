@@ -54,7 +54,7 @@ def describe_installation(model: Any = None) -> dict[str, Any]:
         **versions(),
         "devices": ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]),
         "threads": torch.get_num_threads(),
-        "model": "scmmgpt-mini (embedded)" if directory == EMBEDDED_MODEL else str(directory),
+        "model": f"{EMBEDDED_MODEL.name} (embedded)" if directory == EMBEDDED_MODEL else str(directory),
         "parameters": _counts(config),
         "parameters_at_paper_size": _counts(paper_config()),
         "model_size_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),

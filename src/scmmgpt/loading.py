@@ -106,7 +106,7 @@ def load(
     with damage_refused(directory):
         network = model_class.from_pretrained(directory)
         processor = processing.ScMMGPTProcessor.from_pretrained(directory)
-    name = "scmmgpt-mini" if directory == EMBEDDED_MODEL else str(model)
+    name = EMBEDDED_MODEL.name if directory == EMBEDDED_MODEL else str(model)
     network = network.eval().to(chosen)
     if not generative and chosen.type == "cpu":
         from .packed_linears import pack_linears, pays

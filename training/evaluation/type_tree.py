@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from scmmgpt.hub_cards import EMBEDDED_MODEL
-from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, UNINFORMATIVE_TERMS, Ontology, Term
 
 
 class TypeTree:
@@ -33,7 +33,7 @@ class TypeTree:
 
     @classmethod
     @cache
-    def load(cls, path: str | Path = EMBEDDED_MODEL / "cell_ontology.json.gz") -> TypeTree:
+    def load(cls, path: str | Path = EMBEDDED_MODEL / FILE_NAME) -> TypeTree:
         """The tree from `path`, by default the one that travels with the embedded model."""
         table = json.loads(gzip.decompress(Path(path).read_bytes()))
         return cls(Ontology.read(path), table["tissues"].values())

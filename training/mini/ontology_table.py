@@ -14,6 +14,9 @@ from pathlib import Path
 
 import typer
 
+from scmmgpt.hub_cards import EMBEDDED_MODEL
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME
+
 LICENCE = "Cell Ontology: CC BY 4.0 (the OBO Cell Ontology developers). UBERON: CC BY 3.0 (the UBERON developers)."
 SOURCE = "PyPI cellxgene-ontology-guide, files {files}; labels, synonyms, definitions and direct parents, unaltered"
 
@@ -71,7 +74,7 @@ def _version(path: Path) -> str:
     return path.name.removesuffix(".json.gz").rsplit("_", 1)[1]
 
 
-def main(folder: Path, output: Path = Path("hub_cards/scmmgpt-mini/cell_ontology.json.gz")) -> None:
+def main(folder: Path, output: Path = EMBEDDED_MODEL / FILE_NAME) -> None:
     """Write the Cell Ontology and the names of UBERON as one small table."""
     table = ontology_table(folder)
     write_table(table, output)

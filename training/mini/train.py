@@ -22,11 +22,13 @@ from typing import Annotated
 import torch
 import typer
 
+from scmmgpt.hashes import hash_of_files
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.hub_cards.export import export
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig, ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
 from scmmgpt.processing.gene_identity_scmmgpt import GENE_NAMES_FILE, GeneIdentifier, GeneNames
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.mini.cell_simulator import CellSimulator
 from scmmgpt.training.mini.cell_text_batches import train_stage1
@@ -39,7 +41,6 @@ from scmmgpt.training.mini.recipe import RECIPE, CellFolder, MiniRecipe, RecipeF
 from scmmgpt.training.mini.texts import TypeTexts, marker_genes, tokenizer_corpus
 from scmmgpt.training.text_tokenizer import train_text_tokenizer
 
-ONTOLOGY_FILE = "cell_ontology.json.gz"
 RUNS = "runs"  # of the parts, below the output
 
 
@@ -67,7 +68,7 @@ def main(
 
     history: list[dict] = []
     folder = output / "stage1"
-    digest = hashlib.sha256(config.read_bytes()).hexdigest()
+    digest = hash_of_files([config])
     about = partial(summary, recipe, digest, profiles, development)
     if towers is None:
         texts = TypeTexts(ontology, marker_genes(profiles, genes))
@@ -155,10 +156,7 @@ def summary(
 def code_digest() -> str:
     """One hash over the modules that make the weights."""
     training = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted([*training.glob("*.py"), *(training / "mini").glob("*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hash_of_files(sorted([*training.glob("*.py"), *(training / "mini").glob("*.py")]))
 
 
 if __name__ == "__main__":
