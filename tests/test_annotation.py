@@ -1,6 +1,7 @@
 """Calls follow from similarities by documented steps."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -172,6 +173,16 @@ def test_temperature_lies_between_its_neighbours_in_number_of_candidates():
 
 def test_a_model_without_calibration_has_the_plain_softmax(tmp_path):
     assert CellAnnotator.of_files(annotation_files(tmp_path)).calibration == Calibration()
+
+
+def test_a_calibration_that_was_fitted_anew_is_read_anew(tmp_path):
+    path = tmp_path / "calibration.json"
+
+    for share in (0.1, 0.7):
+        path.write_text(json.dumps({"temperature_by_candidates": [[1, 1.0]], "prior_share": share}))
+        os.utime(path, ns=(0, int(share * 1e9)))
+
+        assert CellAnnotator.of_files({path.name: path}).calibration.prior_share == share
 
 
 def test_a_broken_calibration_file_is_named(tmp_path):

@@ -105,7 +105,8 @@ class CellAnnotator:
     @classmethod
     def of_files(cls, files: Mapping[str, str | Path], trained_types: Sequence[str] = ()) -> "CellAnnotator":
         """Read from {name: path} of those `ANNOTATION_FILES` that a model has."""
-        annotator = _read(tuple(sorted((name, str(path)) for name, path in files.items())))
+        states = ((name, str(path), Path(path).stat().st_mtime_ns) for name, path in sorted(files.items()))
+        annotator = _read(tuple(states))
         return replace(annotator, trained_types=tuple(trained_types))
 
     # ---- before the cells
@@ -208,8 +209,8 @@ def annotation_files(directory: Path) -> dict[str, Path]:
 
 
 @lru_cache(maxsize=8)
-def _read(files: tuple[tuple[str, str], ...]) -> CellAnnotator:
-    paths = {name: Path(path) for name, path in files}
+def _read(files: tuple[tuple[str, str, int], ...]) -> CellAnnotator:
+    paths = {name: Path(path) for name, path, _ in files}  # the time of change makes a file written anew another one
     return CellAnnotator(
         Ontology.read(paths[ONTOLOGY_FILE]) if ONTOLOGY_FILE in paths else EMPTY,
         Calibration.read(paths[CALIBRATION_FILE]) if CALIBRATION_FILE in paths else Calibration(),

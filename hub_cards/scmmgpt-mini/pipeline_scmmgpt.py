@@ -98,12 +98,12 @@ class CellAnnotationPipeline(CellPipeline):
         **options,
     ) -> Iterator[dict]:
         """Tensors of some cells at a time, with what the tokens themselves say about the cells."""
-        genes, annotator = self.processor.gene_tokenizer, self.processor.annotator(self.model.config)
+        gene_tokenizer, annotator = self.processor.gene_tokenizer, self.processor.annotator(self.model.config)
         candidates = annotator.candidates(
             annotator.label_set(labels), self.embed_texts, tissue=tissue, with_profiles=prior_share != 0
         )
-        measured = genes.measured_genes(cells) if candidates.profiles else None
-        read_tokens = annotator.token_evidence(genes, candidates)
+        measured = gene_tokenizer.measured_genes(cells) if candidates.profiles else None
+        read_tokens = annotator.token_evidence(gene_tokenizer, candidates)
         question = {"annotator": annotator, "candidates": candidates, "measured": measured, "prior_share": prior_share}
         for tokens in super().preprocess(cells, **options):
             yield {"tokens": tokens, "evidence": read_tokens(tokens), "question": question}
