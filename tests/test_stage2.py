@@ -107,6 +107,15 @@ def test_stage_2_takes_up_the_towers_of_stage_1(corpus, tmp_path):
     assert AutoModelForMultimodalLM.from_pretrained(tmp_path / "two").config.cell_decoder_config.num_text_tokens == 2
 
 
+def test_a_recipe_that_reads_cells_otherwise_than_its_start_is_refused(corpus, tmp_path):
+    stage1.main(["--config", str(write_recipe(tmp_path, corpus, "one", training=QUICK))])
+    recipe = write_stage_2_recipe(tmp_path, corpus, "two", training=QUICK)
+    changes = [f"model.start_from={tmp_path / 'one'}", "model.gene_tokenizer.value_mode=bins"]
+
+    with pytest.raises(RecipeError, match=r"model\.gene_tokenizer\.value_mode.*'bins'.*'log1p'"):
+        main(["--config", str(recipe), *changes])
+
+
 @pytest.fixture
 def pretrained_parts(corpus, tmp_path):
     """Folders of a cell encoder, a Q-Former and a causal LM, and the weights in the first two."""

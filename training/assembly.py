@@ -56,6 +56,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
     if model.start_from is not None:
         processor = processor_to_train(model.start_from, ontology_file)
         check_vocabulary(processor.gene_tokenizer, corpus, model.start_from)
+        check_reading(processor.gene_tokenizer, model)
         if read_length:
             processor.feature_extractor = processor.gene_tokenizer.with_settings(**read_length)
         return processor
@@ -90,6 +91,16 @@ def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) ->
         f"{corpus.path} was made with another vocabulary ({len(theirs)} genes) than {model} has ({len(ours)}); the "
         f"first that differs is {first!r}. Build it again with `scmmgpt corpus build ... --processor {model}`."
     )
+
+
+def check_reading(genes: ScMMGPTGeneTokenizer, model: ModelSettings) -> None:
+    """Raise an error if a recipe wants cells read in another way than its starting checkpoint has learnt to."""
+    for name, wanted in model.gene_tokenizer.items():
+        if getattr(genes, name) != wanted:
+            raise RecipeError(
+                f"`model.gene_tokenizer.{name}` is {wanted!r}, and {model.start_from} reads cells with "
+                f"{getattr(genes, name)!r}: leave it out, or train without `model.start_from`."
+            )
 
 
 def _text_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:

@@ -109,8 +109,8 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for part in ("cell_encoder", "qformer", "gene_tokenizer", "tokenizer", "qformer_tokenizer"):
-            if self.start_from is not None and getattr(self, part):
+        for part in ("cell_encoder", "qformer"):
+            if self.start_from is not None and getattr(self, part) is not None:
                 raise ValueError(f"start_from brings a {part} of its own: give {part} or start_from, not both.")
 
 
