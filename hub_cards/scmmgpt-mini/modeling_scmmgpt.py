@@ -11,7 +11,6 @@ loads into every class without a mapping, and `AutoModel` never reads the LLM.
 # Shape letters: B cells, N texts, Q query tokens, S text tokens, D embedding size.
 
 import copy
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,10 +20,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from .cell_generation_scmmgpt import ScMMGPTCellGenerationMixin
 from .configuration_scmmgpt import ScMMGPTConfig
@@ -32,6 +31,7 @@ from .losses_scmmgpt import caption_loss, contrast_loss, relations, sample_negat
 from .modeling_cell_decoder import ScMMGPTCellDecoder
 from .modeling_cell_encoder import (
     ScMMGPTCellEncoder,
+    ScMMGPTCellEncoderOutput,
     ScMMGPTValueHead,
     check_cells,
     gene_states,
@@ -40,6 +40,14 @@ from .modeling_cell_encoder import (
     unpack_cells,
 )
 from .modeling_qformer import ScMMGPTCaptionHead, ScMMGPTQFormer
+from .outputs_scmmgpt import (
+    ScMMGPTCausalLMOutput,
+    ScMMGPTCellFeatures,
+    ScMMGPTModelOutputWithPast,
+    ScMMGPTOutput,
+    ScMMGPTPreTrainingOutput,
+    requested_states,
+)
 
 # What every saved checkpoint tells the Auto classes, whichever class saved it.
 AUTO_MAP = {
@@ -55,37 +63,6 @@ AUTO_MAP = {
 STAGE_1_HEADS = [r"^caption_head\.", r"^value_head\."]
 STAGE_2_PARTS = [r"language_model\.", r"cell_token_projector\.", r"^lm_head\.", r"^cell_decoder\."]
 CELL_INPUTS = ("gene_ids", "gene_values", "gene_mask", "cell_cu_seqlens")
-
-
-@dataclass
-class ScMMGPTOutput(ModelOutput):
-    """Unit-length embeddings of cells (B, D) and texts (N, D), and their scaled similarities (B, N)."""
-
-    cell_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    logits_per_cell: torch.Tensor | None = None
-
-
-@dataclass
-class ScMMGPTPreTrainingOutput(ModelOutput):
-    """The weighted sum of the stage-1 losses, and each by its name; a loss of weight 0 is None."""
-
-    loss: torch.Tensor | None = None
-    contrast_loss: torch.Tensor | None = None
-    match_loss: torch.Tensor | None = None
-    caption_loss: torch.Tensor | None = None
-    value_loss: torch.Tensor | None = None
-    cell_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-
-
-@dataclass
-class ScMMGPTCausalLMOutput(CausalLMOutputWithPast):
-    """A causal LM's output, the two losses of stage 2, and the cell tokens that stood in the prompt."""
-
-    language_loss: torch.Tensor | None = None
-    cell_generation_loss: torch.Tensor | None = None
-    cell_hidden_states: torch.Tensor | None = None
 
 
 class ScMMGPTPreTrainedModel(PreTrainedModel):
@@ -127,6 +104,24 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
         )
 
 
+class ScMMGPTTowersMixin:
+    """The towers' own methods, on the classes that hold the towers as `model`."""
+
+    model: "ScMMGPTModel"
+
+    def get_cell_features(self, *args, **kwargs: Unpack[TransformersKwargs]) -> ScMMGPTCellFeatures:
+        """See `ScMMGPTModel.get_cell_features`."""
+        return self.model.get_cell_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
+        """See `ScMMGPTModel.get_text_features`."""
+        return self.model.get_text_features(*args, **kwargs)
+
+    def get_match_scores(self, *args, **kwargs) -> torch.Tensor:
+        """See `ScMMGPTModel.get_match_scores`."""
+        return self.model.get_match_scores(*args, **kwargs)
+
+
 class ScMMGPTModel(ScMMGPTPreTrainedModel):
     """Cell encoder, Q-Former and the shared space of cells and texts, without the LLM."""
 
@@ -160,15 +155,26 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
 
     def encode_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None):
         """States of the cell encoder (B, L, hidden) and their mask."""
+        encoded = self.run_cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
+        return encoded.last_hidden_state, encoded.state_mask
+
+    def run_cell_encoder(
+        self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None, **states
+    ) -> ScMMGPTCellEncoderOutput:
+        """The cell encoder's output, whichever encoder it is."""
         if isinstance(self.cell_encoder, ScMMGPTCellEncoder):
-            outputs = self.cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
-            return outputs.last_hidden_state, outputs.state_mask
+            return self.cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
         check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.cell_config.vocab_size)
         if cell_cu_seqlens is not None:
             gene_ids, gene_mask = unpack_cells(gene_ids, cell_cu_seqlens)
         # An encoder of ranked genes: the order of the ids is the expression.
-        states = self.cell_encoder(input_ids=gene_ids, attention_mask=gene_mask).last_hidden_state
-        return states, torch.ones_like(gene_ids) if gene_mask is None else gene_mask
+        encoded = self.cell_encoder(input_ids=gene_ids, attention_mask=gene_mask, **states)
+        return ScMMGPTCellEncoderOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            state_mask=torch.ones_like(gene_ids) if gene_mask is None else gene_mask,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
 
     def run_cell_layers(self, states: torch.Tensor) -> torch.Tensor:
         """The cell encoder's transformer over states of any origin."""
@@ -183,12 +189,24 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         gene_values: torch.Tensor,
         gene_mask: torch.Tensor | None = None,
         cell_cu_seqlens: torch.Tensor | None = None,
-    ) -> BaseModelOutputWithPooling:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScMMGPTCellFeatures:
         """Query states (B, Q, hidden) and one unit-length float32 embedding per cell (B, D)."""
-        cell_states, state_mask = self.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
-        queries = self.qformer(cell_states=cell_states, cell_mask=state_mask).query_states
-        return BaseModelOutputWithPooling(
-            last_hidden_state=queries, pooler_output=self.project_cells(queries, cell_states)
+        states = requested_states(self.config, kwargs)
+        encoded = self.run_cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
+        return self.query_cells(encoded, **states)
+
+    def query_cells(self, encoded: ScMMGPTCellEncoderOutput, **states) -> ScMMGPTCellFeatures:
+        """What the Q-Former's queries read off encoded cells."""
+        outputs = self.qformer(cell_states=encoded.last_hidden_state, cell_mask=encoded.state_mask, **states)
+        return ScMMGPTCellFeatures(
+            last_hidden_state=outputs.query_states,
+            pooler_output=self.project_cells(outputs.query_states, encoded.last_hidden_state),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            cell_hidden_states=encoded.hidden_states,
+            cell_attentions=encoded.attentions,
         )
 
     def project_cells(self, queries: torch.Tensor, cell_states: torch.Tensor) -> torch.Tensor:
@@ -211,13 +229,20 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Text states (N, S, hidden) and one unit-length float32 embedding per text (N, D)."""
+        states = requested_states(self.config, kwargs)
         input_ids, attention_mask = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
-        states = self.qformer(input_ids=input_ids, attention_mask=attention_mask).text_states
+        outputs = self.qformer(input_ids=input_ids, attention_mask=attention_mask, **states)
         first = torch.zeros_like(input_ids[:, 0]) if attention_mask is None else attention_mask.argmax(1)
-        pooled = self.text_projection(states[torch.arange(len(states), device=states.device), first]).float()
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(pooled, dim=-1))
+        first_states = outputs.text_states[torch.arange(len(first), device=first.device), first]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.text_states,
+            pooler_output=F.normalize(self.text_projection(first_states).float(), dim=-1),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def match_logits(self, cell_states, state_mask, input_ids, attention_mask) -> torch.Tensor:
         """Matching logits (B, 2) of text i and cell i, averaged over the query tokens."""
@@ -243,16 +268,30 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
     def similarity_scale(self) -> torch.Tensor:
         return self.logit_scale.float().exp().clamp(max=100).squeeze()
 
-    def forward(self, gene_ids=None, gene_values=None, gene_mask=None, cell_cu_seqlens=None, **text) -> ScMMGPTOutput:
+    @can_return_tuple
+    def forward(
+        self,
+        gene_ids: torch.Tensor | None = None,
+        gene_values: torch.Tensor | None = None,
+        gene_mask: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScMMGPTOutput:
         """Embed cells, texts or both. Text comes as the processor names it: `input_ids`, `attention_mask`, ..."""
-        cell_embeds = text_embeds = logits = None
+        output, states = ScMMGPTOutput(), requested_states(self.config, kwargs)
         if gene_ids is not None:
-            cell_embeds = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens).pooler_output
-        if text.get("input_ids") is not None or text.get("qformer_input_ids") is not None:
-            text_embeds = self.get_text_features(**text).pooler_output
-        if cell_embeds is not None and text_embeds is not None:
-            logits = scaled_similarity(cell_embeds, text_embeds, self.similarity_scale())
-        return ScMMGPTOutput(cell_embeds=cell_embeds, text_embeds=text_embeds, logits_per_cell=logits)
+            cells = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
+            output = ScMMGPTOutput(cell_embeds=cells.pooler_output, **cells.states())
+        if input_ids is not None or qformer_input_ids is not None:
+            text = input_ids, attention_mask, qformer_input_ids, qformer_attention_mask
+            output.add_texts(self.get_text_features(*text, **states))
+        if output.cell_embeds is not None and output.text_embeds is not None:
+            output.logits_per_cell = scaled_similarity(output.cell_embeds, output.text_embeds, self.similarity_scale())
+        return ScMMGPTOutput(**output)  # in the order of its fields
 
 
 def _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask):
@@ -264,7 +303,7 @@ def _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attentio
     return input_ids, attention_mask
 
 
-class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
+class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
     """Stage 1: contrastive, matching (hard negatives), captioning and masked-value losses."""
 
     _keys_to_ignore_on_load_unexpected = STAGE_2_PARTS
@@ -276,12 +315,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         self.value_head = ScMMGPTValueHead(config.cell_config)
         self.post_init()
 
-    def get_cell_features(self, *args, **kwargs):
-        return self.model.get_cell_features(*args, **kwargs)
-
-    def get_text_features(self, *args, **kwargs):
-        return self.model.get_text_features(*args, **kwargs)
-
+    @can_return_tuple
     def forward(
         self,
         gene_ids: torch.Tensor,
@@ -295,7 +329,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         text_labels: torch.Tensor | None = None,
         text_lineage: torch.Tensor | None = None,
         value_labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTPreTrainingOutput:
         """The losses of cells, padded or packed as the processor gives them, and of one text per cell.
 
@@ -303,14 +337,18 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         `text_lineage` (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
         `value_labels` (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
         """
-        config, output = self.config, ScMMGPTPreTrainingOutput()
-        cell_states, state_mask = self.model.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
-        if value_labels is not None and config.value_weight:
-            predictions = self.value_head(gene_states(cell_states, config.cell_config))
-            output.value_loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
+        config, states = self.config, requested_states(self.config, kwargs)
+        encoded = self.model.run_cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
+        output = ScMMGPTPreTrainingOutput(cell_hidden_states=encoded.hidden_states, cell_attentions=encoded.attentions)
         if input_ids is not None or qformer_input_ids is not None:
             text = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
-            self._text_losses(output, cell_states, state_mask, text, text_labels, text_lineage)
+            cells = self.model.query_cells(encoded, **states)
+            output = ScMMGPTPreTrainingOutput(cell_embeds=cells.pooler_output, **cells.states())
+            output.add_texts(self.model.get_text_features(*text, **states))
+            self._text_losses(output, encoded, text, text_labels, text_lineage)
+        if value_labels is not None and config.value_weight:
+            predictions = self.value_head(gene_states(encoded.last_hidden_state, config.cell_config))
+            output.value_loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
         return ScMMGPTPreTrainingOutput(loss=self._weighted_sum(output), **output)
 
     def _weighted_sum(self, output: ScMMGPTPreTrainingOutput) -> torch.Tensor:
@@ -325,12 +363,10 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
             )
         return torch.stack(parts).sum()
 
-    def _text_losses(self, output, cell_states, state_mask, text, text_labels, text_lineage):
+    def _text_losses(self, output, encoded, text, text_labels, text_lineage):
         config, model = self.config, self.model
+        cell_states, state_mask = encoded.last_hidden_state, encoded.state_mask
         input_ids, attention_mask = text[0], torch.ones_like(text[0]) if text[1] is None else text[1]
-        queries = model.qformer(cell_states=cell_states, cell_mask=state_mask).query_states
-        output.cell_embeds = model.project_cells(queries, cell_states)
-        output.text_embeds = model.get_text_features(input_ids, attention_mask).pooler_output
         scale = model.similarity_scale()
         if config.contrast_weight:
             output.contrast_loss = contrast_loss(
@@ -394,8 +430,13 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
 
     def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
         """Cells as tokens of the LLM's width (B, Q, LLM hidden)."""
-        queries = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens).last_hidden_state
-        return self.cell_token_projector(queries)
+        return self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens).pooler_output
+
+    def read_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None, **states) -> ScMMGPTCellFeatures:
+        """Cells as `mm_encoder_outputs["cell"]` takes them: `pooler_output` are their tokens."""
+        states["return_dict"] = True
+        cells = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
+        return ScMMGPTCellFeatures(**{**cells, "pooler_output": self.cell_token_projector(cells.last_hidden_state)})
 
     def placeholder_mask(self, input_ids, inputs_embeds=None):
         """(B, S) True where a cell's tokens go: nowhere, where no word of the LLM stands for a cell."""
@@ -410,6 +451,11 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
     def place_cells(self, input_ids, inputs_embeds, cell_tokens):
         """Put the cells' tokens where the prompts hold placeholders, in reading order."""
         is_cell = self.placeholder_mask(input_ids, inputs_embeds)
+        self.check_number_of_cells(is_cell, cell_tokens)
+        cell_tokens = cell_tokens.to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(is_cell.unsqueeze(-1), cell_tokens)
+
+    def check_number_of_cells(self, is_cell, cell_tokens):
         num_placeholders, (num_cells, num_queries) = is_cell.sum(), cell_tokens.shape[:2]
         torch_compilable_check(
             num_placeholders == num_cells * num_queries,
@@ -419,8 +465,6 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
                 "Tokenise prompts and cells in one call, `processor(cells=..., text=...)`."
             ),
         )
-        cell_tokens = cell_tokens.to(inputs_embeds.device, inputs_embeds.dtype)
-        return inputs_embeds.masked_scatter(is_cell.unsqueeze(-1), cell_tokens)
 
     def refuse_unfilled_placeholders(self, input_ids):
         num_placeholders = self.placeholder_mask(input_ids).sum()
@@ -444,27 +488,40 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, ScMMGPTCellFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> ScMMGPTModelOutputWithPast:
+        states = requested_states(self.config, kwargs, passes_on=True)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        cells = (mm_encoder_outputs or {}).get("cell")
         if gene_ids is not None:
-            cell_tokens = self.get_cell_tokens(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
-            inputs_embeds = self.place_cells(input_ids, inputs_embeds, cell_tokens)
+            cells = self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
+        if cells is not None:
+            inputs_embeds = self.place_cells(input_ids, inputs_embeds, cells.pooler_output)
         elif input_ids is not None and past_key_values is None:
             self.refuse_unfilled_placeholders(input_ids)
-        return self.language_model(
+        outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            **kwargs,
+            **{**kwargs, **states},
+        )
+        return ScMMGPTModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **({} if cells is None else cells.states(of_queries="qformer_")),
         )
 
 
-class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerationMixin, GenerationMixin):
+class ScMMGPTForConditionalGeneration(
+    ScMMGPTPreTrainedModel, ScMMGPTTowersMixin, ScMMGPTCellGenerationMixin, GenerationMixin
+):
     """Stage 2: cells and text in, text out (`generate`); text in, cells out (`generate_cells`)."""
 
     _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
@@ -491,16 +548,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         if self.config.cell_token_id is not None:
             self.generation_config.suppress_tokens = [self.config.cell_token_id]
 
-    def get_cell_features(self, *args, **kwargs):
-        return self.model.get_cell_features(*args, **kwargs)
-
-    def get_text_features(self, *args, **kwargs):
-        return self.model.get_text_features(*args, **kwargs)
-
-    def get_match_scores(self, *args, **kwargs):
-        return self.model.get_match_scores(*args, **kwargs)
-
-    def get_cell_tokens(self, *args, **kwargs):
+    def get_cell_tokens(self, *args, **kwargs) -> torch.Tensor:
         return self.model.get_cell_tokens(*args, **kwargs)
 
     def get_input_embeddings(self):
@@ -534,6 +582,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         target_counts: torch.Tensor | None = None,
         target_library_size: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, ScMMGPTCellFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCausalLMOutput:
         """What the LLM says to prompts whose `<cell>` placeholders take the cells in reading order, and the losses.
@@ -555,16 +604,13 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
+                mm_encoder_outputs=mm_encoder_outputs,
                 return_dict=True,
                 **kwargs,
             )
             logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-            output = ScMMGPTCausalLMOutput(
-                logits=logits,
-                past_key_values=outputs.past_key_values,
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
-            )
+            states = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+            output = ScMMGPTCausalLMOutput(logits=logits, **states)
             if labels is not None:
                 vocab_size = self.config.text_config.vocab_size
                 output.language_loss = self.loss_function(
