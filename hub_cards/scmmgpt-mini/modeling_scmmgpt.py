@@ -631,35 +631,33 @@ class ScMMGPTForConditionalGeneration(
         ]
         return ScMMGPTCausalLMOutput(loss=torch.stack(parts).sum() if parts else None, **output)
 
-    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, is_first_iteration=False, **kwargs):
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc] # its `self` is a protocol of loaded models
-            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if is_first_iteration and inputs.get("input_ids") is not None and inputs.get("gene_ids") is None:
-            self.model.refuse_unfilled_placeholders(inputs["input_ids"])
-        if not is_first_iteration and kwargs.get("use_cache", True):  # the cells already stand in the cache
-            for name in CELL_INPUTS:
-                inputs.pop(name, None)
-        return inputs
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """Repeat each prompt's whole group of cells: cells of all prompts lie flat, one after the other."""
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor, model_kwargs, model_input_name, generation_config
+    ):
+        """Encode cells once, before prompts are repeated: transformers does it for images and videos alone."""
         cells = {name: model_kwargs.pop(name) for name in CELL_INPUTS if model_kwargs.get(name) is not None}
-        if "cell_cu_seqlens" in cells:
-            starts = cells.pop("cell_cu_seqlens")
-            cells["gene_values"], _ = unpack_cells(cells["gene_values"], starts)
-            cells["gene_ids"], cells["gene_mask"] = unpack_cells(cells["gene_ids"], starts)
-        if cells and expand_size > 1:
-            words = input_ids if input_ids is not None and input_ids.shape[1] else None
-            is_cell = self.model.placeholder_mask(words, model_kwargs.get("inputs_embeds"))
-            per_prompt = is_cell.sum(-1) // self.config.num_query_tokens
-            groups = torch.arange(int(per_prompt.sum()), device=is_cell.device).split(per_prompt.tolist())
-            order = torch.cat([group.repeat(expand_size) for group in groups])
-            cells = {name: value[order] for name, value in cells.items()}
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc] # as above
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        return input_ids, {**model_kwargs, **cells}
+        if cells:
+            model_kwargs["mm_encoder_outputs"] = {"cell": self.model.read_cells(**cells)}
+        elif model_kwargs.get("mm_encoder_outputs") is None and model_input_name == "input_ids":
+            past_key_values = model_kwargs.get("past_key_values")
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            # A prompt no longer than what is in the cache is its new part alone.
+            is_whole = inputs_tensor.shape[1] > past_length
+            self.model.refuse_unfilled_placeholders(inputs_tensor[:, past_length:] if is_whole else inputs_tensor)
+        return model_kwargs
+
+    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
+        """Repeat each prompt's whole group of cells: cells of all prompts lie flat, one after the other."""
+        if mm_encoder_output.get("cell") is None:
+            return mm_encoder_output
+        tokens = mm_encoder_output["cell"].pooler_output
+        words = input_ids if input_ids is not None and input_ids.shape[1] else None
+        is_cell = self.model.placeholder_mask(words, inputs_embeds)
+        self.model.check_number_of_cells(is_cell, tokens)
+        per_prompt = is_cell.sum(-1) // self.config.num_query_tokens
+        groups = torch.arange(len(tokens), device=tokens.device).split(per_prompt.tolist())
+        order = torch.cat([group.repeat(expand_size) for group in groups])
+        return {"cell": ScMMGPTCellFeatures(pooler_output=tokens[order])}
 
     @classmethod
     def from_parts(cls, config: ScMMGPTConfig, text: str, cell=None, qformer=None, **kwargs):
