@@ -163,7 +163,7 @@ class ScMMGPTConfig(SpellingConfig):
         "cell_decoder_config": SubConfigSpec(config_class=ScMMGPTCellDecoderConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
-    attribute_map = {"image_token_id": "cell_token_id"}  # TRL's GRPO asks every multimodal config for this name
+    attribute_map = {"image_token_id": "cell_token_id"}  # by which TRL's GRPO, RLOO and distillation ask for it
     keys_to_ignore_at_inference = ["past_key_values", "cell_hidden_states"]
 
     if TYPE_CHECKING:  # a finished config holds configs, whichever form was given

@@ -55,6 +55,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_scmmgpt.ScMMGPTModel",
     "AutoModelForPreTraining": "modeling_scmmgpt.ScMMGPTForPreTraining",
     "AutoModelForMultimodalLM": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
+    # By which TRL's trainers load a model of remote code that they know by its path alone.
     "AutoModelForImageTextToText": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
     "AutoProcessor": "processing_scmmgpt.ScMMGPTProcessor",
     "AutoFeatureExtractor": "gene_tokenization_scmmgpt.ScMMGPTGeneTokenizer",
@@ -96,12 +97,6 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         return super().save_pretrained(save_directory, *args, **kwargs)
-
-    def generate(self, *args, **kwargs):
-        raise AttributeError(
-            f"{type(self).__name__} has no language model to generate with. Load the checkpoint with "
-            "`AutoModelForMultimodalLM.from_pretrained(...)`, which gives ScMMGPTForConditionalGeneration."
-        )
 
 
 class ScMMGPTTowersMixin:
@@ -525,10 +520,10 @@ class ScMMGPTForConditionalGeneration(
     """Stage 2: cells and text in, text out (`generate`); text in, cells out (`generate_cells`)."""
 
     _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     # What `generate` takes for the prompt. Were it `gene_ids`, it would swallow the cells and write without them.
     main_input_name = "input_ids"
-    generate = GenerationMixin.generate
     model: "ScMMGPTGenerativeModel"
 
     def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
@@ -538,9 +533,10 @@ class ScMMGPTForConditionalGeneration(
         self.lm_head = nn.Linear(words.embedding_dim, config.text_config.vocab_size, bias=False)
         # The LLM's last states are as wide as its words, which need not be its `hidden_size` (OPT 350M).
         self.cell_decoder = ScMMGPTCellDecoder(config.cell_decoder_config, config.cell_config, words.embedding_dim)
-        # Every LLM calls its embeddings by another name: tie to whatever they are.
+        # Where the LLM calls its embeddings by another name. Not a pattern for all: PEFT takes the name as it stands.
         name = next(name for name, weight in self.model.named_parameters() if weight is words.weight)
-        self._tied_weights_keys = {"lm_head.weight": f"model.{name}"}
+        if f"model.{name}" not in self._tied_weights_keys.values():
+            self._tied_weights_keys = {"lm_head.weight": f"model.{name}"}
         self.post_init()
         self._never_write_placeholders()
 
