@@ -6,7 +6,8 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTQFormer, ScMMGPTQFormerConfig
 from scmmgpt.modeling_scmmgpt.modeling_qformer import joint_mask
-from scmmgpt.training.convert import QFORMER_NAMES, renamed
+from scmmgpt.training.conversion.bert import QFORMER_NAMES
+from scmmgpt.training.conversion.foreign_files import renamed
 
 NUM_QUERIES, NUM_WORDS, WIDTH, CELL_WIDTH = 4, 40, 24, 32
 

@@ -10,13 +10,10 @@ loads into every class without a mapping, and `AutoModel` never reads the LLM.
 
 # Shape letters: B cells, N texts, Q query tokens, S text tokens, D embedding size.
 
-import copy
-from typing import cast
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
@@ -538,9 +535,10 @@ class ScMMGPTForConditionalGeneration(
         if f"model.{name}" not in self._tied_weights_keys.values():
             self._tied_weights_keys = {"lm_head.weight": f"model.{name}"}
         self.post_init()
-        self._never_write_placeholders()
+        self.never_write_placeholders()
 
-    def _never_write_placeholders(self):
+    def never_write_placeholders(self):
+        """Keep `generate` from writing the word that stands for a cell."""
         if self.config.cell_token_id is not None:
             self.generation_config.suppress_tokens = [self.config.cell_token_id]
 
@@ -654,59 +652,6 @@ class ScMMGPTForConditionalGeneration(
         groups = torch.arange(len(tokens), device=tokens.device).split(per_prompt.tolist())
         order = torch.cat([group.repeat(expand_size) for group in groups])
         return {"cell": ScMMGPTCellFeatures(pooler_output=tokens[order])}
-
-    @classmethod
-    def from_parts(cls, config: ScMMGPTConfig, text: str, cell=None, qformer=None, **kwargs):
-        """Join pretrained parts: a causal LM's directory or Hub name, a cell encoder, a Q-Former.
-
-        The LLM is loaded by its own class, so that every causal LM of transformers will do, and quantisation touches
-        nothing else.
-
-        Parameters
-        ----------
-        config
-            The joint configuration; its `text_config` gives way to the causal LM's.
-        text
-            Where the causal LM lies. Its tokenizer must know `<cell>`, see `resize_token_embeddings`.
-        cell, qformer
-            Modules whose weights are taken over; None leaves that part newly initialised.
-        **kwargs
-            To the LLM's `from_pretrained`: dtype, quantization_config, device_map, ...
-        """
-        llm = AutoModelForCausalLM.from_pretrained(text, **kwargs)
-        head = llm.get_output_embeddings()
-        if getattr(head, "bias", None) is not None:
-            raise ValueError(
-                f"{llm.config.model_type} has a bias in its `lm_head`, which is not supported: choose another language "
-                "model."
-            )
-        config = copy.deepcopy(config)
-        config.text_config = llm.config.get_text_config()
-        config.tie_word_embeddings = bool(getattr(config.text_config, "tie_word_embeddings", False))
-        model = cls(config, cast(PreTrainedModel, llm.base_model))  # which transformers calls a Module
-        for name, part in [*model.model.named_children(), ("cell_decoder", model.cell_decoder)]:
-            if name != "language_model":
-                part.to(head.weight.device, llm.dtype)
-        model.lm_head.weight = head.weight
-        model.generation_config = llm.generation_config
-        model._never_write_placeholders()
-        for part, weights in ((model.model.cell_encoder, cell), (model.model.qformer, qformer)):
-            if weights is not None:
-                part.load_state_dict({k: v for k, v in weights.state_dict().items() if not k.startswith("pooler.")})
-        model.eval()._compare_logits(llm)
-        return model
-
-    @torch.no_grad()
-    def _compare_logits(self, llm: PreTrainedModel):
-        """Refuse an LLM that does to its logits what a plain matrix does not, such as Gemma 2's soft cap."""
-        words = [token for token in range(4) if token != self.config.cell_token_id]
-        input_ids = torch.tensor([words], device=self.lm_head.weight.device)
-        ours, theirs = self(input_ids=input_ids).logits, llm(input_ids=input_ids).logits
-        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * theirs.abs().max().item()):
-            raise ValueError(
-                f"{llm.config.model_type} applies a function to its logits after `lm_head` (such as a soft cap), which "
-                "is not supported: choose another language model."
-            )
 
 
 __all__ = [
