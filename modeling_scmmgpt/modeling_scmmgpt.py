@@ -292,26 +292,31 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
-        text_labels: torch.Tensor | None = None,
+        text_groups: torch.Tensor | None = None,
         text_lineage: torch.Tensor | None = None,
-        value_labels: torch.Tensor | None = None,
+        target_values: torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs,
     ) -> ScMMGPTPreTrainingOutput:
         """The losses of cells, padded or packed as the processor gives them, and of one text per cell.
 
-        Without text only the masked-value loss is computed. `text_labels` (B,): equal numbers mark equal texts.
+        Without text only the masked-value loss is computed. `text_groups` (B,): equal numbers mark equal texts.
         `text_lineage` (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
-        `value_labels` (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        `target_values` (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        `return_loss`: False gives the embeddings alone. Trainer evaluates the loss of a model by this argument's name,
+        as long as no other argument is called a label.
         """
         config, output = self.config, ScMMGPTPreTrainingOutput()
         cell_states, state_mask = self.model.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
-        if value_labels is not None and config.value_weight:
+        if target_values is not None and config.value_weight and return_loss:
             predictions = self.value_head(gene_states(cell_states, config.cell_config))
-            output.value_loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
+            output.value_loss = masked_value_loss(predictions, target_values[:, : predictions.shape[1]])
         if input_ids is not None or qformer_input_ids is not None:
             text = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
-            self._text_losses(output, cell_states, state_mask, text, text_labels, text_lineage)
-        return ScMMGPTPreTrainingOutput(loss=self._weighted_sum(output), **output)
+            self._embed(output, cell_states, state_mask, *text)
+            if return_loss:
+                self._text_losses(output, cell_states, state_mask, text, text_groups, text_lineage)
+        return ScMMGPTPreTrainingOutput(loss=self._weighted_sum(output) if return_loss else None, **output)
 
     def _weighted_sum(self, output: ScMMGPTPreTrainingOutput) -> torch.Tensor:
         parts = [
@@ -321,24 +326,26 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
         ]
         if not parts:
             raise ValueError(
-                "Nothing to learn: the batch has neither text nor `value_labels` (or their weights are 0)."
+                "Nothing to learn: the batch has neither text nor `target_values` (or their weights are 0)."
             )
         return torch.stack(parts).sum()
 
-    def _text_losses(self, output, cell_states, state_mask, text, text_labels, text_lineage):
+    def _embed(self, output, cell_states, state_mask, input_ids, attention_mask):
+        queries = self.model.qformer(cell_states=cell_states, cell_mask=state_mask).query_states
+        output.cell_embeds = self.model.project_cells(queries, cell_states)
+        output.text_embeds = self.model.get_text_features(input_ids, attention_mask).pooler_output
+
+    def _text_losses(self, output, cell_states, state_mask, text, text_groups, text_lineage):
         config, model = self.config, self.model
         input_ids, attention_mask = text[0], torch.ones_like(text[0]) if text[1] is None else text[1]
-        queries = model.qformer(cell_states=cell_states, cell_mask=state_mask).query_states
-        output.cell_embeds = model.project_cells(queries, cell_states)
-        output.text_embeds = model.get_text_features(input_ids, attention_mask).pooler_output
         scale = model.similarity_scale()
         if config.contrast_weight:
             output.contrast_loss = contrast_loss(
-                output.cell_embeds, output.text_embeds, scale, text_labels, text_lineage, config.target_temperature
+                output.cell_embeds, output.text_embeds, scale, text_groups, text_lineage, config.target_temperature
             )
         if config.match_weight:
             output.match_loss = self._match_loss(
-                output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage
+                output, cell_states, state_mask, input_ids, attention_mask, text_groups, text_lineage
             )
         if config.caption_weight:
             caption_ids = input_ids
@@ -349,14 +356,14 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
             logits = self.caption_head(states, model.qformer.get_input_embeddings().weight)
             output.caption_loss = caption_loss(logits, input_ids, attention_mask)
 
-    def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage):
+    def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_groups, text_lineage):
         """True pairs against each cell with a hard wrong text and each text with a hard wrong cell.
 
         Negatives come from this process: sending cell states of thousands of genes around would cost more than it
         brings.
         """
         num = len(input_ids)
-        excluded, _ = relations(num, text_labels, text_lineage, input_ids.device)
+        excluded, _ = relations(num, text_groups, text_lineage, input_ids.device)
         logits = scaled_similarity(output.cell_embeds, output.text_embeds, self.model.similarity_scale())
         wrong_text, has_text = sample_negatives(logits.detach(), excluded)
         wrong_cell, has_cell = sample_negatives(logits.detach().T, excluded)
