@@ -94,7 +94,8 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
     main_input_name = "gene_ids"
     input_modalities = ["cell", "text"]
     supports_gradient_checkpointing = True
-    # Trainer must divide these losses by the accumulation steps itself.
+    # Trainer divides the losses by the accumulation steps itself. A contrast is over the pairs of one batch: accumulated,
+    # small batches never give the loss of a large one.
     accepts_loss_kwargs = False
     _no_split_modules = ["ScMMGPTCellLayer", "ScMMGPTQFormerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -479,6 +480,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
     # What `generate` takes for the prompt. Were it `gene_ids`, it would swallow the cells and write without them.
     main_input_name = "input_ids"
     generate = GenerationMixin.generate
+    accepts_loss_kwargs = True  # the answers of all batches of a step are counted, as they differ in length
     model: "ScMMGPTGenerativeModel"
 
     def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
@@ -541,6 +543,7 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         target_counts: torch.Tensor | None = None,
         target_library_size: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCausalLMOutput:
         """What the LLM says to prompts whose `<cell>` placeholders take the cells in reading order, and the losses.
@@ -548,7 +551,8 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
         `labels` are the answer's tokens, -100 everywhere else. Text -> cell takes one text per cell of the batch in
         `cell_prompt_ids` (an empty one stands for any cell), (G,) `target_gene_ids`, all or a random share of them,
         and the (B, G) raw counts that the text should lead to. `target_library_size` (B,) are total counts of each
-        cell over the vocabulary; None: the sum of `target_counts`.
+        cell over the vocabulary; None: the sum of `target_counts`. `num_items_in_batch` are the answer tokens of all
+        batches of an optimiser step, whose losses are to be added up: this one then counts by its share of them.
         """
         output = ScMMGPTCausalLMOutput()
         if input_ids is not None or inputs_embeds is not None:
@@ -575,18 +579,21 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
             if labels is not None:
                 vocab_size = self.config.text_config.vocab_size
                 output.language_loss = self.loss_function(
-                    logits=logits, labels=labels, vocab_size=vocab_size, **kwargs
+                    logits, labels, vocab_size, num_items_in_batch=num_items_in_batch, **kwargs
                 )
         if target_counts is not None:
             cells = (gene_ids, gene_values, gene_mask, cell_cu_seqlens)
             output.cell_generation_loss = self.cell_generation_loss(
                 cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size
             ).loss
+        share = 1.0
+        if labels is not None and num_items_in_batch is not None:
+            share = (labels[..., 1:] != -100).sum() / num_items_in_batch
         parts = [
             weight * part
             for weight, part in (
                 (1.0, output.language_loss),
-                (self.config.cell_generation_weight, output.cell_generation_loss),
+                (share * self.config.cell_generation_weight, output.cell_generation_loss),
             )
             if part is not None
         ]
