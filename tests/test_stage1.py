@@ -269,9 +269,9 @@ def test_hidden_values_are_predicted_and_cls_never_hidden(corpus, tmp_path, make
 
     hidden = hide_values(cells, share=0.5, mask_value=-1)
 
-    is_hidden = hidden["value_labels"] != -100
+    is_hidden = hidden["target_values"] != -100
     assert (hidden["gene_values"][is_hidden] == -1).all()
-    torch.testing.assert_close(hidden["value_labels"][is_hidden], cells["gene_values"][is_hidden])
+    torch.testing.assert_close(hidden["target_values"][is_hidden], cells["gene_values"][is_hidden])
     assert not is_hidden[:, 0].any()
     assert not (is_hidden & (cells["gene_mask"] == 0)).any()
 

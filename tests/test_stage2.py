@@ -11,14 +11,26 @@ import pytest
 import torch
 from tiny_corpus import TYPES
 from tiny_run import build_tiny_corpus, write_recipe, write_stage_2_recipe
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    Trainer,
+    TrainingArguments,
+)
 
 pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install 'scmmgpt[train]'")
 
 from peft import PeftModel
 from trl import SFTConfig
 
-from scmmgpt.modeling_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellEncoder, ScMMGPTQFormer
+from scmmgpt.modeling_scmmgpt import (
+    ScMMGPTCellConfig,
+    ScMMGPTCellEncoder,
+    ScMMGPTForConditionalGeneration,
+    ScMMGPTQFormer,
+)
 from scmmgpt.training import stage1, stage2
 from scmmgpt.training.assembly import CorpusRows, assemble_config, assemble_processor, cell_collator
 from scmmgpt.training.collators import row_generator
@@ -209,8 +221,6 @@ def test_adapters_alone_load_through_the_auto_class(adapted):
 
 
 def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_path):
-    from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
-
     model = ScMMGPTForConditionalGeneration(tiny_config())
     model.save_pretrained(tmp_path / "base")
     config = lora_config(model, Stage2Towers(**LORA), LoraSettings(rank=2), new_token_ids=[38, 39])
@@ -229,8 +239,6 @@ def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_
 
 
 def test_lora_stays_in_the_tower_that_asked_for_it(tiny_config):
-    from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
-
     config = lora_config(ScMMGPTForConditionalGeneration(tiny_config()), Stage2Towers(**LORA), LoraSettings())
     wrapped = __import__("peft").get_peft_model(ScMMGPTForConditionalGeneration(tiny_config()), config)
 
@@ -291,6 +299,50 @@ def test_flat_prompts_give_the_loss_of_padded_ones(collate, corpus, finished):
     flat = model(**padded, **flatten_prompts(texts)).language_loss
 
     torch.testing.assert_close(flat, model(**padded, **texts).language_loss, rtol=1e-4, atol=1e-5)
+
+
+STILL = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+
+
+def test_accumulated_batches_give_the_step_of_the_large_one_when_answers_differ_in_length(
+    tiny_config, make_cells, tmp_path
+):
+    lengths = (1, 9, 2, 4)
+    labels = torch.full((4, 15), -100)
+    for row, length in zip(labels, lengths, strict=True):
+        row[5 : 5 + length] = torch.arange(10, 10 + length)
+    words = labels.clamp(min=6)
+    words[:, :4] = 5
+    batch = {**make_cells((12, 7, 9, 5)), "input_ids": words, "labels": labels}
+    rows = [{name: value[i] for name, value in batch.items()} for i in range(4)]
+    config = tiny_config(cell={"hidden_dropout": 0.0}, qformer=STILL)
+    start = ScMMGPTForConditionalGeneration(config).state_dict()
+    found = {}
+    for size in (1, 2, 4):
+        model = ScMMGPTForConditionalGeneration(config)
+        model.load_state_dict(start)
+        steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size, "max_steps": 1}
+        arguments = TrainingArguments(
+            tmp_path, **steps, optim="sgd", learning_rate=0.1, logging_steps=1, use_cpu=True, report_to=[]
+        )
+        trainer = Trainer(model, arguments, train_dataset=rows)
+        trainer.train()
+        found[size] = trainer.state.log_history[0]["loss"], model.lm_head.weight.detach()
+
+    for size in (1, 2):
+        assert found[size][0] == pytest.approx(found[4][0], abs=1e-5)
+        torch.testing.assert_close(found[size][1], found[4][1], atol=1e-6, rtol=0)
+
+
+def test_text_to_cell_counts_by_the_batchs_share_of_a_steps_answers(collate, corpus, finished):
+    model = AutoModelForMultimodalLM.from_pretrained(finished)
+    batch = collate([row for row in CorpusRows(corpus) if row["cell_type"] in TYPES][:4])
+    answers = (batch["labels"] != -100).sum()
+
+    alone, half = model(**batch), model(**batch, num_items_in_batch=2 * answers)
+
+    torch.testing.assert_close(half.language_loss, alone.language_loss / 2)
+    torch.testing.assert_close(half.loss, half.language_loss + half.cell_generation_loss / 2)
 
 
 def test_the_share_of_unlabelled_rows_is_kept_and_they_begin_again():

@@ -207,8 +207,9 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
 
 
 def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, arguments: TrainingArguments) -> RowOrder:
-    """Training rows in the order of their batches, the same for any number of processes with the same global batch."""
-    data, global_batch = settings.data, arguments.train_batch_size * arguments.world_size
+    """Training rows in the order of steps, the same for every division of a step among processes and accumulation."""
+    data = settings.data
+    global_batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     batches = BatchSettings(
         batch_size=global_batch,
         seed=arguments.data_seed if arguments.data_seed is not None else arguments.seed,

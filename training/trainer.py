@@ -53,6 +53,7 @@ class RunTrainer(Trainer):
     model: PreTrainedModel
     losses: tuple[str, ...]
     flops_of: Callable[..., float]
+    loss_is_scaled_for_ga = False  # `losses_of` gives parts of a mean over the batches of a step
 
     def __init__(
         self,
@@ -76,6 +77,8 @@ class RunTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.evaluation.patience))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if num_items_in_batch is not None:
+            inputs = inputs | {"num_items_in_batch": num_items_in_batch / self._num_counted_batches()}
         loss, outputs = self.losses_of(model, inputs)
         place = {"run": self.args.output_dir, "step": self.state.global_step, "process": self.args.process_index}
         stop_at_nan(loss.detach(), inputs, **place)
@@ -87,6 +90,12 @@ class RunTrainer(Trainer):
         """The loss of a batch, and its parts by name. Always the model's own: TRL's would leave out text -> cell."""
         loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
         return loss, outputs
+
+    def _num_counted_batches(self) -> int:
+        """Batches over which Trainer has counted what is to be learnt: those of a step, of all devices."""
+        accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+        devices = self.args.world_size * max(self.args.n_gpu, 1) if self.args.average_tokens_across_devices else 1
+        return accumulated * devices
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

@@ -69,7 +69,8 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
     main_input_name = "gene_ids"
     input_modalities = ["cell", "text"]
     supports_gradient_checkpointing = True
-    # Trainer must divide these losses by the accumulation steps itself.
+    # Trainer divides the losses by the accumulation steps itself. A contrast is over the pairs of one batch: accumulated,
+    # small batches never give the loss of a large one.
     accepts_loss_kwargs = False
     _no_split_modules = ["ScMMGPTCellLayer", "ScMMGPTQFormerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -318,16 +319,19 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         attention_mask: torch.Tensor | None = None,
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
-        text_labels: torch.Tensor | None = None,
+        text_groups: torch.Tensor | None = None,
         text_lineage: torch.Tensor | None = None,
-        value_labels: torch.Tensor | None = None,
+        target_values: torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTPreTrainingOutput:
         """The losses of cells, padded or packed as the processor gives them, and of one text per cell.
 
-        Without text only the masked-value loss is computed. `text_labels` (B,): equal numbers mark equal texts.
+        Without text only the masked-value loss is computed. `text_groups` (B,): equal numbers mark equal texts.
         `text_lineage` (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
-        `value_labels` (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        `target_values` (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        `return_loss`: False gives the embeddings alone. Trainer evaluates the loss of a model by this argument's name,
+        as long as no other argument is called a label.
         """
         config, states = self.config, requested_states(self.config, kwargs)
         encoded = self.model.run_cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
@@ -337,11 +341,12 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
             cells = self.model.query_cells(encoded, **states)
             output = ScMMGPTPreTrainingOutput(cell_embeds=cells.pooler_output, **cells.states())
             output.add_texts(self.model.get_text_features(*text, **states))
-            self._text_losses(output, encoded, text, text_labels, text_lineage)
-        if value_labels is not None and config.value_weight:
+            if return_loss:
+                self._text_losses(output, encoded, text, text_groups, text_lineage)
+        if target_values is not None and config.value_weight and return_loss:
             predictions = self.value_head(gene_states(encoded.last_hidden_state, config.cell_config))
-            output.value_loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
-        return ScMMGPTPreTrainingOutput(loss=self._weighted_sum(output), **output)
+            output.value_loss = masked_value_loss(predictions, target_values[:, : predictions.shape[1]])
+        return ScMMGPTPreTrainingOutput(loss=self._weighted_sum(output) if return_loss else None, **output)
 
     def _weighted_sum(self, output: ScMMGPTPreTrainingOutput) -> torch.Tensor:
         parts = [
@@ -351,22 +356,22 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         ]
         if not parts:
             raise ValueError(
-                "Nothing to learn: the batch has neither text nor `value_labels` (or their weights are 0)."
+                "Nothing to learn: the batch has neither text nor `target_values` (or their weights are 0)."
             )
         return torch.stack(parts).sum()
 
-    def _text_losses(self, output, encoded, text, text_labels, text_lineage):
+    def _text_losses(self, output, encoded, text, text_groups, text_lineage):
         config, model = self.config, self.model
         cell_states, state_mask = encoded.last_hidden_state, encoded.state_mask
         input_ids, attention_mask = text[0], torch.ones_like(text[0]) if text[1] is None else text[1]
         scale = model.similarity_scale()
         if config.contrast_weight:
             output.contrast_loss = contrast_loss(
-                output.cell_embeds, output.text_embeds, scale, text_labels, text_lineage, config.target_temperature
+                output.cell_embeds, output.text_embeds, scale, text_groups, text_lineage, config.target_temperature
             )
         if config.match_weight:
             output.match_loss = self._match_loss(
-                output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage
+                output, cell_states, state_mask, input_ids, attention_mask, text_groups, text_lineage
             )
         if config.caption_weight:
             caption_ids = input_ids
@@ -377,14 +382,14 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
             logits = self.caption_head(states, model.qformer.get_input_embeddings().weight)
             output.caption_loss = caption_loss(logits, input_ids, attention_mask)
 
-    def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage):
+    def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_groups, text_lineage):
         """True pairs against each cell with a hard wrong text and each text with a hard wrong cell.
 
         Negatives come from this process: sending cell states of thousands of genes around would cost more than it
         brings.
         """
         num = len(input_ids)
-        excluded, _ = relations(num, text_labels, text_lineage, input_ids.device)
+        excluded, _ = relations(num, text_groups, text_lineage, input_ids.device)
         logits = scaled_similarity(output.cell_embeds, output.text_embeds, self.model.similarity_scale())
         wrong_text, has_text = sample_negatives(logits.detach(), excluded)
         wrong_cell, has_cell = sample_negatives(logits.detach().T, excluded)
@@ -521,6 +526,7 @@ class ScMMGPTForConditionalGeneration(
     _tp_plan = {"lm_head": "colwise_gather_output"}
     # What `generate` takes for the prompt. Were it `gene_ids`, it would swallow the cells and write without them.
     main_input_name = "input_ids"
+    accepts_loss_kwargs = True  # the answers of all batches of a step are counted, as they differ in length
     model: "ScMMGPTGenerativeModel"
 
     def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
@@ -577,6 +583,7 @@ class ScMMGPTForConditionalGeneration(
         target_library_size: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, ScMMGPTCellFeatures] | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCausalLMOutput:
         """What the LLM says to prompts whose `<cell>` placeholders take the cells in reading order, and the losses.
@@ -584,7 +591,8 @@ class ScMMGPTForConditionalGeneration(
         `labels` are the answer's tokens, -100 everywhere else. Text -> cell takes one text per cell of the batch in
         `cell_prompt_ids` (an empty one stands for any cell), (G,) `target_gene_ids`, all or a random share of them,
         and the (B, G) raw counts that the text should lead to. `target_library_size` (B,) are total counts of each
-        cell over the vocabulary; None: the sum of `target_counts`.
+        cell over the vocabulary; None: the sum of `target_counts`. `num_items_in_batch` are the answer tokens of all
+        batches of an optimiser step, whose losses are to be added up: this one then counts by its share of them.
         """
         output = ScMMGPTCausalLMOutput()
         if input_ids is not None or inputs_embeds is not None:
@@ -608,18 +616,21 @@ class ScMMGPTForConditionalGeneration(
             if labels is not None:
                 vocab_size = self.config.text_config.vocab_size
                 output.language_loss = self.loss_function(
-                    logits=logits, labels=labels, vocab_size=vocab_size, **kwargs
+                    logits, labels, vocab_size, num_items_in_batch=num_items_in_batch, **kwargs
                 )
         if target_counts is not None:
             cells = (gene_ids, gene_values, gene_mask, cell_cu_seqlens)
             output.cell_generation_loss = self.cell_generation_loss(
                 cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size
             ).loss
+        share = 1.0
+        if labels is not None and num_items_in_batch is not None:
+            share = (labels[..., 1:] != -100).sum() / num_items_in_batch
         parts = [
             weight * part
             for weight, part in (
                 (1.0, output.language_loss),
-                (self.config.cell_generation_weight, output.cell_generation_loss),
+                (share * self.config.cell_generation_weight, output.cell_generation_loss),
             )
             if part is not None
         ]
