@@ -11,8 +11,10 @@ loads into every class without a mapping, and `AutoModel` never reads the LLM.
 # Shape letters: B cells, N texts, Q query tokens, S text tokens, D embedding size.
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -125,6 +127,17 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
             f"{type(self).__name__} has no language model to generate with. Load the checkpoint with "
             "`AutoModelForMultimodalLM.from_pretrained(...)`, which gives ScMMGPTForConditionalGeneration."
         )
+
+
+@contextmanager
+def own_weights_at_hand(module: nn.Module) -> Iterator[None]:
+    """The module's own weights outside of its `forward`, which is all that accelerate brings offloaded ones for."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
+    yield
+    if hook is not None:
+        hook.post_forward(module, None)
 
 
 class ScMMGPTModel(ScMMGPTPreTrainedModel):
@@ -241,7 +254,8 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         return self.match_logits(*cells, *text).softmax(-1)[:, 1]
 
     def similarity_scale(self) -> torch.Tensor:
-        return self.logit_scale.float().exp().clamp(max=100).squeeze()
+        with own_weights_at_hand(self):
+            return self.logit_scale.float().exp().clamp(max=100).squeeze()
 
     def forward(self, gene_ids=None, gene_values=None, gene_mask=None, cell_cu_seqlens=None, **text) -> ScMMGPTOutput:
         """Embed cells, texts or both. Text comes as the processor names it: `input_ids`, `attention_mask`, ..."""
@@ -346,7 +360,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
                 first = torch.arange(input_ids.shape[1], device=input_ids.device) == attention_mask.argmax(1)[:, None]
                 caption_ids = input_ids.masked_fill(first, config.qformer_config.caption_start_token_id)
             states = model.qformer(cell_states, state_mask, caption_ids, attention_mask, mode="caption").text_states
-            logits = self.caption_head(states, model.qformer.get_input_embeddings().weight)
+            logits = self.caption_head(states, model.qformer.word_vectors(states.device))
             output.caption_loss = caption_loss(logits, input_ids, attention_mask)
 
     def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage):
