@@ -94,7 +94,7 @@ class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
         self.query_feed_forward = ScMMGPTQFormerFeedForward(config)
         self.text_feed_forward = ScMMGPTQFormerFeedForward(config)
 
-    def forward(self, states, num_queries, attention_mask=None, cell_states=None, cell_mask=None, **kwargs):
+    def forward(self, states, attention_mask, cell_states, cell_mask, num_queries, **kwargs):
         attended, _ = self.self_attn(states, attention_mask=attention_mask, **kwargs)
         states = self.self_attn_norm(states + self.dropout(attended))
         queries, text = states[:, :num_queries], states[:, num_queries:]
@@ -240,14 +240,8 @@ class ScMMGPTQFormer(PreTrainedModel):
         if input_ids is not None:
             joint = joint_mask(mode, num_queries, attention_mask)
         for layer in self.layers:
-            states = layer(
-                states,
-                num_queries,
-                attention_mask=joint,
-                cell_states=cell_states,
-                cell_mask=seen_of_cell,
-                **kwargs,
-            )
+            # By position: of what comes by keyword, reentrant checkpointing loses the gradients.
+            states = layer(states, joint, cell_states, seen_of_cell, num_queries, **kwargs)
         return ScMMGPTQFormerOutput(
             query_states=states[:, :num_queries] if cell_states is not None else None,
             text_states=states[:, num_queries:] if input_ids is not None else None,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from peft import LoraConfig, get_peft_model
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining, ScMMGPTModel
 
@@ -83,3 +84,44 @@ def test_a_device_map_may_leave_every_tower_on_disk(tiny_config, batch, tmp_path
         expected = outcomes(model, batch)
         for name, value in outcomes(placed, batch).items():
             torch.testing.assert_close(value, expected[name], msg=lambda reason, name=name: f"{name}: {reason}")
+
+
+# ---- recomputed
+
+LORA_ON_ALL_TOWERS = r".*(cell_encoder|qformer|language_model).*\.(q_proj|v_proj)"
+
+
+def gradients(model, inputs, checkpointing=None):
+    """{name: gradient} of a training step."""
+    model.train()
+    if checkpointing is not None:
+        model.activation_checkpointing_enable(checkpointing)
+        model.enable_input_require_grads()
+    torch.manual_seed(1)
+    model(**inputs).loss.backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("trained", ["all", "lora"])
+@pytest.mark.parametrize("kind", [ScMMGPTForPreTraining, ScMMGPTForConditionalGeneration])
+@pytest.mark.parametrize("encoder", [ENCODERS["scgpt"], ENCODERS["shortcut"]], ids=["scgpt", "shortcut"])
+def test_reentrant_checkpointing_keeps_every_gradient(tiny_config, batch, encoder, kind, trained):
+    def build():
+        torch.manual_seed(0)
+        no_dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+        model = kind(tiny_config(cell={**no_dropout, **encoder}, qformer=no_dropout))
+        if trained == "all":
+            return model
+        return get_peft_model(model, LoraConfig(r=2, target_modules=LORA_ON_ALL_TOWERS, init_lora_weights=False))
+
+    prompts = batch["prompts"]
+    stage_1 = {**batch["cells"], **batch["texts"]}
+    inputs = stage_1 if kind is ScMMGPTForPreTraining else {**prompts, "labels": prompts["input_ids"]}
+    expected = gradients(build(), inputs)
+
+    found = gradients(build(), inputs, {"use_reentrant": True})
+
+    assert trained == "all" or len(expected) == (28 if kind is ScMMGPTForConditionalGeneration else 20)
+    assert [name for name in expected if name not in found] == []
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
