@@ -10,6 +10,10 @@ loads into every class without a mapping, and `AutoModel` never reads the LLM.
 
 # Shape letters: B cells, N texts, Q query tokens, S text tokens, D embedding size.
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -113,6 +117,17 @@ class ScMMGPTTowersMixin:
     def get_match_scores(self, *args, **kwargs) -> torch.Tensor:
         """See `ScMMGPTModel.get_match_scores`."""
         return self.model.get_match_scores(*args, **kwargs)
+
+
+@contextmanager
+def own_weights_at_hand(module: nn.Module) -> Iterator[None]:
+    """The module's own weights outside of its `forward`, which is all that accelerate brings offloaded ones for."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
+    yield
+    if hook is not None:
+        hook.post_forward(module, None)
 
 
 class ScMMGPTModel(ScMMGPTPreTrainedModel):
@@ -259,7 +274,8 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         return self.match_logits(*cells, *text).softmax(-1)[:, 1]
 
     def similarity_scale(self) -> torch.Tensor:
-        return self.logit_scale.float().exp().clamp(max=100).squeeze()
+        with own_weights_at_hand(self):
+            return self.logit_scale.float().exp().clamp(max=100).squeeze()
 
     @can_return_tuple
     def forward(
@@ -379,7 +395,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
                 first = torch.arange(input_ids.shape[1], device=input_ids.device) == attention_mask.argmax(1)[:, None]
                 caption_ids = input_ids.masked_fill(first, config.qformer_config.caption_start_token_id)
             states = model.qformer(cell_states, state_mask, caption_ids, attention_mask, mode="caption").text_states
-            logits = self.caption_head(states, model.qformer.get_input_embeddings().weight)
+            logits = self.caption_head(states, model.qformer.word_vectors(states.device))
             output.caption_loss = caption_loss(logits, input_ids, attention_mask)
 
     def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_groups, text_lineage):

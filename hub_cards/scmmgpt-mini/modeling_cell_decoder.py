@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .configuration_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellDecoderConfig
+from .modeling_cell_encoder import sum_of_genes
 
 # Counts and library sizes are positive: their logarithms stay in this range.
 LOG_RATE_RANGE = (-20.0, 5.0)
@@ -83,8 +84,10 @@ class ScMMGPTTextFeatures(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.num_heads = config.num_attention_heads
 
-    def forward(self, text_states: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
-        """A row without a single real token gets the features of no text."""
+    def forward(self, text_states: torch.Tensor | None = None, text_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The features of no text (1, K, D) where none is given, and in each row without a single real token."""
+        if text_states is None or text_mask is None:
+            return self.no_text[None]
         query, key, value = (
             states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for states in (
@@ -113,9 +116,7 @@ class ScMMGPTLatentEncoder(nn.Module):
         self.down = nn.Linear(config.flow_hidden_size, config.latent_size)
         self.out_norm = nn.LayerNorm(config.latent_size, eps=config.layer_norm_eps, elementwise_affine=False)
 
-    def forward(self, gene_table, gene_ids, gene_values) -> torch.Tensor:
-        weights = gene_values.clamp(min=0).to(gene_table.dtype)
-        summed_BE = F.embedding_bag(gene_ids, gene_table, per_sample_weights=weights, mode="sum")
+    def forward(self, summed_BE: torch.Tensor) -> torch.Tensor:
         return self.out_norm(self.down(F.gelu(self.up(self.norm(summed_BE)))))
 
 
@@ -174,10 +175,9 @@ class ScMMGPTGeneHead(nn.Module):
             self.gene_loadings = nn.Parameter(torch.empty(vocab_size, self.num_loadings))
             self.random_parameters = ("gene_loadings",)
 
-    def forward(self, memory_BMD, gene_table, gene_ids) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, memory_BMD, genes_GE, gene_ids) -> tuple[torch.Tensor, torch.Tensor]:
         """(log share of the library (B, G), dispersion (G,))"""
         memory_BMD = self.memory_norm(memory_BMD)
-        genes_GE = gene_table[gene_ids]
         scale = memory_BMD.shape[-1] ** -0.5
         attention_BGM = self._product(self.gene_query(genes_GE), self.memory_key(memory_BMD)).mul(scale).softmax(-1)
         reading_BGM = self._product(self.gene_readout(genes_GE), self.memory_value(memory_BMD)).mul(scale)
@@ -204,11 +204,15 @@ class ScMMGPTCellDecoder(nn.Module):
         self.gene_head = ScMMGPTGeneHead(config, hidden_size, embedding_size, cell_config.vocab_size)
         self.library_head = nn.Linear(config.num_text_tokens * hidden_size, 2)
 
+    def latents(self, gene_table: nn.Module, gene_ids, gene_values) -> torch.Tensor:
+        """The latents (B, Z) of real cells, whose values hold no special tokens."""
+        return self.latent_encoder(sum_of_genes(gene_table, gene_ids, gene_values.clamp(min=0)))
+
     def decode(self, latent_BZ, features_BKD, run_layers, gene_table, gene_ids):
         """Log share and dispersion of each gene: latent and text features pass through the cell encoder's layers."""
         latent_tokens = self.memory_in(latent_BZ).unflatten(-1, (self.config.num_memory_tokens, -1))
         memory_BMD = run_layers(torch.cat([features_BKD, latent_tokens], dim=1))
-        return self.gene_head(torch.cat([memory_BMD, latent_tokens], dim=1), gene_table, gene_ids)
+        return self.gene_head(torch.cat([memory_BMD, latent_tokens], dim=1), gene_table(gene_ids), gene_ids)
 
     def library_distribution(self, features_BKD) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the logarithm of the library size."""
@@ -220,7 +224,7 @@ class ScMMGPTCellDecoder(nn.Module):
         if self.training:
             hidden_B = torch.rand(len(features_BKD), device=features_BKD.device) < self.config.text_dropout
             features_BKD = self.text_features.hide(features_BKD, hidden_B)
-        latent_BZ = self.latent_encoder(gene_table, *cell)
+        latent_BZ = self.latents(gene_table, *cell)
         log_share, dispersion = self.decode(
             self._disturb(latent_BZ), features_BKD, run_layers, gene_table, target_gene_ids
         )
@@ -255,7 +259,7 @@ class ScMMGPTCellDecoder(nn.Module):
 
     def sample_latent(self, features_BKD, noise_BZ, guidance_scale: float) -> torch.Tensor:
         """Sample a latent by integrating the flow from noise, with classifier-free guidance."""
-        no_text = self.text_features.no_text.expand_as(features_BKD)
+        no_text = self.text_features().expand_as(features_BKD)
         latent_BZ, step = noise_BZ, 1.0 / self.config.num_flow_steps
         for i in range(self.config.num_flow_steps):
             time_B = torch.full((len(latent_BZ),), (i + 0.5) * step, device=latent_BZ.device, dtype=latent_BZ.dtype)

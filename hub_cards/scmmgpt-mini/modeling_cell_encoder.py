@@ -89,13 +89,36 @@ def check_bounds(cell_cu_seqlens: torch.Tensor, gene_ids: torch.Tensor):
         raise ValueError(f"`cell_cu_seqlens` gives cell {row} no token: an empty cell still needs its `<cls>` token.")
 
 
+class ScMMGPTGeneTable(nn.Embedding):
+    """One vector per gene; with weights, the weighted sum of each cell's vectors, which never lie side by side."""
+
+    def forward(self, gene_ids: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        if weights is None:
+            return super().forward(gene_ids)
+        weights = weights.to(self.weight.dtype)
+        return F.embedding_bag(gene_ids, self.weight, per_sample_weights=weights, mode="sum")
+
+
+def sum_of_genes(table: nn.Module, gene_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted sum (B, E) of the vectors of a gene table, which may be that of an encoder of another kind.
+
+    A table is called, never read: where weights are offloaded, they are there for `forward` alone.
+    """
+    if isinstance(table, ScMMGPTGeneTable):
+        return table(gene_ids, weights)
+    vectors_BLE = table(gene_ids)
+    return torch.einsum("bl,ble->be", weights.to(vectors_BLE.dtype), vectors_BLE)
+
+
 class ScMMGPTCellEmbeddings(nn.Module):
     """Gene vector + value vector, each normalised on its own, as scGPT does."""
 
     def __init__(self, config: ScMMGPTCellConfig):
         super().__init__()
         self.config = config
-        self.gene_embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        self.gene_embeddings = ScMMGPTGeneTable(
+            config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id
+        )
         self.gene_projection = (
             nn.Identity()
             if config.embedding_size == config.hidden_size
@@ -142,8 +165,7 @@ class ScMMGPTPooledGenes(nn.Module):
         self.out = nn.Linear(config.embedding_size, config.num_pooled_tokens * config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, gene_table: torch.Tensor, gene_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        summed_BE = F.embedding_bag(gene_ids, gene_table, per_sample_weights=weights.to(gene_table.dtype), mode="sum")
+    def forward(self, summed_BE: torch.Tensor) -> torch.Tensor:
         pooled_BE = self.norm(summed_BE)
         pooled_BE = pooled_BE + self.dropout(self.down(F.gelu(self.up(pooled_BE))))
         return self.out(self.out_norm(pooled_BE)).unflatten(-1, (self.num_tokens, -1))
@@ -275,7 +297,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         """The pooled tokens alone (B, P, D): all genes of each cell, before any layer."""
         # <cls> weighs nothing, but stays: a cell without genes still has one token to sum over.
         weights_BL = F.pad((gene_values.clamp(min=0) * gene_mask)[:, 1:], (1, 0))
-        return self.pooled_genes(self.embeddings.gene_embeddings.weight, gene_ids, weights_BL)
+        return self.pooled_genes(self.embeddings.gene_embeddings(gene_ids, weights_BL))
 
     def _runs_packed(self) -> bool:
         plain = self.config.num_pooled_tokens == 0 and self.config.num_attended_genes is None
@@ -343,6 +365,7 @@ __all__ = [
     "ScMMGPTValueHead",
     "gene_states",
     "masked_value_loss",
+    "sum_of_genes",
     "summary_tokens",
     "unpack_cells",
 ]

@@ -94,7 +94,7 @@ class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
         self.query_feed_forward = ScMMGPTQFormerFeedForward(config)
         self.text_feed_forward = ScMMGPTQFormerFeedForward(config)
 
-    def forward(self, states, num_queries, attention_mask=None, cell_states=None, cell_mask=None, **kwargs):
+    def forward(self, states, attention_mask, cell_states, cell_mask, num_queries, **kwargs):
         attended, _ = self.self_attn(states, attention_mask=attention_mask, **kwargs)
         states = self.self_attn_norm(states + self.dropout(attended))
         queries, text = states[:, :num_queries], states[:, num_queries:]
@@ -124,7 +124,7 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.max_length = config.max_position_embeddings
 
-    def queries(self, cell_states: torch.Tensor) -> torch.Tensor:
+    def start_queries(self, cell_states: torch.Tensor) -> torch.Tensor:
         """What each cell's queries start from (B, Q, D)."""
         queries = self.query_tokens.expand(cell_states.shape[0], -1, -1)
         if not self.num_summaries:
@@ -141,7 +141,10 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return self.word_embeddings(input_ids) + self.position_embeddings(positions)
 
-    def forward(self, branches: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, cell_states=None, input_ids=None, attention_mask=None) -> torch.Tensor:
+        branches = [] if cell_states is None else [self.start_queries(cell_states)]
+        if input_ids is not None:
+            branches.append(self.embed_text(input_ids, attention_mask))
         return self.dropout(self.norm(torch.cat(branches, dim=1)))
 
 
@@ -200,6 +203,10 @@ class ScMMGPTQFormer(PreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
 
+    def word_vectors(self, device: torch.device) -> torch.Tensor:
+        """The vectors of all words (V, D). Looked up, not read: offloaded weights are there for `forward` alone."""
+        return self.embeddings.word_embeddings(torch.arange(self.config.vocab_size, device=device))
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -218,31 +225,23 @@ class ScMMGPTQFormer(PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTQFormerOutput:
         """Give cells, texts or both (then as many cells as texts)."""
-        branches, num_queries, seen_of_cell, joint = [], 0, None, None
+        num_queries, seen_of_cell, joint = 0, None, None
+        if input_ids is not None and attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        states = self.embeddings(cell_states, input_ids, attention_mask)
         if cell_states is not None:
             num_queries = self.config.num_query_tokens
-            branches.append(self.embeddings.queries(cell_states))
             seen_of_cell = create_bidirectional_mask(
                 config=self.config,
-                inputs_embeds=branches[0],
+                inputs_embeds=states[:, :num_queries],
                 attention_mask=cell_mask,
                 encoder_hidden_states=cell_states,
             )
         if input_ids is not None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
-            branches.append(self.embeddings.embed_text(input_ids, attention_mask))
             joint = joint_mask(mode, num_queries, attention_mask)
-        states = self.embeddings(branches)
         for layer in self.layers:
-            states = layer(
-                states,
-                num_queries,
-                attention_mask=joint,
-                cell_states=cell_states,
-                cell_mask=seen_of_cell,
-                **kwargs,
-            )
+            # By position: of what comes by keyword, reentrant checkpointing loses the gradients.
+            states = layer(states, joint, cell_states, seen_of_cell, num_queries, **kwargs)
         return ScMMGPTQFormerOutput(
             query_states=states[:, :num_queries] if cell_states is not None else None,
             text_states=states[:, num_queries:] if input_ids is not None else None,
@@ -259,8 +258,8 @@ class ScMMGPTCaptionHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.vocab_size))
         self.constant_parameters = {"bias": 0.0}
 
-    def forward(self, text_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
-        return F.linear(self.norm(F.gelu(self.transform(text_states))), word_embeddings, self.bias)
+    def forward(self, text_states: torch.Tensor, word_vectors: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.norm(F.gelu(self.transform(text_states))), word_vectors, self.bias)
 
 
 __all__ = ["QFormerMode", "ScMMGPTCaptionHead", "ScMMGPTQFormer", "ScMMGPTQFormerOutput", "joint_mask"]
