@@ -13,11 +13,9 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -26,6 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_scmmgpt import ScMMGPTAttention
 from .configuration_scmmgpt import ScMMGPTQFormerConfig
 from .modeling_cell_encoder import summary_tokens
+from .tower_scmmgpt import ScMMGPTTower
 
 QFormerMode = Literal["contrast", "match", "caption"]
 
@@ -83,8 +82,7 @@ class ScMMGPTQFormerFeedForward(nn.Module):
 class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
     def __init__(self, config: ScMMGPTQFormerConfig, looks_at_cell: bool):
         super().__init__()
-        # Custom masks over a few dozen tokens: sdpa honours them; flash pays only in cross-attention, over genes.
-        self.self_attn = ScMMGPTAttention(config, implementation="sdpa")
+        self.self_attn = ScMMGPTAttention(config)
         self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.looks_at_cell = looks_at_cell
@@ -111,6 +109,8 @@ class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
 
 class ScMMGPTQFormerEmbeddings(nn.Module):
     """Queries as they are, text as words + positions; both normalised together, as BLIP-2 does."""
+
+    random_parameters = ("query_tokens",)
 
     def __init__(self, config: ScMMGPTQFormerConfig):
         super().__init__()
@@ -148,7 +148,7 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
         return self.dropout(self.norm(torch.cat(branches, dim=1)))
 
 
-class ScMMGPTQFormer(PreTrainedModel):
+class ScMMGPTQFormer(ScMMGPTTower):
     """Q-Former: query tokens cross-attend to a cell; `mode` sets the attention mask between queries and text.
 
     Examples
@@ -172,13 +172,7 @@ class ScMMGPTQFormer(PreTrainedModel):
     config: ScMMGPTQFormerConfig
     base_model_prefix = "qformer"
     main_input_name = "cell_states"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["ScMMGPTQFormerLayer"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": ScMMGPTQFormerLayer,
         "attentions": OutputRecorder(ScMMGPTAttention, index=1, layer_name="self_attn"),
@@ -206,12 +200,6 @@ class ScMMGPTQFormer(PreTrainedModel):
     def word_vectors(self, device: torch.device) -> torch.Tensor:
         """The vectors of all words (V, D). Looked up, not read: offloaded weights are there for `forward` alone."""
         return self.embeddings.word_embeddings(torch.arange(self.config.vocab_size, device=device))
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, ScMMGPTQFormerEmbeddings):
-            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
 
     @merge_with_config_defaults
     @capture_outputs

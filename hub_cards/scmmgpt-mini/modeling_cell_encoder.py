@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -23,6 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_scmmgpt import ScMMGPTAttention, takes_packed_sequences
 from .configuration_scmmgpt import ScMMGPTCellConfig
+from .tower_scmmgpt import ScMMGPTTower
 
 # Value labels that are not to be predicted, as in every transformers loss.
 IGNORE = -100
@@ -212,18 +212,12 @@ def masked_value_loss(predictions_BL: torch.Tensor, value_labels: torch.Tensor) 
     return (error * masked).sum() / masked.sum().clamp(min=1)
 
 
-class ScMMGPTCellPreTrainedModel(PreTrainedModel):
+class ScMMGPTCellPreTrainedModel(ScMMGPTTower):
     config: ScMMGPTCellConfig
     base_model_prefix = "model"
     main_input_name = "gene_ids"
     input_modalities = ["cell"]
-    supports_gradient_checkpointing = True
     _no_split_modules = ["ScMMGPTCellLayer"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": ScMMGPTCellLayer, "attentions": ScMMGPTAttention}
 
 

@@ -42,6 +42,7 @@ from .modeling_cell_encoder import (
     unpack_cells,
 )
 from .modeling_qformer import ScMMGPTCaptionHead, ScMMGPTQFormer
+from .tower_scmmgpt import ScMMGPTTower
 
 # What every saved checkpoint tells the Auto classes, whichever class saved it.
 AUTO_MAP = {
@@ -90,21 +91,15 @@ class ScMMGPTCausalLMOutput(CausalLMOutputWithPast):
     cell_hidden_states: torch.Tensor | None = None
 
 
-class ScMMGPTPreTrainedModel(PreTrainedModel):
+class ScMMGPTPreTrainedModel(ScMMGPTTower):
     config: ScMMGPTConfig
     base_model_prefix = "model"
     main_input_name = "gene_ids"
     input_modalities = ["cell", "text"]
-    supports_gradient_checkpointing = True
     # Trainer must divide these losses by the accumulation steps itself.
     accepts_loss_kwargs = False
     _no_split_modules = ["ScMMGPTCellLayer", "ScMMGPTQFormerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -113,10 +108,6 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, -torch.log(torch.tensor(self.config.initial_temperature)).item())
             if module.pooled_shortcut:  # the queries' part of the embedding grows from nothing
                 init.zeros_(module.cell_projection.weight)
-        for name, value in getattr(module, "constant_parameters", {}).items():
-            init.constant_(getattr(module, name), value)
-        for name in getattr(module, "random_parameters", ()):
-            init.normal_(getattr(module, name), std=self.config.initializer_range)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
