@@ -8,6 +8,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+# Modules outside of the language model, by a pattern as quantisers take them.
+ALL_BUT_THE_LLM = r"(?!(model\.)?language_model\.).*"
+
 
 class SpellingConfig(PreTrainedConfig):
     """transformers keeps unknown fields in silence, so that a typo becomes a default: name the field that was meant."""
@@ -206,6 +209,20 @@ class ScMMGPTConfig(SpellingConfig):
         # The head class reads the top level, an LLM's config says it below: either may ask for tying.
         if not self.tie_word_embeddings and getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True
+
+    def take_llm(self, llm_config: PreTrainedConfig) -> None:
+        """Make an LLM's config the text config. If that LLM is quantised, it stays the only part that is.
+
+        transformers quantises all that a checkpoint with such a config holds, the towers too, even without the LLM.
+        """
+        self.text_config = llm_config.get_text_config()
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        quantization: Any = vars(self.text_config).pop("quantization_config", None)
+        if quantization is not None:
+            is_bitsandbytes = hasattr(quantization, "llm_int8_skip_modules")
+            skipped = "llm_int8_skip_modules" if is_bitsandbytes else "modules_to_not_convert"
+            setattr(quantization, skipped, [*(getattr(quantization, skipped, None) or []), ALL_BUT_THE_LLM])
+            self.quantization_config = quantization
 
     @property
     def num_query_tokens(self) -> int:

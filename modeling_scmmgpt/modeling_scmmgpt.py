@@ -646,9 +646,9 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
                 "model."
             )
         config = copy.deepcopy(config)
-        config.text_config = llm.config.get_text_config()
-        config.tie_word_embeddings = bool(getattr(config.text_config, "tie_word_embeddings", False))
+        config.take_llm(llm.config)
         model = cls(config, cast(PreTrainedModel, llm.base_model))  # which transformers calls a Module
+        model.hf_quantizer = getattr(llm, "hf_quantizer", None)  # which knows how to save what it made
         for name, part in [*model.model.named_children(), ("cell_decoder", model.cell_decoder)]:
             if name != "language_model":
                 part.to(head.weight.device, llm.dtype)

@@ -4,6 +4,14 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+)
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining, ScMMGPTModel
 
@@ -125,3 +133,113 @@ def test_reentrant_checkpointing_keeps_every_gradient(tiny_config, batch, encode
     assert [name for name in expected if name not in found] == []
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+# ---- stored in few bits
+
+
+class Int8Linear(torch.nn.Module):
+    """A linear layer as quantisers leave it: its weight's type is that of the storage, not of the numbers."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = linear.weight.detach().abs().amax(1) / 127
+        weight = (linear.weight.detach() / self.scale[:, None]).round().to(torch.int8)
+        self.weight, self.bias = torch.nn.Parameter(weight, requires_grad=False), linear.bias
+        self.in_features = linear.in_features
+
+    def forward(self, states):
+        return torch.nn.functional.linear(states, self.weight.to(states.dtype) * self.scale[:, None], self.bias)
+
+
+def quantized(module):
+    for name, child in module.named_children():
+        setattr(module, name, Int8Linear(child) if type(child) is torch.nn.Linear else quantized(child))
+    return module
+
+
+@pytest.mark.parametrize("encoder", [ENCODERS["scgpt"], ENCODERS["shortcut"]], ids=["scgpt", "shortcut"])
+@pytest.mark.parametrize("kind", [ScMMGPTModel, ScMMGPTForPreTraining, ScMMGPTForConditionalGeneration])
+def test_values_keep_their_numbers_whatever_type_weights_are_stored_in(tiny_config, batch, kind, encoder):
+    model = kind(tiny_config(cell=encoder)).eval()
+    value = torch.tensor([[4.86, 1.0]])
+    embeddings = getattr(model, "model", model).cell_encoder.embeddings
+    expected, embeds = embeddings.embed_values(value), model.get_cell_features(**batch["cells"]).pooler_output
+
+    quantized(model)
+
+    assert any(weight.dtype == torch.int8 for weight in model.parameters())
+    torch.testing.assert_close(embeddings.embed_values(value), expected, atol=0.05, rtol=0)
+    with torch.no_grad():
+        assert (outcomes(model, batch)["cells"] * embeds).sum(-1).min() > 0.98
+
+
+def bitsandbytes_config(**options):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    return BitsAndBytesConfig(**options)
+
+
+def torchao_config():
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    return TorchAoConfig(torchao.Int8WeightOnlyConfig())
+
+
+# torchao's own import announces what torch will drop.
+IN_TORCHAO = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+QUANTIZERS = {
+    "nf4": lambda: bitsandbytes_config(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    ),
+    "int8 of bitsandbytes": lambda: bitsandbytes_config(load_in_8bit=True),
+    "int8 of torchao": torchao_config,
+}
+
+
+@IN_TORCHAO
+@pytest.mark.parametrize("quantization", QUANTIZERS.values(), ids=QUANTIZERS)
+def test_a_quantised_model_reads_the_same_values(tiny_config, batch, tmp_path, quantization):
+    options = {"quantization_config": quantization(), "dtype": torch.float32}
+    model = ScMMGPTForConditionalGeneration(tiny_config()).eval()
+    model.save_pretrained(tmp_path)
+    values = torch.tensor([[4.86, 1.0, 300.0]])
+    expected = model.model.cell_encoder.embeddings.value_in(values)
+
+    loaded = ScMMGPTForConditionalGeneration.from_pretrained(tmp_path, **options)
+
+    torch.testing.assert_close(loaded.model.cell_encoder.embeddings.value_in(values), expected)
+    with torch.no_grad():
+        assert all(torch.isfinite(value).all() for value in outcomes(loaded, batch).values())
+
+
+@IN_TORCHAO
+@pytest.mark.parametrize("quantization", QUANTIZERS.values(), ids=QUANTIZERS)
+def test_where_the_llm_alone_is_quantised_the_towers_stay_as_they_are(tiny_config, batch, tmp_path, quantization):
+    options = {"quantization_config": quantization(), "dtype": torch.float32}
+    config, inputs = tiny_config(), batch["prompts"]
+    AutoModelForCausalLM.from_config(config.text_config).save_pretrained(tmp_path / "llm")
+    model = ScMMGPTForConditionalGeneration.from_parts(config, tmp_path / "llm", **options)
+    cells, logits = model.get_cell_features(**batch["cells"]).pooler_output, model(**inputs).logits
+    model.save_pretrained(tmp_path / "joint")
+
+    towers = AutoModel.from_pretrained(tmp_path / "joint")
+    whole = AutoModelForMultimodalLM.from_pretrained(tmp_path / "joint")
+
+    torch.testing.assert_close(towers.get_cell_features(**batch["cells"]).pooler_output, cells)
+    torch.testing.assert_close(whole.get_cell_features(**batch["cells"]).pooler_output, cells)
+    torch.testing.assert_close(whole(**inputs).logits, logits)
+
+
+def test_an_llm_that_is_quantised_leaves_a_config_that_quantises_nothing_else(tiny_config):
+    config, llm = tiny_config(), tiny_config().text_config
+    llm.quantization_config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+
+    config.take_llm(llm)
+
+    assert not hasattr(config.text_config, "quantization_config")
+    skipped = config.quantization_config.llm_int8_skip_modules
+    model = ScMMGPTForConditionalGeneration(tiny_config())
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    converted = [name for name in linears if should_convert_module(name, skipped)]
+    assert converted == [name for name in linears if name.startswith("model.language_model.")]
+    towers = [name for name, _ in ScMMGPTModel(tiny_config()).named_modules() if name]
+    assert not any(should_convert_module(name, skipped) for name in towers)

@@ -110,6 +110,24 @@ def sum_of_genes(table: nn.Module, gene_ids: torch.Tensor, weights: torch.Tensor
     return torch.einsum("bl,ble->be", weights.to(vectors_BLE.dtype), vectors_BLE)
 
 
+class ScMMGPTValueScale(nn.Module):
+    """One number times a vector, plus another.
+
+    No `nn.Linear`, which every quantiser takes for a matrix worth rounding: expression values are given in its
+    weight's type, and 4.86 counts would become 4.
+    """
+
+    random_parameters, constant_parameters = ("weight",), {"bias": 0.0}
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, 1))
+        self.bias = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return F.linear(values.unsqueeze(-1).to(self.weight.dtype), self.weight, self.bias)
+
+
 class ScMMGPTCellEmbeddings(nn.Module):
     """Gene vector + value vector, each normalised on its own, as scGPT does."""
 
@@ -126,7 +144,7 @@ class ScMMGPTCellEmbeddings(nn.Module):
         )
         self.gene_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.value_encoding == "continuous":
-            self.value_in = nn.Linear(1, config.hidden_size)
+            self.value_in = ScMMGPTValueScale(config)
             self.value_out = nn.Linear(config.hidden_size, config.hidden_size)
         elif config.value_encoding == "bins":
             self.value_bins = nn.Embedding(config.num_bins + 1, config.hidden_size)  # one more: the masked value
@@ -148,8 +166,8 @@ class ScMMGPTCellEmbeddings(nn.Module):
             masked = self.config.num_bins
             bins_BL = torch.where(gene_values < 0, masked, gene_values.long().clamp(max=masked - 1))
             return self.value_norm(self.value_bins(bins_BL))
-        values_BL1 = gene_values.clamp(max=self.config.max_value).unsqueeze(-1).to(self.value_in.weight.dtype)
-        return self.value_norm(self.value_out(F.relu(self.value_in(values_BL1))))
+        states_BLD = F.relu(self.value_in(gene_values.clamp(max=self.config.max_value)))
+        return self.value_norm(self.value_out(states_BLD))
 
 
 class ScMMGPTPooledGenes(nn.Module):
