@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_scmmgpt import ScMMGPTAttention
 from .configuration_scmmgpt import ScMMGPTQFormerConfig
 from .modeling_cell_encoder import summary_tokens
-from .tower_scmmgpt import ScMMGPTTower
+from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 QFormerMode = Literal["contrast", "match", "caption"]
 
@@ -64,6 +64,15 @@ def joint_mask(mode: QFormerMode, num_queries: int, text_mask_BS: torch.Tensor) 
     # A padded token sees itself, so that no row of the softmax is empty.
     itself = torch.eye(total, dtype=torch.bool, device=text_mask_BS.device)
     return ((sees & real[:, None, :]) | itself)[:, None]
+
+
+def check_words(input_ids: torch.Tensor, vocab_size: int) -> None:
+    """Refuse words that have no vector. Not traced by torch.compile."""
+    if not torch.compiler.is_compiling() and input_ids.numel() and input_ids.max() >= vocab_size:
+        raise ValueError(
+            f"Token ids go up to {int(input_ids.max())}, but the Q-Former has vectors for {vocab_size} words. If the "
+            "tokenizer has grown, the Q-Former must grow too: `resize_token_embeddings(len(tokenizer))`."
+        )
 
 
 class ScMMGPTQFormerFeedForward(nn.Module):
@@ -137,6 +146,7 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
                 f"A text of {input_ids.shape[1]} tokens does not fit the Q-Former's {self.max_length} positions. "
                 f"Shorten it, or pass `truncation=True, max_length={self.max_length}` to the processor."
             )
+        check_words(input_ids, self.word_embeddings.num_embeddings)
         # Positions count real tokens, so that padding on either side changes nothing.
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return self.word_embeddings(input_ids) + self.position_embeddings(positions)
@@ -248,6 +258,9 @@ class ScMMGPTCaptionHead(nn.Module):
 
     def forward(self, text_states: torch.Tensor, word_vectors: torch.Tensor) -> torch.Tensor:
         return F.linear(self.norm(F.gelu(self.transform(text_states))), word_vectors, self.bias)
+
+    def resize(self, vocab_size: int) -> None:
+        self.bias = with_rows(self.bias, vocab_size)
 
 
 __all__ = ["QFormerMode", "ScMMGPTCaptionHead", "ScMMGPTQFormer", "ScMMGPTQFormerOutput", "joint_mask"]

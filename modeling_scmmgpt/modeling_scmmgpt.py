@@ -11,10 +11,8 @@ loads into every class without a mapping, and `AutoModel` never reads the LLM.
 # Shape letters: B cells, N texts, Q query tokens, S text tokens, D embedding size.
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -42,7 +40,7 @@ from .modeling_cell_encoder import (
     unpack_cells,
 )
 from .modeling_qformer import ScMMGPTCaptionHead, ScMMGPTQFormer
-from .tower_scmmgpt import ScMMGPTTower
+from .tower_scmmgpt import ScMMGPTTower, own_weights_at_hand
 
 # What every saved checkpoint tells the Auto classes, whichever class saved it.
 AUTO_MAP = {
@@ -113,22 +111,18 @@ class ScMMGPTPreTrainedModel(ScMMGPTTower):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
+    def resize_gene_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """`resize_token_embeddings` for genes: the encoder's table, and what a cell decoder knows of each gene."""
+        table = getattr(self, "model", self).cell_encoder.resize_token_embeddings(*args, **kwargs)
+        if hasattr(self, "cell_decoder"):
+            self.cell_decoder.gene_head.resize(table.num_embeddings)
+        return table
+
     def generate(self, *args, **kwargs):
         raise AttributeError(
             f"{type(self).__name__} has no language model to generate with. Load the checkpoint with "
             "`AutoModelForMultimodalLM.from_pretrained(...)`, which gives ScMMGPTForConditionalGeneration."
         )
-
-
-@contextmanager
-def own_weights_at_hand(module: nn.Module) -> Iterator[None]:
-    """The module's own weights outside of its `forward`, which is all that accelerate brings offloaded ones for."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(module)
-    yield
-    if hook is not None:
-        hook.post_forward(module, None)
 
 
 class ScMMGPTModel(ScMMGPTPreTrainedModel):
@@ -161,6 +155,10 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.qformer.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """The Q-Former's words: its config says how many there are, not the LLM's."""
+        return self.qformer.resize_token_embeddings(*args, **kwargs)
 
     def encode_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None):
         """States of the cell encoder (B, L, hidden) and their mask."""
@@ -287,6 +285,11 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel):
     def get_text_features(self, *args, **kwargs):
         return self.model.get_text_features(*args, **kwargs)
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        words = self.model.resize_token_embeddings(*args, **kwargs)
+        self.caption_head.resize(words.num_embeddings)
+        return words
+
     def forward(
         self,
         gene_ids: torch.Tensor,
@@ -396,6 +399,9 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
 
     def set_input_embeddings(self, value):
         self.language_model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        return ScMMGPTPreTrainedModel.resize_token_embeddings(self, *args, **kwargs)
 
     def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
         """Cells as tokens of the LLM's width (B, Q, LLM hidden)."""

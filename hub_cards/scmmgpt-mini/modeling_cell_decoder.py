@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from .attention_scmmgpt import attend
 from .configuration_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellDecoderConfig
 from .modeling_cell_encoder import sum_of_genes
-from .tower_scmmgpt import ScMMGPTTower
+from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 # Counts and library sizes are positive: their logarithms stay in this range.
 LOG_RATE_RANGE = (-20.0, 5.0)
@@ -191,6 +191,11 @@ class ScMMGPTGeneHead(nn.Module):
             log_share_BG = log_share_BG + self.memory_loadings(memory_BMD.flatten(1)) @ self.gene_loadings[gene_ids].T
         dispersion_G = self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
         return log_share_BG.float().clamp(*LOG_RATE_RANGE), dispersion_G
+
+    def resize(self, vocab_size: int) -> None:
+        for name in ("gene_bias", "gene_dispersion", "gene_loadings"):
+            if hasattr(self, name):
+                setattr(self, name, with_rows(getattr(self, name), vocab_size))
 
     def _product(self, genes_GD: torch.Tensor, memory_BMD: torch.Tensor) -> torch.Tensor:
         return torch.einsum("gd,bmd->bgm", genes_GD, memory_BMD)

@@ -1,8 +1,11 @@
 """What every model of ours shares: which attention it runs, and the first values of parameters that are no layer's."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -35,6 +38,23 @@ class ScMMGPTTower(PreTrainedModel):
             init.normal_(getattr(module, name), std=self.config.initializer_range)
 
 
+@contextmanager
+def own_weights_at_hand(module: nn.Module) -> Iterator[None]:
+    """The module's own weights outside of its `forward`, which is all that accelerate brings offloaded ones for."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
+    yield
+    if hook is not None:
+        hook.post_forward(module, None)
+
+
+def with_rows(weight: nn.Parameter, num_rows: int) -> nn.Parameter:
+    """As many rows of a weight: new ones begin at the mean of the old."""
+    added = weight.data.mean(0, keepdim=True).expand(max(0, num_rows - len(weight)), *weight.shape[1:])
+    return nn.Parameter(torch.cat([weight.data[:num_rows], added]), requires_grad=weight.requires_grad)
+
+
 def _register_what_is_named(attentions: Iterator[str | None]) -> None:
     """transformers checks the name before any attention runs, the LLM's too: this is where it has to be known."""
     if "torch_varlen" in attentions:
@@ -55,4 +75,4 @@ def _named_attentions(attn_implementation: str | dict) -> Iterator[str | None]:
         yield from _named_attentions(part)
 
 
-__all__ = ["ScMMGPTTower"]
+__all__ = ["ScMMGPTTower", "own_weights_at_hand", "with_rows"]
