@@ -130,6 +130,37 @@ def test_a_value_beyond_the_maximum_counts_as_the_maximum(encoder, make_cells):
     torch.testing.assert_close(model(**cells).pooler_output, model(**clipped).pooler_output)
 
 
+@pytest.mark.parametrize("kind", [ScMMGPTCellEncoder, ScMMGPTCellEncoderForMaskedValues])
+def test_a_tuple_holds_what_the_output_holds(tiny_config, make_cells, kind):
+    model, cells = kind(tiny_config().cell_config).eval(), make_cells()
+    model.set_attn_implementation("eager")
+    options = {"output_hidden_states": True, "output_attentions": True}
+    labelled = {**cells, "value_labels": cells["gene_values"]} if kind is ScMMGPTCellEncoderForMaskedValues else cells
+    expected = model(**labelled, **options)
+
+    as_tuple = model(**labelled, **options, return_dict=False)
+    model.config.return_dict, model.config.output_hidden_states, model.config.output_attentions = False, True, True
+    by_config = model(**labelled)
+
+    for found in (as_tuple, by_config):
+        assert isinstance(found, tuple)
+        torch.testing.assert_close(found, expected.to_tuple())
+    if kind is ScMMGPTCellEncoderForMaskedValues:
+        torch.testing.assert_close(found[0], expected.loss)
+
+
+def test_hidden_states_of_packed_cells_are_packed(encoder, make_cells, pack):
+    model, cells = encoder(), make_cells((12, 7, 9))
+    padded = model(**cells, output_hidden_states=True).hidden_states
+    model.set_attn_implementation("torch_varlen")
+
+    output = model(**pack(cells), output_hidden_states=True, output_attentions=True)
+
+    assert output.attentions == ()  # as flash attention, it has none to give
+    for packed, expected in zip(output.hidden_states, padded, strict=True):
+        torch.testing.assert_close(packed[0], expected[cells["gene_mask"].bool()], atol=1e-5, rtol=0)
+
+
 def test_hidden_states_and_attentions_are_recorded_on_request(encoder, make_cells):
     model = encoder()
     model.set_attn_implementation("eager")
