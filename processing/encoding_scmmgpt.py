@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors_scmmgpt import UserError
-
 TEXTS_PER_BATCH = 64
 TEXTS_REMEMBERED = 20_000
 
@@ -28,7 +26,7 @@ def check_vocabularies(model: Any, processor: Any) -> None:
         tables.append(("words", words, config.text_config.vocab_size, "resize_token_embeddings"))
     for what, known, has_vectors, remedy in tables:
         if known > has_vectors:
-            raise UserError(
+            raise ValueError(
                 f"The processor knows {known} {what}, but the model has vectors for {has_vectors}. Load the processor "
                 f"that belongs to the model, or let the model grow: {remedy}({known})."
             )

@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -268,7 +268,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         self.embeddings.gene_embeddings = value
 
     @merge_with_config_defaults
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)  # packed rows have packed states, the last as the others
     def forward(
         self,
         gene_ids: torch.Tensor,
@@ -349,14 +349,22 @@ class ScMMGPTCellEncoderForMaskedValues(ScMMGPTCellPreTrainedModel):
         self.value_head = ScMMGPTValueHead(config)
         self.post_init()
 
-    def forward(self, gene_ids, gene_values, gene_mask=None, value_labels=None, **kwargs) -> ScMMGPTCellEncoderOutput:
-        outputs = self.model(gene_ids, gene_values, gene_mask, **kwargs)
-        outputs.value_predictions = self.value_head(gene_states(outputs.last_hidden_state, self.config))
+    @can_return_tuple
+    def forward(
+        self,
+        gene_ids: torch.Tensor,
+        gene_values: torch.Tensor,
+        gene_mask: torch.Tensor | None = None,
+        value_labels: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScMMGPTCellEncoderOutput:
+        outputs = self.model(gene_ids, gene_values, gene_mask, cell_cu_seqlens, return_dict=True, **kwargs)
+        predictions, loss = self.value_head(gene_states(outputs.last_hidden_state, self.config)), None
         if value_labels is not None:
-            outputs.loss = masked_value_loss(
-                outputs.value_predictions, value_labels[:, : outputs.value_predictions.shape[1]]
-            )
-        return outputs
+            loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
+        # A new one: what is set on an output that exists comes last in its tuple.
+        return ScMMGPTCellEncoderOutput(**{**outputs, "loss": loss, "value_predictions": predictions})
 
 
 def summary_tokens(states_BLD: torch.Tensor, num_pooled_tokens: int) -> torch.Tensor:
