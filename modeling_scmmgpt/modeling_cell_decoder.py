@@ -17,8 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from .attention_scmmgpt import attend
 from .configuration_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellDecoderConfig
 from .modeling_cell_encoder import sum_of_genes
+from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 # Counts and library sizes are positive: their logarithms stay in this range.
 LOG_RATE_RANGE = (-20.0, 5.0)
@@ -75,6 +77,8 @@ class ScMMGPTTextFeatures(nn.Module):
 
     def __init__(self, config: ScMMGPTCellDecoderConfig, hidden_size: int, text_hidden_size: int):
         super().__init__()
+        self.config = config
+        self.is_causal = False  # without this attribute sdpa would run causal, in silence
         self.queries = nn.Parameter(torch.zeros(config.num_text_tokens, hidden_size))
         self.no_text = nn.Parameter(torch.zeros(config.num_text_tokens, hidden_size))
         self.query_proj = nn.Linear(hidden_size, hidden_size)
@@ -98,8 +102,9 @@ class ScMMGPTTextFeatures(nn.Module):
         )
         is_empty = ~text_mask.bool().any(1)
         visible = (text_mask.bool() | is_empty[:, None])[:, None, None]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        features_BKD = self.norm(self.queries + self.out_proj(attended.transpose(1, 2).flatten(2)))
+        scaling, implementation = query.shape[-1] ** -0.5, self.config._attn_implementation
+        attended, _ = attend(self, implementation, query, key, value, visible, scaling=scaling)
+        features_BKD = self.norm(self.queries + self.out_proj(attended.flatten(2)))
         return self.hide(features_BKD, is_empty)
 
     def hide(self, features_BKD: torch.Tensor, hidden_B: torch.Tensor) -> torch.Tensor:
@@ -187,14 +192,23 @@ class ScMMGPTGeneHead(nn.Module):
         dispersion_G = self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
         return log_share_BG.float().clamp(*LOG_RATE_RANGE), dispersion_G
 
+    def resize(self, vocab_size: int) -> None:
+        for name in ("gene_bias", "gene_dispersion", "gene_loadings"):
+            if hasattr(self, name):
+                setattr(self, name, with_rows(getattr(self, name), vocab_size))
+
     def _product(self, genes_GD: torch.Tensor, memory_BMD: torch.Tensor) -> torch.Tensor:
         return torch.einsum("gd,bmd->bgm", genes_GD, memory_BMD)
 
 
-class ScMMGPTCellDecoder(nn.Module):
+class ScMMGPTCellDecoder(ScMMGPTTower):
+    config: ScMMGPTCellDecoderConfig
+    base_model_prefix = "cell_decoder"
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["ScMMGPTCellDecoder"]
+
     def __init__(self, config: ScMMGPTCellDecoderConfig, cell_config: ScMMGPTCellConfig, text_hidden_size: int):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden_size = cell_config.hidden_size
         embedding_size = getattr(cell_config, "embedding_size", None) or hidden_size
         self.text_features = ScMMGPTTextFeatures(config, hidden_size, text_hidden_size)
@@ -203,6 +217,7 @@ class ScMMGPTCellDecoder(nn.Module):
         self.memory_in = nn.Linear(config.latent_size, config.num_memory_tokens * hidden_size)
         self.gene_head = ScMMGPTGeneHead(config, hidden_size, embedding_size, cell_config.vocab_size)
         self.library_head = nn.Linear(config.num_text_tokens * hidden_size, 2)
+        self.post_init()
 
     def latents(self, gene_table: nn.Module, gene_ids, gene_values) -> torch.Tensor:
         """The latents (B, Z) of real cells, whose values hold no special tokens."""

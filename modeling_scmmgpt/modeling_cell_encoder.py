@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_scmmgpt import ScMMGPTAttention, takes_packed_sequences
 from .configuration_scmmgpt import ScMMGPTCellConfig
+from .tower_scmmgpt import ScMMGPTTower
 
 # Value labels that are not to be predicted, as in every transformers loss.
 IGNORE = -100
@@ -110,6 +110,24 @@ def sum_of_genes(table: nn.Module, gene_ids: torch.Tensor, weights: torch.Tensor
     return torch.einsum("bl,ble->be", weights.to(vectors_BLE.dtype), vectors_BLE)
 
 
+class ScMMGPTValueScale(nn.Module):
+    """One number times a vector, plus another.
+
+    No `nn.Linear`, which every quantiser takes for a matrix worth rounding: expression values are given in its
+    weight's type, and 4.86 counts would become 4.
+    """
+
+    random_parameters, constant_parameters = ("weight",), {"bias": 0.0}
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, 1))
+        self.bias = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return F.linear(values.unsqueeze(-1).to(self.weight.dtype), self.weight, self.bias)
+
+
 class ScMMGPTCellEmbeddings(nn.Module):
     """Gene vector + value vector, each normalised on its own, as scGPT does."""
 
@@ -126,7 +144,7 @@ class ScMMGPTCellEmbeddings(nn.Module):
         )
         self.gene_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.value_encoding == "continuous":
-            self.value_in = nn.Linear(1, config.hidden_size)
+            self.value_in = ScMMGPTValueScale(config)
             self.value_out = nn.Linear(config.hidden_size, config.hidden_size)
         elif config.value_encoding == "bins":
             self.value_bins = nn.Embedding(config.num_bins + 1, config.hidden_size)  # one more: the masked value
@@ -148,8 +166,8 @@ class ScMMGPTCellEmbeddings(nn.Module):
             masked = self.config.num_bins
             bins_BL = torch.where(gene_values < 0, masked, gene_values.long().clamp(max=masked - 1))
             return self.value_norm(self.value_bins(bins_BL))
-        values_BL1 = gene_values.clamp(max=self.config.max_value).unsqueeze(-1).to(self.value_in.weight.dtype)
-        return self.value_norm(self.value_out(F.relu(self.value_in(values_BL1))))
+        states_BLD = F.relu(self.value_in(gene_values.clamp(max=self.config.max_value)))
+        return self.value_norm(self.value_out(states_BLD))
 
 
 class ScMMGPTPooledGenes(nn.Module):
@@ -212,18 +230,12 @@ def masked_value_loss(predictions_BL: torch.Tensor, value_labels: torch.Tensor) 
     return (error * masked).sum() / masked.sum().clamp(min=1)
 
 
-class ScMMGPTCellPreTrainedModel(PreTrainedModel):
+class ScMMGPTCellPreTrainedModel(ScMMGPTTower):
     config: ScMMGPTCellConfig
     base_model_prefix = "model"
     main_input_name = "gene_ids"
     input_modalities = ["cell"]
-    supports_gradient_checkpointing = True
     _no_split_modules = ["ScMMGPTCellLayer"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": ScMMGPTCellLayer, "attentions": ScMMGPTAttention}
 
 
@@ -256,7 +268,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         self.embeddings.gene_embeddings = value
 
     @merge_with_config_defaults
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)  # packed rows have packed states, the last as the others
     def forward(
         self,
         gene_ids: torch.Tensor,
@@ -337,14 +349,22 @@ class ScMMGPTCellEncoderForMaskedValues(ScMMGPTCellPreTrainedModel):
         self.value_head = ScMMGPTValueHead(config)
         self.post_init()
 
-    def forward(self, gene_ids, gene_values, gene_mask=None, value_labels=None, **kwargs) -> ScMMGPTCellEncoderOutput:
-        outputs = self.model(gene_ids, gene_values, gene_mask, **kwargs)
-        outputs.value_predictions = self.value_head(gene_states(outputs.last_hidden_state, self.config))
+    @can_return_tuple
+    def forward(
+        self,
+        gene_ids: torch.Tensor,
+        gene_values: torch.Tensor,
+        gene_mask: torch.Tensor | None = None,
+        value_labels: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScMMGPTCellEncoderOutput:
+        outputs = self.model(gene_ids, gene_values, gene_mask, cell_cu_seqlens, return_dict=True, **kwargs)
+        predictions, loss = self.value_head(gene_states(outputs.last_hidden_state, self.config)), None
         if value_labels is not None:
-            outputs.loss = masked_value_loss(
-                outputs.value_predictions, value_labels[:, : outputs.value_predictions.shape[1]]
-            )
-        return outputs
+            loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
+        # A new one: what is set on an output that exists comes last in its tuple.
+        return ScMMGPTCellEncoderOutput(**{**outputs, "loss": loss, "value_predictions": predictions})
 
 
 def summary_tokens(states_BLD: torch.Tensor, num_pooled_tokens: int) -> torch.Tensor:

@@ -10,10 +10,6 @@ loads into every class without a mapping, and `AutoModel` never reads the LLM.
 
 # Shape letters: B cells, N texts, Q query tokens, S text tokens, D embedding size.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -49,6 +45,7 @@ from .outputs_scmmgpt import (
     ScMMGPTPreTrainingOutput,
     requested_states,
 )
+from .tower_scmmgpt import ScMMGPTTower, own_weights_at_hand
 
 # What every saved checkpoint tells the Auto classes, whichever class saved it.
 AUTO_MAP = {
@@ -67,22 +64,16 @@ STAGE_2_PARTS = [r"language_model\.", r"cell_token_projector\.", r"^lm_head\.", 
 CELL_INPUTS = ("gene_ids", "gene_values", "gene_mask", "cell_cu_seqlens")
 
 
-class ScMMGPTPreTrainedModel(PreTrainedModel):
+class ScMMGPTPreTrainedModel(ScMMGPTTower):
     config: ScMMGPTConfig
     base_model_prefix = "model"
     main_input_name = "gene_ids"
     input_modalities = ["cell", "text"]
-    supports_gradient_checkpointing = True
     # Trainer divides the losses by the accumulation steps itself. A contrast is over the pairs of one batch: accumulated,
     # small batches never give the loss of a large one.
     accepts_loss_kwargs = False
     _no_split_modules = ["ScMMGPTCellLayer", "ScMMGPTQFormerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -91,14 +82,17 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, -torch.log(torch.tensor(self.config.initial_temperature)).item())
             if module.pooled_shortcut:  # the queries' part of the embedding grows from nothing
                 init.zeros_(module.cell_projection.weight)
-        for name, value in getattr(module, "constant_parameters", {}).items():
-            init.constant_(getattr(module, name), value)
-        for name in getattr(module, "random_parameters", ()):
-            init.normal_(getattr(module, name), std=self.config.initializer_range)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def resize_gene_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """`resize_token_embeddings` for genes: the encoder's table, and what a cell decoder knows of each gene."""
+        table = getattr(self, "model", self).cell_encoder.resize_token_embeddings(*args, **kwargs)
+        if hasattr(self, "cell_decoder"):
+            self.cell_decoder.gene_head.resize(table.num_embeddings)
+        return table
 
 
 class ScMMGPTTowersMixin:
@@ -117,17 +111,6 @@ class ScMMGPTTowersMixin:
     def get_match_scores(self, *args, **kwargs) -> torch.Tensor:
         """See `ScMMGPTModel.get_match_scores`."""
         return self.model.get_match_scores(*args, **kwargs)
-
-
-@contextmanager
-def own_weights_at_hand(module: nn.Module) -> Iterator[None]:
-    """The module's own weights outside of its `forward`, which is all that accelerate brings offloaded ones for."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(module)
-    yield
-    if hook is not None:
-        hook.post_forward(module, None)
 
 
 class ScMMGPTModel(ScMMGPTPreTrainedModel):
@@ -160,6 +143,10 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.qformer.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """The Q-Former's words: its config says how many there are, not the LLM's."""
+        return self.qformer.resize_token_embeddings(*args, **kwargs)
 
     def encode_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None):
         """States of the cell encoder (B, L, hidden) and their mask."""
@@ -324,6 +311,11 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         self.value_head = ScMMGPTValueHead(config.cell_config)
         self.post_init()
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        words = self.model.resize_token_embeddings(*args, **kwargs)
+        self.caption_head.resize(words.num_embeddings)
+        return words
+
     @can_return_tuple
     def forward(
         self,
@@ -440,6 +432,9 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
 
     def set_input_embeddings(self, value):
         self.language_model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        return ScMMGPTPreTrainedModel.resize_token_embeddings(self, *args, **kwargs)
 
     def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
         """Cells as tokens of the LLM's width (B, Q, LLM hidden)."""

@@ -13,11 +13,9 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -26,6 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_scmmgpt import ScMMGPTAttention
 from .configuration_scmmgpt import ScMMGPTQFormerConfig
 from .modeling_cell_encoder import summary_tokens
+from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 QFormerMode = Literal["contrast", "match", "caption"]
 
@@ -67,6 +66,15 @@ def joint_mask(mode: QFormerMode, num_queries: int, text_mask_BS: torch.Tensor) 
     return ((sees & real[:, None, :]) | itself)[:, None]
 
 
+def check_words(input_ids: torch.Tensor, vocab_size: int) -> None:
+    """Refuse words that have no vector. Not traced by torch.compile."""
+    if not torch.compiler.is_compiling() and input_ids.numel() and input_ids.max() >= vocab_size:
+        raise ValueError(
+            f"Token ids go up to {int(input_ids.max())}, but the Q-Former has vectors for {vocab_size} words. If the "
+            "tokenizer has grown, the Q-Former must grow too: `resize_token_embeddings(len(tokenizer))`."
+        )
+
+
 class ScMMGPTQFormerFeedForward(nn.Module):
     def __init__(self, config: ScMMGPTQFormerConfig):
         super().__init__()
@@ -83,8 +91,7 @@ class ScMMGPTQFormerFeedForward(nn.Module):
 class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
     def __init__(self, config: ScMMGPTQFormerConfig, looks_at_cell: bool):
         super().__init__()
-        # Custom masks over a few dozen tokens: sdpa honours them; flash pays only in cross-attention, over genes.
-        self.self_attn = ScMMGPTAttention(config, implementation="sdpa")
+        self.self_attn = ScMMGPTAttention(config)
         self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.looks_at_cell = looks_at_cell
@@ -112,6 +119,8 @@ class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
 class ScMMGPTQFormerEmbeddings(nn.Module):
     """Queries as they are, text as words + positions; both normalised together, as BLIP-2 does."""
 
+    random_parameters = ("query_tokens",)
+
     def __init__(self, config: ScMMGPTQFormerConfig):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
@@ -137,6 +146,7 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
                 f"A text of {input_ids.shape[1]} tokens does not fit the Q-Former's {self.max_length} positions. "
                 f"Shorten it, or pass `truncation=True, max_length={self.max_length}` to the processor."
             )
+        check_words(input_ids, self.word_embeddings.num_embeddings)
         # Positions count real tokens, so that padding on either side changes nothing.
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return self.word_embeddings(input_ids) + self.position_embeddings(positions)
@@ -148,7 +158,7 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
         return self.dropout(self.norm(torch.cat(branches, dim=1)))
 
 
-class ScMMGPTQFormer(PreTrainedModel):
+class ScMMGPTQFormer(ScMMGPTTower):
     """Q-Former: query tokens cross-attend to a cell; `mode` sets the attention mask between queries and text.
 
     Examples
@@ -172,13 +182,7 @@ class ScMMGPTQFormer(PreTrainedModel):
     config: ScMMGPTQFormerConfig
     base_model_prefix = "qformer"
     main_input_name = "cell_states"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["ScMMGPTQFormerLayer"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": ScMMGPTQFormerLayer,
         "attentions": OutputRecorder(ScMMGPTAttention, index=1, layer_name="self_attn"),
@@ -206,12 +210,6 @@ class ScMMGPTQFormer(PreTrainedModel):
     def word_vectors(self, device: torch.device) -> torch.Tensor:
         """The vectors of all words (V, D). Looked up, not read: offloaded weights are there for `forward` alone."""
         return self.embeddings.word_embeddings(torch.arange(self.config.vocab_size, device=device))
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, ScMMGPTQFormerEmbeddings):
-            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -260,6 +258,9 @@ class ScMMGPTCaptionHead(nn.Module):
 
     def forward(self, text_states: torch.Tensor, word_vectors: torch.Tensor) -> torch.Tensor:
         return F.linear(self.norm(F.gelu(self.transform(text_states))), word_vectors, self.bias)
+
+    def resize(self, vocab_size: int) -> None:
+        self.bias = with_rows(self.bias, vocab_size)
 
 
 __all__ = ["QFormerMode", "ScMMGPTCaptionHead", "ScMMGPTQFormer", "ScMMGPTQFormerOutput", "joint_mask"]
