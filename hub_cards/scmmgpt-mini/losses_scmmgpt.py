@@ -111,12 +111,14 @@ def contrast_loss(
 
 
 @torch.no_grad()
-def sample_negatives(similarity_BB: torch.Tensor, excluded_BB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_negatives(
+    similarity_BB: torch.Tensor, excluded_BB: torch.Tensor, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw for each row another row, likelier the more alike; also say which rows have any allowed negative."""
     weights = (similarity_BB.softmax(1) + NEGATIVE_FLOOR).masked_fill(excluded_BB, 0.0)
     has_negative = weights.sum(1) > 0
     weights[~has_negative] = 1.0
-    return torch.multinomial(weights, 1).squeeze(1), has_negative
+    return torch.multinomial(weights, 1, generator=generator).squeeze(1), has_negative
 
 
 def caption_loss(logits_BSV: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

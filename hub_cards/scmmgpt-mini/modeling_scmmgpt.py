@@ -386,8 +386,10 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         num = len(input_ids)
         excluded, _ = relations(num, text_labels, text_lineage, input_ids.device)
         logits = scaled_similarity(output.cell_embeds, output.text_embeds, self.model.similarity_scale())
-        wrong_text, has_text = sample_negatives(logits.detach(), excluded)
-        wrong_cell, has_cell = sample_negatives(logits.detach().T, excluded)
+        # Training draws anew each time; a batch that is evaluated has one loss.
+        generator = None if self.training else torch.Generator(input_ids.device).manual_seed(0)
+        wrong_text, has_text = sample_negatives(logits.detach(), excluded, generator)
+        wrong_cell, has_cell = sample_negatives(logits.detach().T, excluded, generator)
         itself = torch.arange(num, device=input_ids.device)
         cell = torch.cat([itself, itself[has_text], wrong_cell[has_cell]])
         text = torch.cat([itself, wrong_text[has_text], itself[has_cell]])
