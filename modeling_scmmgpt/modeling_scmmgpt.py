@@ -128,7 +128,16 @@ class ScMMGPTTowersMixin:
 
 
 class ScMMGPTModel(ScMMGPTPreTrainedModel):
-    """Cell encoder, Q-Former and the shared space of cells and texts, without the LLM."""
+    """Cell encoder, Q-Former and the shared space of cells and texts, without the LLM.
+
+    Examples
+    --------
+    >>> from transformers import AutoModel, AutoProcessor
+    >>> model, processor = (auto.from_pretrained("scmmgpt-mini") for auto in (AutoModel, AutoProcessor))
+    >>> genes = processor.gene_tokenizer.genes[:40]
+    >>> cells = processor(cells=(torch.eye(2, 40), genes), return_tensors="pt")
+    >>> texts = processor(text=["B cell", "neuron"], return_tensors="pt")
+    """
 
     _keys_to_ignore_on_load_unexpected = [*STAGE_1_HEADS, *STAGE_2_PARTS]
 
@@ -196,7 +205,21 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         cell_cu_seqlens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCellFeatures:
-        """Query states (B, Q, hidden) and one unit-length float32 embedding per cell (B, D)."""
+        """Query states (B, Q, hidden) and one unit-length float32 embedding per cell (B, D).
+
+        Parameters
+        ----------
+        gene_ids, gene_values, gene_mask, cell_cu_seqlens
+            Cells as `processor(cells=...)` gives them: (B, L) each, or packed: (1, T) and where each starts (B + 1).
+        **kwargs
+            `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Examples
+        --------
+        >>> features = model.get_cell_features(**cells, output_hidden_states=True)
+        >>> features.pooler_output.shape, len(features.cell_hidden_states)
+        (torch.Size([2, 256]), 2)
+        """
         states = requested_states(self.config, kwargs)
         encoded = self.run_cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
         return self.query_cells(encoded, **states)
@@ -236,7 +259,20 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         qformer_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Text states (N, S, hidden) and one unit-length float32 embedding per text (N, D)."""
+        """Text states (N, S, hidden) and one unit-length float32 embedding per text (N, D).
+
+        Parameters
+        ----------
+        input_ids, attention_mask, qformer_input_ids, qformer_attention_mask
+            Texts as `processor(text=...)` gives them, (N, S).
+        **kwargs
+            `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Examples
+        --------
+        >>> model.get_text_features(**texts).pooler_output.shape
+        torch.Size([2, 256])
+        """
         states = requested_states(self.config, kwargs)
         input_ids, attention_mask = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
         outputs = self.qformer(input_ids=input_ids, attention_mask=attention_mask, **states)
@@ -265,7 +301,13 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         qformer_attention_mask=None,
         cell_cu_seqlens=None,
     ) -> torch.Tensor:
-        """Probability that text i describes cell i, for as many texts as cells."""
+        """Probability (B,) that text i describes cell i, for as many texts as cells; arguments as in `forward`.
+
+        Examples
+        --------
+        >>> model.get_match_scores(**cells, **texts).shape
+        torch.Size([2])
+        """
         cells = self.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
         text = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
         return self.match_logits(*cells, *text).softmax(-1)[:, 1]
@@ -286,7 +328,13 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         qformer_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTOutput:
-        """Embed cells, texts or both. Text comes as the processor names it: `input_ids`, `attention_mask`, ..."""
+        """Embed cells, texts or both; arguments as in `get_cell_features` and `get_text_features`.
+
+        Examples
+        --------
+        >>> model(**cells, **texts).logits_per_cell.shape
+        torch.Size([2, 2])
+        """
         output, states = ScMMGPTOutput(), requested_states(self.config, kwargs)
         if gene_ids is not None:
             cells = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
@@ -309,7 +357,16 @@ def _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attentio
 
 
 class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
-    """Stage 1: contrastive, matching (hard negatives), captioning and masked-value losses."""
+    """Stage 1: contrastive, matching (hard negatives), captioning and masked-value losses.
+
+    Examples
+    --------
+    >>> from transformers import AutoModelForPreTraining, AutoProcessor
+    >>> model, processor = (auto.from_pretrained("scmmgpt-mini") for auto in (AutoModelForPreTraining, AutoProcessor))
+    >>> genes = processor.gene_tokenizer.genes[:40]
+    >>> inputs = processor(cells=(torch.eye(2, 40), genes), return_tensors="pt")
+    >>> inputs |= processor(text=["B cell", "neuron"], return_tensors="pt")
+    """
 
     _keys_to_ignore_on_load_unexpected = STAGE_2_PARTS
 
@@ -336,11 +393,25 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         value_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTPreTrainingOutput:
-        """The losses of cells, padded or packed as the processor gives them, and of one text per cell.
+        """The losses of cells and of one text per cell; without text, of masked values alone.
 
-        Without text only the masked-value loss is computed. `text_labels` (B,): equal numbers mark equal texts.
-        `text_lineage` (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
-        `value_labels` (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        Parameters
+        ----------
+        gene_ids, ..., qformer_attention_mask
+            B cells and texts, as in `ScMMGPTModel`.
+        text_labels
+            (B,): equal numbers mark equal texts.
+        text_lineage
+            (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
+        value_labels
+            (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        **kwargs
+            `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Examples
+        --------
+        >>> [name for name in model(**inputs) if name.endswith("loss")]
+        ['loss', 'contrast_loss', 'match_loss', 'caption_loss']
         """
         config, states = self.config, requested_states(self.config, kwargs)
         encoded = self.model.run_cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
@@ -354,19 +425,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         if value_labels is not None and config.value_weight:
             predictions = self.value_head(gene_states(encoded.last_hidden_state, config.cell_config))
             output.value_loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
-        return ScMMGPTPreTrainingOutput(loss=self._weighted_sum(output), **output)
-
-    def _weighted_sum(self, output: ScMMGPTPreTrainingOutput) -> torch.Tensor:
-        parts = [
-            getattr(self.config, f"{name}_weight") * output[f"{name}_loss"]
-            for name in ("contrast", "match", "caption", "value")
-            if output.get(f"{name}_loss") is not None
-        ]
-        if not parts:
-            raise ValueError(
-                "Nothing to learn: the batch has neither text nor `value_labels` (or their weights are 0)."
-            )
-        return torch.stack(parts).sum()
+        return ScMMGPTPreTrainingOutput(loss=output.weighted_sum(config), **output)
 
     def _text_losses(self, output, encoded, text, text_labels, text_lineage):
         config, model = self.config, self.model
@@ -436,7 +495,7 @@ class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
         self.language_model.set_input_embeddings(value)
 
     def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
-        """Cells as tokens of the LLM's width (B, Q, LLM hidden)."""
+        """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""
         return self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens).pooler_output
 
     def read_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None, **states) -> ScMMGPTCellFeatures:
@@ -460,6 +519,7 @@ class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
         mm_encoder_outputs: dict[str, ScMMGPTCellFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTModelOutputWithPast:
+        """The LLM's states over prompts with cells; arguments as in `ScMMGPTForConditionalGeneration.forward`."""
         states = requested_states(self.config, kwargs, passes_on=True)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -495,7 +555,17 @@ class ScMMGPTForConditionalGeneration(
     ScMMGPTPromptGenerationMixin,
     GenerationMixin,
 ):
-    """Stage 2: cells and text in, text out (`generate`); text in, cells out (`generate_cells`)."""
+    """Stage 2: cells and text in, text out (`generate`); text in, cells out (`generate_cells`).
+
+    Examples
+    --------
+    >>> from transformers import AutoModelForMultimodalLM, AutoProcessor
+    >>> model, processor = (auto.from_pretrained("scmmgpt-mini") for auto in (AutoModelForMultimodalLM, AutoProcessor))
+    >>> cells = torch.eye(2, 40), processor.gene_tokenizer.genes[:40]
+    >>> inputs = processor(cells=cells, text="<cell> Which type of cell is it?", return_tensors="pt")
+    >>> model.generate(**inputs, max_new_tokens=4).shape[1] - inputs["input_ids"].shape[1]
+    4
+    """
 
     _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -524,19 +594,8 @@ class ScMMGPTForConditionalGeneration(
             self.generation_config.suppress_tokens = [self.config.cell_token_id]
 
     def get_cell_tokens(self, *args, **kwargs) -> torch.Tensor:
+        """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""
         return self.model.get_cell_tokens(*args, **kwargs)
-
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def set_output_embeddings(self, value):
-        self.lm_head = value
 
     @can_return_tuple
     def forward(  # type: ignore[misc] # TransformersKwargs names `position_ids` as well
@@ -562,10 +621,29 @@ class ScMMGPTForConditionalGeneration(
     ) -> ScMMGPTCausalLMOutput:
         """What the LLM says to prompts whose `<cell>` placeholders take the cells in reading order, and the losses.
 
-        `labels` are the answer's tokens, -100 everywhere else. Text -> cell takes one text per cell of the batch in
-        `cell_prompt_ids` (an empty one stands for any cell), (G,) `target_gene_ids`, all or a random share of them,
-        and the (B, G) raw counts that the text should lead to. `target_library_size` (B,) are total counts of each
-        cell over the vocabulary; None: the sum of `target_counts`.
+        Parameters
+        ----------
+        input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, logits_to_keep
+            The LLM's, (prompts, S); prompts on their left padded as `processor(cells=..., text=...)` gives them.
+        gene_ids, gene_values, gene_mask, cell_cu_seqlens
+            Cells as `processor(cells=...)` gives them: (B, L) each, or packed: (1, T) and where each starts (B + 1).
+        labels
+            (prompts, S): the answer's tokens, -100 everywhere else.
+        cell_prompt_ids, cell_prompt_mask
+            (B, S): a text for each cell of the batch, that should lead to it; an empty one stands for any cell.
+        target_gene_ids, target_counts
+            (G,) genes, all or a random share, and (B, G) the raw counts that the texts should lead to.
+        target_library_size
+            (B,): total counts of each cell over the vocabulary; None: the sum of `target_counts`.
+        mm_encoder_outputs
+            {"cell": what `model.read_cells` gave} instead of the cells: `generate` encodes them once.
+        **kwargs
+            `output_hidden_states`, `output_attentions`, `return_dict`, and what else the LLM takes.
+
+        Examples
+        --------
+        >>> model(**inputs, labels=inputs["input_ids"]).loss.shape
+        torch.Size([])
         """
         output = ScMMGPTCausalLMOutput()
         if input_ids is not None or inputs_embeds is not None:
