@@ -144,7 +144,7 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
     def __init__(self, config: ScMMGPTConfig):
         super().__init__(config)
         width = config.qformer_config.hidden_size
-        # Our own encoder by its class, so that remote code needs no registration; any other by the Auto class.
+        # CODEPATH: our encoder by its class, so that remote code needs no registration; Geneformer, LangCell by Auto's.
         if config.cell_config.model_type == "scmmgpt_cell":
             self.cell_encoder: PreTrainedModel = ScMMGPTCellEncoder(config.cell_config)
         else:
