@@ -8,9 +8,13 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from .attention_scmmgpt import register_torch_varlen
+from .outputs_scmmgpt import ScMMGPTCellFeatures
 
 
 class ScMMGPTTower(PreTrainedModel):
@@ -36,6 +40,24 @@ class ScMMGPTTower(PreTrainedModel):
             init.constant_(getattr(module, name), value)
         for name in getattr(module, "random_parameters", ()):
             init.normal_(getattr(module, name), std=self.config.initializer_range)
+
+
+class ScMMGPTTowersMixin:
+    """The towers' own methods, on the classes that hold the towers as `model`."""
+
+    model: Any
+
+    def get_cell_features(self, *args, **kwargs: Unpack[TransformersKwargs]) -> ScMMGPTCellFeatures:
+        """See `ScMMGPTModel.get_cell_features`."""
+        return self.model.get_cell_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
+        """See `ScMMGPTModel.get_text_features`."""
+        return self.model.get_text_features(*args, **kwargs)
+
+    def get_match_scores(self, *args, **kwargs) -> torch.Tensor:
+        """See `ScMMGPTModel.get_match_scores`."""
+        return self.model.get_match_scores(*args, **kwargs)
 
 
 @contextmanager
@@ -75,4 +97,4 @@ def _named_attentions(attn_implementation: str | dict) -> Iterator[str | None]:
         yield from _named_attentions(part)
 
 
-__all__ = ["ScMMGPTTower", "own_weights_at_hand", "with_rows"]
+__all__ = ["ScMMGPTTower", "ScMMGPTTowersMixin", "own_weights_at_hand", "with_rows"]

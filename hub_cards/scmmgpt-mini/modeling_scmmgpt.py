@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """scMMGPT: a cell encoder and a Q-Former beside any causal LM, and back from text to cells.
 
 - `ScMMGPTModel`: the towers. Embeds cells and texts into one space.
@@ -20,9 +33,10 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .cell_generation_scmmgpt import ScMMGPTCellGenerationMixin
+from .cell_prompts_scmmgpt import ScMMGPTPromptGenerationMixin, ScMMGPTPromptMixin
 from .configuration_scmmgpt import ScMMGPTConfig
 from .losses_scmmgpt import caption_loss, contrast_loss, relations, sample_negatives, scaled_similarity
 from .modeling_cell_decoder import ScMMGPTCellDecoder
@@ -45,7 +59,7 @@ from .outputs_scmmgpt import (
     ScMMGPTPreTrainingOutput,
     requested_states,
 )
-from .tower_scmmgpt import ScMMGPTTower, own_weights_at_hand
+from .tower_scmmgpt import ScMMGPTTower, ScMMGPTTowersMixin, own_weights_at_hand
 
 # What every saved checkpoint tells the Auto classes, whichever class saved it.
 AUTO_MAP = {
@@ -61,7 +75,6 @@ AUTO_MAP = {
 # Parts of a checkpoint that a class of the other stage leaves unread.
 STAGE_1_HEADS = [r"^caption_head\.", r"^value_head\."]
 STAGE_2_PARTS = [r"language_model\.", r"cell_token_projector\.", r"^lm_head\.", r"^cell_decoder\."]
-CELL_INPUTS = ("gene_ids", "gene_values", "gene_mask", "cell_cu_seqlens")
 
 
 class ScMMGPTPreTrainedModel(ScMMGPTTower):
@@ -95,33 +108,24 @@ class ScMMGPTPreTrainedModel(ScMMGPTTower):
         return table
 
 
-class ScMMGPTTowersMixin:
-    """The towers' own methods, on the classes that hold the towers as `model`."""
-
-    model: "ScMMGPTModel"
-
-    def get_cell_features(self, *args, **kwargs: Unpack[TransformersKwargs]) -> ScMMGPTCellFeatures:
-        """See `ScMMGPTModel.get_cell_features`."""
-        return self.model.get_cell_features(*args, **kwargs)
-
-    def get_text_features(self, *args, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
-        """See `ScMMGPTModel.get_text_features`."""
-        return self.model.get_text_features(*args, **kwargs)
-
-    def get_match_scores(self, *args, **kwargs) -> torch.Tensor:
-        """See `ScMMGPTModel.get_match_scores`."""
-        return self.model.get_match_scores(*args, **kwargs)
-
-
 class ScMMGPTModel(ScMMGPTPreTrainedModel):
-    """Cell encoder, Q-Former and the shared space of cells and texts, without the LLM."""
+    """Cell encoder, Q-Former and the shared space of cells and texts, without the LLM.
+
+    Examples
+    --------
+    >>> from transformers import AutoModel, AutoProcessor
+    >>> model, processor = (auto.from_pretrained("scmmgpt-mini") for auto in (AutoModel, AutoProcessor))
+    >>> genes = processor.gene_tokenizer.genes[:40]
+    >>> cells = processor(cells=(torch.eye(2, 40), genes), return_tensors="pt")
+    >>> texts = processor(text=["B cell", "neuron"], return_tensors="pt")
+    """
 
     _keys_to_ignore_on_load_unexpected = [*STAGE_1_HEADS, *STAGE_2_PARTS]
 
     def __init__(self, config: ScMMGPTConfig):
         super().__init__(config)
         width = config.qformer_config.hidden_size
-        # Our own encoder by its class, so that remote code needs no registration; any other by the Auto class.
+        # CODEPATH: our encoder by its class, so that remote code needs no registration; Geneformer, LangCell by Auto's.
         if config.cell_config.model_type == "scmmgpt_cell":
             self.cell_encoder: PreTrainedModel = ScMMGPTCellEncoder(config.cell_config)
         else:
@@ -186,7 +190,21 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         cell_cu_seqlens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCellFeatures:
-        """Query states (B, Q, hidden) and one unit-length float32 embedding per cell (B, D)."""
+        """Query states (B, Q, hidden) and one unit-length float32 embedding per cell (B, D).
+
+        Parameters
+        ----------
+        gene_ids, gene_values, gene_mask, cell_cu_seqlens
+            Cells as `processor(cells=...)` gives them: (B, L) each, or packed: (1, T) and where each starts (B + 1).
+        **kwargs
+            `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Examples
+        --------
+        >>> features = model.get_cell_features(**cells, output_hidden_states=True)
+        >>> features.pooler_output.shape, len(features.cell_hidden_states)
+        (torch.Size([2, 256]), 2)
+        """
         states = requested_states(self.config, kwargs)
         encoded = self.run_cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
         return self.query_cells(encoded, **states)
@@ -226,7 +244,20 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         qformer_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Text states (N, S, hidden) and one unit-length float32 embedding per text (N, D)."""
+        """Text states (N, S, hidden) and one unit-length float32 embedding per text (N, D).
+
+        Parameters
+        ----------
+        input_ids, attention_mask, qformer_input_ids, qformer_attention_mask
+            Texts as `processor(text=...)` gives them, (N, S).
+        **kwargs
+            `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Examples
+        --------
+        >>> model.get_text_features(**texts).pooler_output.shape
+        torch.Size([2, 256])
+        """
         states = requested_states(self.config, kwargs)
         input_ids, attention_mask = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
         outputs = self.qformer(input_ids=input_ids, attention_mask=attention_mask, **states)
@@ -255,7 +286,13 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         qformer_attention_mask=None,
         cell_cu_seqlens=None,
     ) -> torch.Tensor:
-        """Probability that text i describes cell i, for as many texts as cells."""
+        """Probability (B,) that text i describes cell i, for as many texts as cells; arguments as in `forward`.
+
+        Examples
+        --------
+        >>> model.get_match_scores(**cells, **texts).shape
+        torch.Size([2])
+        """
         cells = self.encode_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)
         text = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
         return self.match_logits(*cells, *text).softmax(-1)[:, 1]
@@ -277,7 +314,13 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         qformer_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTOutput:
-        """Embed cells, texts or both. Text comes as the processor names it: `input_ids`, `attention_mask`, ..."""
+        """Embed cells, texts or both; arguments as in `get_cell_features` and `get_text_features`.
+
+        Examples
+        --------
+        >>> model(**cells, **texts).logits_per_cell.shape
+        torch.Size([2, 2])
+        """
         output, states = ScMMGPTOutput(), requested_states(self.config, kwargs)
         if gene_ids is not None:
             cells = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
@@ -300,7 +343,16 @@ def _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attentio
 
 
 class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
-    """Stage 1: contrastive, matching (hard negatives), captioning and masked-value losses."""
+    """Stage 1: contrastive, matching (hard negatives), captioning and masked-value losses.
+
+    Examples
+    --------
+    >>> from transformers import AutoModelForPreTraining, AutoProcessor
+    >>> model, processor = (auto.from_pretrained("scmmgpt-mini") for auto in (AutoModelForPreTraining, AutoProcessor))
+    >>> genes = processor.gene_tokenizer.genes[:40]
+    >>> inputs = processor(cells=(torch.eye(2, 40), genes), return_tensors="pt")
+    >>> inputs |= processor(text=["B cell", "neuron"], return_tensors="pt")
+    """
 
     _keys_to_ignore_on_load_unexpected = STAGE_2_PARTS
 
@@ -333,13 +385,28 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTPreTrainingOutput:
-        """The losses of cells, padded or packed as the processor gives them, and of one text per cell.
+        """The losses of cells and of one text per cell; without text, of masked values alone.
 
-        Without text only the masked-value loss is computed. `text_groups` (B,): equal numbers mark equal texts.
-        `text_lineage` (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
-        `target_values` (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
-        `return_loss`: False gives the embeddings alone. Trainer evaluates the loss of a model by this argument's name,
-        as long as no other argument is called a label.
+        Parameters
+        ----------
+        gene_ids, ..., qformer_attention_mask
+            B cells and texts, as in `ScMMGPTModel`.
+        text_groups
+            (B,): equal numbers mark equal texts.
+        text_lineage
+            (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
+        target_values
+            (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        return_loss
+            False gives the embeddings alone. Trainer evaluates the loss of a model by this argument's name, as long as no
+            other argument is called a label.
+        **kwargs
+            `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Examples
+        --------
+        >>> [name for name in model(**inputs) if name.endswith("loss")]
+        ['loss', 'contrast_loss', 'match_loss', 'caption_loss']
         """
         config, states = self.config, requested_states(self.config, kwargs)
         encoded = self.model.run_cell_encoder(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
@@ -354,19 +421,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         if target_values is not None and config.value_weight and return_loss:
             predictions = self.value_head(gene_states(encoded.last_hidden_state, config.cell_config))
             output.value_loss = masked_value_loss(predictions, target_values[:, : predictions.shape[1]])
-        return ScMMGPTPreTrainingOutput(loss=self._weighted_sum(output) if return_loss else None, **output)
-
-    def _weighted_sum(self, output: ScMMGPTPreTrainingOutput) -> torch.Tensor:
-        parts = [
-            getattr(self.config, f"{name}_weight") * output[f"{name}_loss"]
-            for name in ("contrast", "match", "caption", "value")
-            if output.get(f"{name}_loss") is not None
-        ]
-        if not parts:
-            raise ValueError(
-                "Nothing to learn: the batch has neither text nor `target_values` (or their weights are 0)."
-            )
-        return torch.stack(parts).sum()
+        return ScMMGPTPreTrainingOutput(loss=output.weighted_sum(config) if return_loss else None, **output)
 
     def _text_losses(self, output, encoded, text, text_groups, text_lineage):
         config, model = self.config, self.model
@@ -399,8 +454,10 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         num = len(input_ids)
         excluded, _ = relations(num, text_groups, text_lineage, input_ids.device)
         logits = scaled_similarity(output.cell_embeds, output.text_embeds, self.model.similarity_scale())
-        wrong_text, has_text = sample_negatives(logits.detach(), excluded)
-        wrong_cell, has_cell = sample_negatives(logits.detach().T, excluded)
+        # Training draws anew each time; a batch that is evaluated has one loss.
+        generator = None if self.training else torch.Generator(input_ids.device).manual_seed(0)
+        wrong_text, has_text = sample_negatives(logits.detach(), excluded, generator)
+        wrong_cell, has_cell = sample_negatives(logits.detach().T, excluded, generator)
         itself = torch.arange(num, device=input_ids.device)
         cell = torch.cat([itself, itself[has_text], wrong_cell[has_cell]])
         text = torch.cat([itself, wrong_text[has_text], itself[has_cell]])
@@ -408,7 +465,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         return F.cross_entropy(scores, (torch.arange(len(cell), device=cell.device) < num).long())
 
 
-class ScMMGPTGenerativeModel(ScMMGPTModel):
+class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
     """The towers and an LLM that reads cells as `num_query_tokens` tokens each, in the place of `<cell>`."""
 
     _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
@@ -437,7 +494,7 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         return ScMMGPTPreTrainedModel.resize_token_embeddings(self, *args, **kwargs)
 
     def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
-        """Cells as tokens of the LLM's width (B, Q, LLM hidden)."""
+        """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""
         return self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens).pooler_output
 
     def read_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None, **states) -> ScMMGPTCellFeatures:
@@ -445,44 +502,6 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         states["return_dict"] = True
         cells = self.get_cell_features(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
         return ScMMGPTCellFeatures(**{**cells, "pooler_output": self.cell_token_projector(cells.last_hidden_state)})
-
-    def placeholder_mask(self, input_ids, inputs_embeds=None):
-        """(B, S) True where a cell's tokens go: nowhere, where no word of the LLM stands for a cell."""
-        if self.config.cell_token_id is None:
-            words = inputs_embeds[..., 0] if input_ids is None else input_ids
-            return torch.zeros_like(words, dtype=torch.bool)
-        if input_ids is not None:
-            return input_ids == self.config.cell_token_id
-        token = torch.full((), self.config.cell_token_id, dtype=torch.long, device=inputs_embeds.device)
-        return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
-
-    def place_cells(self, input_ids, inputs_embeds, cell_tokens):
-        """Put the cells' tokens where the prompts hold placeholders, in reading order."""
-        is_cell = self.placeholder_mask(input_ids, inputs_embeds)
-        self.check_number_of_cells(is_cell, cell_tokens)
-        cell_tokens = cell_tokens.to(inputs_embeds.device, inputs_embeds.dtype)
-        return inputs_embeds.masked_scatter(is_cell.unsqueeze(-1), cell_tokens)
-
-    def check_number_of_cells(self, is_cell, cell_tokens):
-        num_placeholders, (num_cells, num_queries) = is_cell.sum(), cell_tokens.shape[:2]
-        torch_compilable_check(
-            num_placeholders == num_cells * num_queries,
-            lambda: (
-                f"The prompts hold {int(num_placeholders)} <cell> placeholder tokens, that is "
-                f"{int(num_placeholders) / num_queries:g} cells of {num_queries} tokens, but {num_cells} cells were passed. "
-                "Tokenise prompts and cells in one call, `processor(cells=..., text=...)`."
-            ),
-        )
-
-    def refuse_unfilled_placeholders(self, input_ids):
-        num_placeholders = self.placeholder_mask(input_ids).sum()
-        torch_compilable_check(
-            num_placeholders == 0,
-            lambda: (
-                f"The prompts hold {int(num_placeholders)} <cell> placeholder tokens, that is "
-                f"{int(num_placeholders) / self.config.num_query_tokens:g} cells, but 0 cells were passed."
-            ),
-        )
 
     @can_return_tuple
     def forward(  # type: ignore[misc] # TransformersKwargs names `position_ids` as well
@@ -499,6 +518,7 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
         mm_encoder_outputs: dict[str, ScMMGPTCellFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTModelOutputWithPast:
+        """The LLM's states over prompts with cells; arguments as in `ScMMGPTForConditionalGeneration.forward`."""
         states = requested_states(self.config, kwargs, passes_on=True)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -528,9 +548,23 @@ class ScMMGPTGenerativeModel(ScMMGPTModel):
 
 
 class ScMMGPTForConditionalGeneration(
-    ScMMGPTPreTrainedModel, ScMMGPTTowersMixin, ScMMGPTCellGenerationMixin, GenerationMixin
+    ScMMGPTPreTrainedModel,
+    ScMMGPTTowersMixin,
+    ScMMGPTCellGenerationMixin,
+    ScMMGPTPromptGenerationMixin,
+    GenerationMixin,
 ):
-    """Stage 2: cells and text in, text out (`generate`); text in, cells out (`generate_cells`)."""
+    """Stage 2: cells and text in, text out (`generate`); text in, cells out (`generate_cells`).
+
+    Examples
+    --------
+    >>> from transformers import AutoModelForMultimodalLM, AutoProcessor
+    >>> model, processor = (auto.from_pretrained("scmmgpt-mini") for auto in (AutoModelForMultimodalLM, AutoProcessor))
+    >>> cells = torch.eye(2, 40), processor.gene_tokenizer.genes[:40]
+    >>> inputs = processor(cells=cells, text="<cell> Which type of cell is it?", return_tensors="pt")
+    >>> model.generate(**inputs, max_new_tokens=4).shape[1] - inputs["input_ids"].shape[1]
+    4
+    """
 
     _keys_to_ignore_on_load_unexpected = STAGE_1_HEADS
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -560,19 +594,8 @@ class ScMMGPTForConditionalGeneration(
             self.generation_config.suppress_tokens = [self.config.cell_token_id]
 
     def get_cell_tokens(self, *args, **kwargs) -> torch.Tensor:
+        """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""
         return self.model.get_cell_tokens(*args, **kwargs)
-
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def set_output_embeddings(self, value):
-        self.lm_head = value
 
     @can_return_tuple
     def forward(  # type: ignore[misc] # TransformersKwargs names `position_ids` as well
@@ -599,11 +622,32 @@ class ScMMGPTForConditionalGeneration(
     ) -> ScMMGPTCausalLMOutput:
         """What the LLM says to prompts whose `<cell>` placeholders take the cells in reading order, and the losses.
 
-        `labels` are the answer's tokens, -100 everywhere else. Text -> cell takes one text per cell of the batch in
-        `cell_prompt_ids` (an empty one stands for any cell), (G,) `target_gene_ids`, all or a random share of them,
-        and the (B, G) raw counts that the text should lead to. `target_library_size` (B,) are total counts of each
-        cell over the vocabulary; None: the sum of `target_counts`. `num_items_in_batch` are the answer tokens of all
-        batches of an optimiser step, whose losses are to be added up: this one then counts by its share of them.
+        Parameters
+        ----------
+        input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, logits_to_keep
+            The LLM's, (prompts, S); prompts on their left padded as `processor(cells=..., text=...)` gives them.
+        gene_ids, gene_values, gene_mask, cell_cu_seqlens
+            Cells as `processor(cells=...)` gives them: (B, L) each, or packed: (1, T) and where each starts (B + 1).
+        labels
+            (prompts, S): the answer's tokens, -100 everywhere else.
+        cell_prompt_ids, cell_prompt_mask
+            (B, S): a text for each cell of the batch, that should lead to it; an empty one stands for any cell.
+        target_gene_ids, target_counts
+            (G,) genes, all or a random share, and (B, G) the raw counts that the texts should lead to.
+        target_library_size
+            (B,): total counts of each cell over the vocabulary; None: the sum of `target_counts`.
+        mm_encoder_outputs
+            {"cell": what `model.read_cells` gave} instead of the cells: `generate` encodes them once.
+        num_items_in_batch
+            The answer tokens of all batches of an optimiser step, whose losses are to be added up: this one then counts by
+            its share of them.
+        **kwargs
+            `output_hidden_states`, `output_attentions`, `return_dict`, and what else the LLM takes.
+
+        Examples
+        --------
+        >>> model(**inputs, labels=inputs["input_ids"]).loss.shape
+        torch.Size([])
         """
         output = ScMMGPTCausalLMOutput()
         if input_ids is not None or inputs_embeds is not None:
@@ -646,34 +690,6 @@ class ScMMGPTForConditionalGeneration(
             if part is not None
         ]
         return ScMMGPTCausalLMOutput(loss=torch.stack(parts).sum() if parts else None, **output)
-
-    def _maybe_prepare_encoder_kwargs_for_generation(
-        self, inputs_tensor, model_kwargs, model_input_name, generation_config
-    ):
-        """Encode cells once, before prompts are repeated: transformers does it for images and videos alone."""
-        cells = {name: model_kwargs.pop(name) for name in CELL_INPUTS if model_kwargs.get(name) is not None}
-        if cells:
-            model_kwargs["mm_encoder_outputs"] = {"cell": self.model.read_cells(**cells)}
-        elif model_kwargs.get("mm_encoder_outputs") is None and model_input_name == "input_ids":
-            past_key_values = model_kwargs.get("past_key_values")
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-            # A prompt no longer than what is in the cache is its new part alone.
-            is_whole = inputs_tensor.shape[1] > past_length
-            self.model.refuse_unfilled_placeholders(inputs_tensor[:, past_length:] if is_whole else inputs_tensor)
-        return model_kwargs
-
-    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
-        """Repeat each prompt's whole group of cells: cells of all prompts lie flat, one after the other."""
-        if mm_encoder_output.get("cell") is None:
-            return mm_encoder_output
-        tokens = mm_encoder_output["cell"].pooler_output
-        words = input_ids if input_ids is not None and input_ids.shape[1] else None
-        is_cell = self.model.placeholder_mask(words, inputs_embeds)
-        self.model.check_number_of_cells(is_cell, tokens)
-        per_prompt = is_cell.sum(-1) // self.config.num_query_tokens
-        groups = torch.arange(len(tokens), device=tokens.device).split(per_prompt.tolist())
-        order = torch.cat([group.repeat(expand_size) for group in groups])
-        return {"cell": ScMMGPTCellFeatures(pooler_output=tokens[order])}
 
 
 __all__ = [

@@ -141,6 +141,19 @@ class ScMMGPTPreTrainingOutput(_WithTexts, ModelOutput):
     text_hidden_states: States | None = None
     text_attentions: States | None = None
 
+    def weighted_sum(self, config: PreTrainedConfig) -> torch.Tensor:
+        """The loss to train on, by the config's weights."""
+        parts = [
+            getattr(config, f"{name}_weight") * self[f"{name}_loss"]
+            for name in ("contrast", "match", "caption", "value")
+            if self.get(f"{name}_loss") is not None
+        ]
+        if not parts:
+            raise ValueError(
+                "Nothing to learn: the batch has neither text nor `target_values` (or their weights are 0)."
+            )
+        return torch.stack(parts).sum()
+
 
 @dataclass
 class ScMMGPTModelOutputWithPast(BaseModelOutputWithPast):
