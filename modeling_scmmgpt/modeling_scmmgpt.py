@@ -26,6 +26,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
 
+from .auto_classes_scmmgpt import AUTO_MAP, custom_pipelines
 from .cell_generation_scmmgpt import ScMMGPTCellGenerationMixin
 from .configuration_scmmgpt import ScMMGPTConfig
 from .losses_scmmgpt import caption_loss, contrast_loss, relations, sample_negatives, scaled_similarity
@@ -41,16 +42,6 @@ from .modeling_cell_encoder import (
 )
 from .modeling_qformer import ScMMGPTCaptionHead, ScMMGPTQFormer
 
-# What every saved checkpoint tells the Auto classes, whichever class saved it.
-AUTO_MAP = {
-    "AutoConfig": "configuration_scmmgpt.ScMMGPTConfig",
-    "AutoModel": "modeling_scmmgpt.ScMMGPTModel",
-    "AutoModelForPreTraining": "modeling_scmmgpt.ScMMGPTForPreTraining",
-    "AutoModelForMultimodalLM": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
-    "AutoModelForImageTextToText": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
-    "AutoProcessor": "processing_scmmgpt.ScMMGPTProcessor",
-    "AutoFeatureExtractor": "gene_tokenization_scmmgpt.ScMMGPTGeneTokenizer",
-}
 # Parts of a checkpoint that a class of the other stage leaves unread.
 STAGE_1_HEADS = [r"^caption_head\.", r"^value_head\."]
 STAGE_2_PARTS = [r"language_model\.", r"cell_token_projector\.", r"^lm_head\.", r"^cell_decoder\."]
@@ -118,6 +109,7 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        self.config.custom_pipelines = custom_pipelines(self.can_generate())
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def generate(self, *args, **kwargs):
@@ -670,7 +662,6 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
 
 
 __all__ = [
-    "AUTO_MAP",
     "ScMMGPTCausalLMOutput",
     "ScMMGPTForConditionalGeneration",
     "ScMMGPTForPreTraining",
