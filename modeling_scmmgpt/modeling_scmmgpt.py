@@ -35,6 +35,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .auto_classes_scmmgpt import AUTO_MAP, custom_pipelines
 from .cell_generation_scmmgpt import ScMMGPTCellGenerationMixin
 from .cell_prompts_scmmgpt import ScMMGPTPromptGenerationMixin, ScMMGPTPromptMixin
 from .configuration_scmmgpt import ScMMGPTConfig
@@ -61,17 +62,6 @@ from .outputs_scmmgpt import (
 )
 from .tower_scmmgpt import ScMMGPTTower, ScMMGPTTowersMixin, own_weights_at_hand
 
-# What every saved checkpoint tells the Auto classes, whichever class saved it.
-AUTO_MAP = {
-    "AutoConfig": "configuration_scmmgpt.ScMMGPTConfig",
-    "AutoModel": "modeling_scmmgpt.ScMMGPTModel",
-    "AutoModelForPreTraining": "modeling_scmmgpt.ScMMGPTForPreTraining",
-    "AutoModelForMultimodalLM": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
-    # By which TRL's trainers load a model of remote code that they know by its path alone.
-    "AutoModelForImageTextToText": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
-    "AutoProcessor": "processing_scmmgpt.ScMMGPTProcessor",
-    "AutoFeatureExtractor": "gene_tokenization_scmmgpt.ScMMGPTGeneTokenizer",
-}
 # Parts of a checkpoint that a class of the other stage leaves unread.
 STAGE_1_HEADS = [r"^caption_head\.", r"^value_head\."]
 STAGE_2_PARTS = [r"language_model\.", r"cell_token_projector\.", r"^lm_head\.", r"^cell_decoder\."]
@@ -98,6 +88,7 @@ class ScMMGPTPreTrainedModel(ScMMGPTTower):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        self.config.custom_pipelines = custom_pipelines(self.can_generate())
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def resize_gene_embeddings(self, *args, **kwargs) -> nn.Embedding:
@@ -693,7 +684,6 @@ class ScMMGPTForConditionalGeneration(
 
 
 __all__ = [
-    "AUTO_MAP",
     "ScMMGPTCausalLMOutput",
     "ScMMGPTForConditionalGeneration",
     "ScMMGPTForPreTraining",

@@ -65,6 +65,11 @@ class CellPipeline(Pipeline):
         """One unit-length embedding per cell."""
         return self.model.get_cell_features(**chunk).pooler_output
 
+    def save_pretrained(self, save_directory: Any, **kwargs) -> None:
+        """Save model and processor as one repository, from which every pipeline of the model loads."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
     @cached_property
     def embed_texts(self) -> TextEmbedder:
         """Texts -> one unit-length embedding each."""
