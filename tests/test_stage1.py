@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import torch
 import yaml
 from tiny_corpus import gene_tokenizer
-from tiny_run import build_tiny_corpus, write_recipe
+from tiny_run import CONFIG, build_tiny_corpus, run_in_processes, without_dropout, write_recipe
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, Trainer
 
 pytest.importorskip("datasets", reason="training reads its corpus with datasets: pip install 'scmmgpt[train]'")
@@ -180,37 +179,12 @@ def test_a_run_is_not_continued_with_another_recipe(finished, corpus, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(corpus, tmp_path):
-    # Without dropout: the two draw different masks. Matching draws its negatives within a process.
-    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
-    config = read_recipe(write_recipe(tmp_path, corpus), Stage1Settings).model.config
-    config = {
-        **config,
-        "match_weight": 0,
-        "caption_weight": 0,
-        "cell_config": {**config["cell_config"], **still},
-        "qformer_config": {**config["qformer_config"], **still},
-    }
+    config = without_dropout(CONFIG) | {"match_weight": 0, "caption_weight": 0}  # matching stays within a process
     runs = {}
     for processes, batch in ((1, 8), (2, 4)):
         training = {**QUICK, "max_steps": 4, "per_device_train_batch_size": batch}
         recipe = write_recipe(tmp_path, corpus, f"run{processes}", config=config, training=training)
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes),
-            "--master_port",
-            "0",
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", SCRIPT, "--config", recipe],
-            capture_output=True,
-            env=environment,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        run_in_processes(processes, SCRIPT, recipe)
         runs[processes] = losses(tmp_path / f"run{processes}")
 
     assert runs[2] == pytest.approx(runs[1], rel=1e-5)
@@ -346,3 +320,8 @@ def test_a_misspelt_field_inside_a_part_of_the_model_is_refused(corpus, tmp_path
         RecipeError, match=r"`model\.config`: `num_query_token` is not a field.*Did you mean `num_query_tokens`"
     ):
         main(["--config", str(recipe)])
+
+
+def test_a_run_with_nothing_to_be_measured_on_is_refused_before_it_begins(corpus, tmp_path):
+    with pytest.raises(RecipeError, match=r"`training\.eval_strategy: no`.*validation split"):
+        main(["--config", str(write_recipe(tmp_path, corpus, data={"scheme": "donor"}))])

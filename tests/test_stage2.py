@@ -5,17 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_corpus import TYPES
-from tiny_run import build_tiny_corpus, write_recipe, write_stage_2_recipe
+from tiny_models import LANGUAGE_MODEL, make_text_tokenizer
+from tiny_run import (
+    CONFIG,
+    build_tiny_corpus,
+    run_in_processes,
+    without_dropout,
+    write_recipe,
+    write_stage_2_recipe,
+)
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
 )
@@ -155,6 +166,23 @@ def test_pretrained_towers_that_a_recipe_names_are_where_stage_2_begins(corpus, 
     for tower, expected in weights.items():
         begun = getattr(model.model, tower).state_dict()
         assert all(torch.equal(begun[name], weight) for name, weight in expected.items()), tower
+
+
+def test_a_new_language_model_reads_its_own_tokens_and_the_qformer_those_that_it_learnt(corpus, finished, tmp_path):
+    start, theirs = AutoProcessor.from_pretrained(finished), make_text_tokenizer()
+    llm = {**LANGUAGE_MODEL, "vocab_size": len(theirs), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    LlamaForCausalLM(LlamaConfig(**llm, max_position_embeddings=512)).save_pretrained(tmp_path / "llm")
+    theirs.save_pretrained(tmp_path / "llm")
+    model = {"start_from": str(finished), "language_model": str(tmp_path / "llm")}
+    settings = read_recipe(write_stage_2_recipe(tmp_path, corpus, model=model, training=QUICK), Stage2Settings)
+
+    processor, model, rows = parts_of(settings, training_arguments(settings, SFTConfig, **LEAVE_TO_US), corpus)
+
+    assert processor.tokenizer.get_vocab() == theirs.get_vocab() != start.tokenizer.get_vocab()
+    assert processor.qformer_tokenizer.get_vocab() == start.tokenizer.get_vocab()
+    assert model.config.cell_token_id == theirs.convert_tokens_to_ids("<cell>")
+    row = next(row for row in CorpusRows(corpus) if row["cell_type"] in TYPES)
+    assert model(**rows.collate([row])).loss.isfinite()
 
 
 @pytest.mark.parametrize("tower", ["cell_encoder", "qformer"])
@@ -332,6 +360,22 @@ def test_accumulated_batches_give_the_step_of_the_large_one_when_answers_differ_
     for size in (1, 2):
         assert found[size][0] == pytest.approx(found[4][0], abs=1e-5)
         torch.testing.assert_close(found[size][1], found[4][1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_step_is_the_same_however_it_is_divided_among_processes_and_accumulation(corpus, tmp_path):
+    losses = {}
+    for name, processes, batch, accumulated in (("whole", 1, 8, 1), ("parts", 1, 2, 4), ("processes", 2, 2, 2)):
+        training = {**QUICK, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+        data = {"text_to_cells": False}  # which draws noise
+        recipe = write_stage_2_recipe(
+            tmp_path, corpus, name, config=without_dropout(CONFIG), data=data, training=training
+        )
+        run_in_processes(processes, Path(stage2.__file__), recipe)
+        losses[name] = [entry[key] for entry in history(tmp_path / name)[:2] for key in ("loss", "language_loss")]
+
+    assert losses["parts"] == pytest.approx(losses["whole"], rel=1e-5)
+    assert losses["processes"] == pytest.approx(losses["whole"], rel=1e-5)
 
 
 def test_text_to_cell_counts_by_the_batchs_share_of_a_steps_answers(collate, corpus, finished):

@@ -60,7 +60,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
         check_reading(processor.gene_tokenizer, model)
         if read_length:
             processor.feature_extractor = processor.gene_tokenizer.with_settings(**read_length)
-        return processor
+        return _with_words_of_language_model(processor, model)
     num_query_tokens = model.config.get("qformer_config", {}).get("num_query_tokens", 32)
     processor = ScMMGPTProcessor(
         corpus.gene_tokenizer().with_settings(**{**model.gene_tokenizer, **read_length}),
@@ -104,10 +104,31 @@ def check_reading(genes: ScMMGPTGeneTokenizer, model: ModelSettings) -> None:
             )
 
 
+def _with_words_of_language_model(processor: ScMMGPTProcessor, model: ModelSettings) -> ScMMGPTProcessor:
+    """With the tokenizer of a new language model; the Q-Former goes on reading the tokens that it has learnt."""
+    if not isinstance(model, Stage2Model) or model.language_model is None:
+        return processor
+    theirs = _pretrained_tokenizer(model.language_model)
+    if theirs.get_vocab().items() <= processor.tokenizer.get_vocab().items():
+        return processor
+    joined = ScMMGPTProcessor(
+        processor.gene_tokenizer,
+        theirs,
+        qformer_tokenizer=processor.qformer_tokenizer or processor.tokenizer,
+        num_query_tokens=processor.num_query_tokens,
+    )
+    joined.annotation_files = processor.annotation_files
+    return joined
+
+
 def _text_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
     source = model.tokenizer or (model.language_model if isinstance(model, Stage2Model) else None)
     if source is None:
         return train_text_tokenizer(_sample_texts(corpus), model.tokenizer_size)
+    return _pretrained_tokenizer(source)
+
+
+def _pretrained_tokenizer(source: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -238,6 +259,7 @@ def assemble_config(settings: RunSettings, processor: ScMMGPTProcessor) -> ScMMG
     if model.start_from is not None:
         config = ScMMGPTConfig.from_pretrained(model.start_from)
         _update(config, model.config)
+        config.cell_token_id = processor.cell_token_id
         return config
     chosen = {name: dict(value) if isinstance(value, dict) else value for name, value in model.config.items()}
     genes, text = processor.gene_tokenizer, processor.tokenizer

@@ -15,6 +15,7 @@ from scmmgpt.training.checkpoints import stop_at_nan, whole_or_absent
 from scmmgpt.training.data import RowSampler
 from scmmgpt.training.meter import RunMeter
 from scmmgpt.training.settings import RunSettings
+from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import parameter_groups
 
 
@@ -65,6 +66,11 @@ class RunTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ):
+        if rows.eval is None and args.eval_strategy != "no":
+            raise RecipeError(
+                "No labelled row of the corpus is held out to be measured on: set `training.eval_strategy: no`, or build "
+                "the corpus with a validation split of `data.scheme`."
+            )
         step_flops = partial(self.flops_of, model.config, towers=settings.towers)
         data = {"train_dataset": rows.train, "eval_dataset": rows.eval, "data_collator": rows.collate}
         super().__init__(model, args, callbacks=[*callbacks], **data, **kwargs)
