@@ -91,10 +91,10 @@ def info(
 @app.command(epilog="Example: scmmgpt doctor my.h5ad")
 def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
     """Show what would be read from a file: matrix, genes, species; with warnings."""
-    from .doctor import examine
+    from .doctor import examination_lines, examine
 
     result = examine(cells, model=model)
-    say(result, as_json=json, lines=pairs(result))
+    say(result, as_json=json, lines=examination_lines(result))
 
 
 @app.command(

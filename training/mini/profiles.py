@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scmmgpt.processing.features_scmmgpt import features_of
 from scmmgpt.processing.gene_identity_scmmgpt import GeneIdentifier, gene_name_columns
 from scmmgpt.training.evaluation.expression import TARGET_SUM, linear_expression
 
@@ -93,6 +94,8 @@ def on_vocabulary(
     cells: anndata.AnnData, identifier: GeneIdentifier, num_genes: int
 ) -> tuple[sp.csr_matrix, np.ndarray]:
     """Linear values of the cells over the vocabulary's genes, and which of these were measured."""
+    is_gene = features_of(cells.var, cells.var_names).is_gene
+    cells = cells if is_gene.all() else cells[:, is_gene]
     rows = identifier.match(gene_name_columns(cells.var, cells.var_names)).rows
     known = np.flatnonzero(rows >= 0)
     selector = sp.csr_matrix((np.ones(len(known), np.float32), (known, rows[known])), shape=(cells.n_vars, num_genes))
