@@ -113,6 +113,9 @@ def annotate(
     cluster_key: ClusterKey = None,
     smooth: Annotated[int, typer.Option(min=0, help="Average over so many nearest neighbours first.")] = 0,
     rerank: Annotated[int, typer.Option(min=0, help="Score so many best labels again with the matching head.")] = 0,
+    consensus: Annotated[
+        bool | None, typer.Option(help="Decide over the study; default: from 100 cells on, unless labels are given.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="An HTML report to write, in one file.")] = None,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
@@ -137,6 +140,7 @@ def annotate(
         cluster_key=cluster_key,
         smooth=smooth,
         rerank=rerank,
+        consensus=consensus,
         report=report,
         key_added=key_added,
         overwrite=overwrite,
