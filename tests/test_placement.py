@@ -331,5 +331,6 @@ def test_a_tokenizer_that_has_outgrown_its_model_is_refused_when_both_are_loaded
         UserError, match=r"knows \d+ words, but the model has vectors for \d+.*resize_token_embeddings"
     ):
         load(tmp_path, device="cpu", generative=generative)
+    task = "cell-to-text" if generative else "cell-annotation"
     with pytest.raises(ValueError, match="the model has vectors for"):
-        pipeline("cell-to-text" if generative else "cell-annotation", model=str(tmp_path))
+        pipeline(task, model=str(tmp_path), trust_remote_code=True)
