@@ -524,6 +524,10 @@ class ScMMGPTForConditionalGeneration(ScMMGPTPreTrainedModel, ScMMGPTCellGenerat
     def set_output_embeddings(self, value):
         self.lm_head = value
 
+    def get_submodule(self, target: str):
+        # PEFT's prompt tuning asks for this name; unanswered, it takes the Q-Former's words for the LLM's.
+        return self.get_input_embeddings() if target == "embeddings.word_embeddings" else super().get_submodule(target)
+
     @can_return_tuple
     def forward(  # type: ignore[misc] # TransformersKwargs names `position_ids` as well
         self,
