@@ -588,6 +588,10 @@ class ScMMGPTForConditionalGeneration(
         """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""
         return self.model.get_cell_tokens(*args, **kwargs)
 
+    def get_submodule(self, target: str):
+        # PEFT's prompt tuning asks for this name; unanswered, it takes the Q-Former's words for the LLM's.
+        return self.get_input_embeddings() if target == "embeddings.word_embeddings" else super().get_submodule(target)
+
     @can_return_tuple
     def forward(  # type: ignore[misc] # TransformersKwargs names `position_ids` as well
         self,

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -297,14 +296,14 @@ def test_the_gene_tokenizer_of_a_recipe_is_whole_in_itself(corpus, tmp_path):
     assert genes.gene_order == "median_ratio"
 
 
-def test_collating_cells_leaves_the_processor_as_it_was(corpus, tmp_path):
+def test_a_model_trains_on_as_many_genes_as_its_processor_reads(corpus, tmp_path):
     settings = read_recipe(write_recipe(tmp_path, corpus, data={"max_genes": 9}), Stage1Settings)
-    processor = assemble_processor(replace(settings, data=replace(settings.data, max_genes=30)), corpus)
+    processor = assemble_processor(settings, corpus)
 
     batch = cell_collator(settings, corpus, processor)([CorpusRows(corpus)[0]])
 
     assert batch["gene_ids"].shape == (1, 10)  # <cls> comes on top
-    assert processor.gene_tokenizer.max_genes == 30
+    assert processor.gene_tokenizer.max_genes == 9
 
 
 def test_a_model_is_saved_with_the_number_of_genes_that_it_was_trained_on(corpus, tmp_path):
@@ -325,3 +324,8 @@ def test_a_misspelt_field_inside_a_part_of_the_model_is_refused(corpus, tmp_path
 def test_a_run_with_nothing_to_be_measured_on_is_refused_before_it_begins(corpus, tmp_path):
     with pytest.raises(RecipeError, match=r"`training\.eval_strategy: no`.*validation split"):
         main(["--config", str(write_recipe(tmp_path, corpus, data={"scheme": "donor"}))])
+
+
+def test_patience_is_refused_where_no_figure_is_named_that_could_grow_better(corpus, tmp_path):
+    with pytest.raises(RecipeError, match=r"`evaluation\.patience` is 2.*metric_for_best_model"):
+        main(["--config", str(write_recipe(tmp_path, corpus, evaluation={"patience": 2}))])

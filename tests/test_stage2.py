@@ -33,7 +33,7 @@ from transformers import (
 
 pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install 'scmmgpt[train]'")
 
-from peft import PeftModel
+from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from trl import SFTConfig
 
 from scmmgpt.modeling_scmmgpt import (
@@ -252,7 +252,7 @@ def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_
     model = ScMMGPTForConditionalGeneration(tiny_config())
     model.save_pretrained(tmp_path / "base")
     config = lora_config(model, Stage2Towers(**LORA), LoraSettings(rank=2), new_token_ids=[38, 39])
-    wrapped = __import__("peft").get_peft_model(model, config)
+    wrapped = get_peft_model(model, config)
     words = torch.tensor([[38, 39, 7]])
     for name, weight in wrapped.named_parameters():
         if "trainable_tokens_delta" in name:
@@ -266,9 +266,26 @@ def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_
     torch.testing.assert_close(loaded(input_ids=words).logits, expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:Position ids are not supported")
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_a_prompt_can_be_tuned_in_front_of_cells(tiny_config, make_cells, kind):
+    base = ScMMGPTForConditionalGeneration(tiny_config())  # whose Q-Former has as many words as the LLM
+    tuned = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    words = torch.tensor([[6, 5, 5, 5, 5, 7, 8]] * 3)
+    prompt = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+
+    output = tuned(**prompt, **make_cells(), labels=words)
+    output.loss.backward()
+
+    learnt = {name for name, weight in tuned.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert learnt == {"prompt_encoder.default.embedding.weight"}
+    assert not torch.allclose(output.loss, tuned(**prompt, **make_cells(seed=1), labels=words).loss)
+    assert tuned.generate(**prompt, **make_cells(), max_new_tokens=2, do_sample=False).shape == (3, 9)
+
+
 def test_lora_stays_in_the_tower_that_asked_for_it(tiny_config):
     config = lora_config(ScMMGPTForConditionalGeneration(tiny_config()), Stage2Towers(**LORA), LoraSettings())
-    wrapped = __import__("peft").get_peft_model(ScMMGPTForConditionalGeneration(tiny_config()), config)
+    wrapped = get_peft_model(ScMMGPTForConditionalGeneration(tiny_config()), config)
 
     assert {tower_of(name) for name, weight in wrapped.named_parameters() if weight.requires_grad} == {
         "language_model"

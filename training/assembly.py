@@ -216,8 +216,6 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
     """Rows -> genes: as the corpus holds them, or tokenised on the way from a corpus of counts."""
     data, genes, stored = settings.data, processor.gene_tokenizer, corpus.manifest["value_mode"]
     if stored == "counts" and genes.value_mode != "counts":
-        if data.max_genes is not None:
-            genes = genes.with_settings(max_genes=data.max_genes)
         return TokenizingCollator(genes, packed=data.packed)
     if stored != genes.value_mode:
         raise RecipeError(

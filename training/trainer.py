@@ -66,11 +66,7 @@ class RunTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ):
-        if rows.eval is None and args.eval_strategy != "no":
-            raise RecipeError(
-                "No labelled row of the corpus is held out to be measured on: set `training.eval_strategy: no`, or build "
-                "the corpus with a validation split of `data.scheme`."
-            )
+        _check_evaluation(args, settings, rows)
         step_flops = partial(self.flops_of, model.config, towers=settings.towers)
         data = {"train_dataset": rows.train, "eval_dataset": rows.eval, "data_collator": rows.collate}
         super().__init__(model, args, callbacks=[*callbacks], **data, **kwargs)
@@ -143,3 +139,18 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         with whole_or_absent(str(self.args.output_dir), self.state.global_step):
             super()._save_checkpoint(model, trial)
+
+
+def _check_evaluation(args: TrainingArguments, settings: RunSettings, rows: Rows) -> None:
+    """What Trainer would find out later, in the words of a recipe."""
+    measures, patience = args.eval_strategy != "no", settings.evaluation.patience
+    if measures and rows.eval is None:
+        raise RecipeError(
+            "No labelled row of the corpus is held out to be measured on: set `training.eval_strategy: no`, or build the "
+            "corpus with a validation split of `data.scheme`."
+        )
+    if patience is not None and not (measures and args.metric_for_best_model):
+        raise RecipeError(
+            f"`evaluation.patience` is {patience}, and nothing says of what: set `training.eval_strategy` and "
+            "`training.metric_for_best_model`, such as eval_loss, or leave the patience out."
+        )
