@@ -76,7 +76,9 @@ def set_metrics(truth: Labels, sets: Sequence[Set[str]], tree: TypeTree) -> dict
     """
     held = [frozenset(names) for names in sets]
     exact = _by_pair(truth, held, lambda true, names: (tree.find(true) or true) in {tree.find(n) or n for n in names})
-    above = _by_pair(truth, held, lambda true, names: not tree.ancestors(true).keys().isdisjoint(map(tree.find, names)))
+    above = _by_pair(
+        truth, held, lambda true, names: not tree.ancestors(true).keys().isdisjoint(map(tree.find, names))
+    )
     is_root = [not frozenset().union(*map(tree.lineage, names)) - {UNKNOWN} for names in held]
     return {
         "coverage": float(np.mean(exact | above)),
