@@ -175,7 +175,7 @@ def _features(columns: tuple[tuple[str, ...], ...], types: tuple[str, ...] | Non
             why.setdefault(kind, f"names such as {names[0]}")
     if not is_typed and (panel := _unmarked_panel(columns[0], kinds == GENE)):
         kinds[panel] = ANTIBODY
-        why.setdefault(ANTIBODY, PANEL_BY_NAMES)
+        why[ANTIBODY] = PANEL_BY_NAMES
     return Features(kinds, why)
 
 

@@ -74,7 +74,7 @@ def embed(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     """
     key = ResultKeys(key_added).embedding
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
@@ -120,7 +120,7 @@ def annotate(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     labels
         Names, {name: description}, a file with one name a line, or "cell-ontology" for all of its types. None: the
         types that the model was trained on.
@@ -255,7 +255,7 @@ def search(
     Parameters
     ----------
     cells
-        Cells, the path of an h5ad or zarr, or the folder of an index.
+        AnnData or MuData, the path of a file of cells, or the folder of an index.
     text
         What to look for, in words.
     top
@@ -316,7 +316,7 @@ def describe(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     prompt
         The question about each cell; None: the description prompt of training.
     cluster_key
@@ -406,7 +406,7 @@ def chat(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     cluster_key
         A column of `.obs` with clusters to talk about instead of cells.
     select

@@ -7,8 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-Cells = Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells: an .h5ad file or a .zarr folder.")]
-Output = Annotated[Path, typer.Option(help="Where to write: a new .h5ad or .zarr; never the input.")]
+Cells = Annotated[
+    Path, typer.Argument(metavar="IN.h5ad", help="Cells: .h5ad, .zarr, .h5mu, 10x .h5 or a folder with matrix.mtx.")
+]
+Output = Annotated[
+    Path, typer.Option(help="Where to write: a new .h5ad or .zarr (.h5mu of an .h5mu); never the input.")
+]
 Folder = Annotated[Path, typer.Option(help="The folder to write to.")]
 Model = Annotated[str | None, typer.Option(help="A model directory or Hub repository; default: the embedded model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best there is.")]
