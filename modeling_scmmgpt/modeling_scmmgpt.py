@@ -59,6 +59,7 @@ from .outputs_scmmgpt import (
     ScMMGPTPreTrainingOutput,
     requested_states,
 )
+from .tower_scmmgpt import ScMMGPTTower, ScMMGPTTowersMixin, own_weights_at_hand
 
 # What every saved checkpoint tells the Auto classes, whichever class saved it.
 AUTO_MAP = {
@@ -76,21 +77,15 @@ STAGE_1_HEADS = [r"^caption_head\.", r"^value_head\."]
 STAGE_2_PARTS = [r"language_model\.", r"cell_token_projector\.", r"^lm_head\.", r"^cell_decoder\."]
 
 
-class ScMMGPTPreTrainedModel(PreTrainedModel):
+class ScMMGPTPreTrainedModel(ScMMGPTTower):
     config: ScMMGPTConfig
     base_model_prefix = "model"
     main_input_name = "gene_ids"
     input_modalities = ["cell", "text"]
-    supports_gradient_checkpointing = True
     # Trainer must divide these losses by the accumulation steps itself.
     accepts_loss_kwargs = False
     _no_split_modules = ["ScMMGPTCellLayer", "ScMMGPTQFormerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -99,32 +94,17 @@ class ScMMGPTPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, -torch.log(torch.tensor(self.config.initial_temperature)).item())
             if module.pooled_shortcut:  # the queries' part of the embedding grows from nothing
                 init.zeros_(module.cell_projection.weight)
-        for name, value in getattr(module, "constant_parameters", {}).items():
-            init.constant_(getattr(module, name), value)
-        for name in getattr(module, "random_parameters", ()):
-            init.normal_(getattr(module, name), std=self.config.initializer_range)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
-
-class ScMMGPTTowersMixin:
-    """The towers' own methods, on the classes that hold the towers as `model`."""
-
-    model: "ScMMGPTModel"
-
-    def get_cell_features(self, *args, **kwargs: Unpack[TransformersKwargs]) -> ScMMGPTCellFeatures:
-        """See `ScMMGPTModel.get_cell_features`."""
-        return self.model.get_cell_features(*args, **kwargs)
-
-    def get_text_features(self, *args, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
-        """See `ScMMGPTModel.get_text_features`."""
-        return self.model.get_text_features(*args, **kwargs)
-
-    def get_match_scores(self, *args, **kwargs) -> torch.Tensor:
-        """See `ScMMGPTModel.get_match_scores`."""
-        return self.model.get_match_scores(*args, **kwargs)
+    def resize_gene_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """`resize_token_embeddings` for genes: the encoder's table, and what a cell decoder knows of each gene."""
+        table = getattr(self, "model", self).cell_encoder.resize_token_embeddings(*args, **kwargs)
+        if hasattr(self, "cell_decoder"):
+            self.cell_decoder.gene_head.resize(table.num_embeddings)
+        return table
 
 
 class ScMMGPTModel(ScMMGPTPreTrainedModel):
@@ -166,6 +146,10 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.qformer.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """The Q-Former's words: its config says how many there are, not the LLM's."""
+        return self.qformer.resize_token_embeddings(*args, **kwargs)
 
     def encode_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None):
         """States of the cell encoder (B, L, hidden) and their mask."""
@@ -313,7 +297,8 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         return self.match_logits(*cells, *text).softmax(-1)[:, 1]
 
     def similarity_scale(self) -> torch.Tensor:
-        return self.logit_scale.float().exp().clamp(max=100).squeeze()
+        with own_weights_at_hand(self):
+            return self.logit_scale.float().exp().clamp(max=100).squeeze()
 
     @can_return_tuple
     def forward(
@@ -376,6 +361,11 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         self.caption_head = ScMMGPTCaptionHead(config.qformer_config)
         self.value_head = ScMMGPTValueHead(config.cell_config)
         self.post_init()
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        words = self.model.resize_token_embeddings(*args, **kwargs)
+        self.caption_head.resize(words.num_embeddings)
+        return words
 
     @can_return_tuple
     def forward(
@@ -446,7 +436,7 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
                 first = torch.arange(input_ids.shape[1], device=input_ids.device) == attention_mask.argmax(1)[:, None]
                 caption_ids = input_ids.masked_fill(first, config.qformer_config.caption_start_token_id)
             states = model.qformer(cell_states, state_mask, caption_ids, attention_mask, mode="caption").text_states
-            logits = self.caption_head(states, model.qformer.get_input_embeddings().weight)
+            logits = self.caption_head(states, model.qformer.word_vectors(states.device))
             output.caption_loss = caption_loss(logits, input_ids, attention_mask)
 
     def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage):
@@ -493,6 +483,9 @@ class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
 
     def set_input_embeddings(self, value):
         self.language_model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        return ScMMGPTPreTrainedModel.resize_token_embeddings(self, *args, **kwargs)
 
     def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
         """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""

@@ -88,10 +88,10 @@ def join_language_model(config: ScMMGPTConfig, text: str, **kwargs: Any) -> ScMM
             f"{llm.config.model_type} has a bias in its `lm_head`, which is not supported: choose another language model."
         )
     config = copy.deepcopy(config)
-    config.text_config = llm.config.get_text_config()
-    config.tie_word_embeddings = bool(getattr(config.text_config, "tie_word_embeddings", False))
+    config.take_llm(llm.config)
     # transformers calls the base a Module
     model = ScMMGPTForConditionalGeneration(config, cast(PreTrainedModel, llm.base_model))
+    model.hf_quantizer = getattr(llm, "hf_quantizer", None)  # which knows how to save what it made
     for name, part in [*model.model.named_children(), ("cell_decoder", model.cell_decoder)]:
         if name != "language_model":
             part.to(head.weight.device, llm.dtype)
