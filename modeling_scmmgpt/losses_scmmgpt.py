@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Stage-1 objectives: contrast with negatives from every process, hard negatives, who may be a negative of whom."""
 
 # Shape letters: B pairs of this process, N pairs of all processes, D embedding size.
@@ -111,12 +124,14 @@ def contrast_loss(
 
 
 @torch.no_grad()
-def sample_negatives(similarity_BB: torch.Tensor, excluded_BB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_negatives(
+    similarity_BB: torch.Tensor, excluded_BB: torch.Tensor, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw for each row another row, likelier the more alike; also say which rows have any allowed negative."""
     weights = (similarity_BB.softmax(1) + NEGATIVE_FLOOR).masked_fill(excluded_BB, 0.0)
     has_negative = weights.sum(1) > 0
     weights[~has_negative] = 1.0
-    return torch.multinomial(weights, 1).squeeze(1), has_negative
+    return torch.multinomial(weights, 1, generator=generator).squeeze(1), has_negative
 
 
 def caption_loss(logits_BSV: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForMultimodalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .encoding_scmmgpt import TextEmbedder, similarity_scale
+from .encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
 from .labels_scmmgpt import Labels
 from .processing_scmmgpt import ScMMGPTProcessor
 from .prompting_scmmgpt import generation_text, query_text
@@ -37,6 +37,10 @@ class CellPipeline(Pipeline):
     _load_image_processor: Any = False
     # Which step takes an option: 0 reads cells or text, 1 runs the model, 2 puts the outputs together.
     _step_of: Mapping[str, int] = {}
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_vocabularies(self.model, self.processor)
 
     def __call__(self, inputs: Any, **kwargs) -> Any:
         """Process all cells; keyword arguments take the place of those given when the pipeline was made."""

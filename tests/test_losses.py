@@ -147,6 +147,14 @@ def test_the_loss_comes_first_as_transformers_has_it(model, batch):
     assert output.to_tuple()[0] is output.loss
 
 
+def test_a_batch_that_is_evaluated_has_one_loss(model, batch):
+    evaluated = model().eval()
+
+    losses = {evaluated(**batch).loss.item() for _ in range(5)}
+
+    assert len(losses) == 1
+
+
 def test_the_losses_of_mixed_precision_are_near_those_of_single_and_in_float32(model, batch):
     stage_1 = model(value_weight=1.0, match_weight=0.0)  # its negatives are drawn by what is near, to the last bit
     losses = ("loss", "contrast_loss", "caption_loss", "value_loss")

@@ -33,6 +33,7 @@ from scmmgpt.processing.prompting_scmmgpt import (
     label_text,
 )
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
+from scmmgpt.training.conversion.parts import join_language_model, take_weights
 from scmmgpt.training.corpus.reading import TABLES_FOLDER, Corpus, Selection
 from scmmgpt.training.data import BatchSettings, CorpusBatchSampler
 from scmmgpt.training.run import RowOrder
@@ -302,7 +303,7 @@ def assemble_generative_model(
     else:
         if model.start_from is not None:
             config.text_config = AutoConfig.from_pretrained(model.language_model).get_text_config()
-        made = ScMMGPTForConditionalGeneration.from_parts(config, model.language_model, **options)
+        made = join_language_model(config, model.language_model, **options)
     load_towers(made.model, model)
     if len(processor.tokenizer) > made.get_input_embeddings().num_embeddings:
         made.resize_token_embeddings(len(processor.tokenizer))
@@ -317,10 +318,8 @@ def load_towers(towers: ScMMGPTModel, model: ModelSettings) -> None:
         place = getattr(model, key)
         if place is None:
             continue
-        weights = AutoModel.from_pretrained(place).state_dict()  # a BERT's pooler is nobody's input
-        weights = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
         try:
-            getattr(towers, key).load_state_dict(weights)
+            take_weights(getattr(towers, key), AutoModel.from_pretrained(place))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"`model.{key}`: {place} does not fit this run's model: {reason}") from error

@@ -7,6 +7,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_scmmgpt.ScMMGPTModel",
     "AutoModelForPreTraining": "modeling_scmmgpt.ScMMGPTForPreTraining",
     "AutoModelForMultimodalLM": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
+    # By which TRL's trainers load a model of remote code that they know by its path alone.
     "AutoModelForImageTextToText": "modeling_scmmgpt.ScMMGPTForConditionalGeneration",
     "AutoProcessor": "processing_scmmgpt.ScMMGPTProcessor",
     "AutoFeatureExtractor": "gene_tokenization_scmmgpt.ScMMGPTGeneTokenizer",

@@ -365,7 +365,7 @@ def convert(
     json: AsJson = False,
 ) -> None:
     """Convert a public checkpoint to a model of this package."""
-    from .training.convert import convert_checkpoint
+    from .training.conversion.checkpoints import convert_checkpoint
 
     say_outcome(convert_checkpoint(kind, source, output), output, json)
 
