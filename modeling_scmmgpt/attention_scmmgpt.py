@@ -160,6 +160,10 @@ def attend(module: nn.Module, implementation: str | None, query, key, value, att
     A tensor that says of each pair who sees whom, (B, 1, Q, K), is understood by eager and sdpa alone: where flash or
     flex attention is chosen, sdpa gives the same numbers.
     """
+    is_cross_attention = getattr(module, "is_cross_attention", False)
+    if is_cross_attention and "flash" in (implementation or "") and attention_mask is not None:
+        # transformers' flash takes the padding of keys for that of the queries, where their numbers differ.
+        attention_mask = attention_mask.bool()[:, None, None]
     is_mask_of_pairs = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
     if is_mask_of_pairs and implementation != "eager":
         implementation = "sdpa"
