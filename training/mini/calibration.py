@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,8 +44,11 @@ CHOICES = {
 NUMBERS_OF_CANDIDATES = (5, 30, 300, 3000)
 TEMPERATURES = np.geomspace(0.2, 8.0, 60)
 COVERAGE = 0.8
-OF_STUDY_CHOICES = {"profile_weight": (0.0, 30.0, 60.0, 90.0), "prior_share": (0.0, 0.25, 0.5)}
-OF_STUDY_TEMPERATURES = TEMPERATURES[20::3]
+OF_STUDY_CHOICES = {
+    "profile_weight": (0.0, 30.0, 60.0, 90.0),
+    "prior_share": (0.0, 0.25, 0.5),
+    "naming_temperature": (1.0, 1.5, 2.0, 3.0),
+}
 # A study that names few types well is better named than not: its neighbours have already spoken.
 OF_STUDY_COVERAGE = 0.98
 
@@ -168,36 +173,46 @@ class WholeStudy:
         scores = replace(self.study.scores, cells=self.cells)
         return scores.scorer(self.names, replace(calibration, consensus=None))
 
-    def called(self, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
-        """The confidence of each cell's call, and the type of the study that the call means."""
+    def held(self, calibration: Calibration) -> Scorer:
+        """The scores of those that the study holds."""
         annotator = replace(self.study.scores.loaded.annotator, calibration=calibration)
-        calls = annotator.call(annotator.held(self.scorer(calibration), self.communities), min_confidence=0)
-        return calls.confidence, np.array([self.nearest.get(label) for label in calls.labels], object)
+        return annotator.held(self.scorer(calibration), self.communities)
+
+    def meant(self, held: Scorer) -> np.ndarray:
+        """The type of the study that each cell's call means, or none."""
+        types = np.array([self.nearest[label] or "" for label in held.candidates.labels.labels], object)
+        return types[held.probabilities(slice(None)).argmax(axis=1)].astype(str)
 
 
 def fit_of_study(studies: Sequence[WholeStudy], of_cells: Calibration) -> Calibration:
     """As `fit`, for studies that are called as a whole."""
 
     def merit_of_study(calibration: Calibration) -> float:
-        scores = []
-        for study in studies:
-            truth, named = study.study.truth, study.called(calibration)[1].astype(str)
-            scores.append((np.mean(named == truth) + macro_f1(truth, named)) / 2)
-        return float(np.mean(scores))
+        pairs = ((study.study.truth, study.meant(study.held(calibration))) for study in studies)
+        return float(np.mean([(np.mean(named == truth) + macro_f1(truth, named)) / 2 for truth, named in pairs]))
 
     best = replace(of_cells, consensus=None)
     for name, values in OF_STUDY_CHOICES.items():
         best = max((replace(best, **{name: value}) for value in values), key=merit_of_study)  # type: ignore[arg-type]
-    likelihood = np.zeros(len(OF_STUDY_TEMPERATURES))
-    for study in studies:
-        for i, value in enumerate(OF_STUDY_TEMPERATURES):
-            confidence, named = study.called(replace(best, temperature_by_candidates=((1.0, float(value)),)))
-            confidence = confidence.clip(1e-6, 1 - 1e-6)
-            likelihood[i] += np.log(np.where(named == study.study.truth, confidence, 1 - confidence)).mean()
-    best = replace(best, temperature_by_candidates=((1.0, float(OF_STUDY_TEMPERATURES[likelihood.argmax()])),))
-    least = [np.quantile(study.called(best)[0], 1 - OF_STUDY_COVERAGE) for study in studies]
-    gap = fitted_gap([set_distances(study, best) for study in studies])
-    return replace(best, min_confidence=float(np.mean(least)), set_gap_by_candidates=((1.0, gap),))
+    held = [study.held(best) for study in studies]
+    right = [study.meant(one) == study.study.truth for study, one in zip(studies, held, strict=True)]
+    value = max(TEMPERATURES, key=lambda value: sum(map(partial(_likelihood, value=value), held, right)))
+    least = [np.quantile(_confidence(one, value), 1 - OF_STUDY_COVERAGE) for one in held]
+    best = replace(best, temperature_by_candidates=((1.0, float(value)),), min_confidence=float(np.mean(least)))
+    return replace(best, set_gap_by_candidates=((1.0, fitted_gap([set_distances(study, best) for study in studies])),))
+
+
+def _confidence(held: Scorer, value: float) -> np.ndarray:
+    """The confidence of each cell's call at some temperature."""
+    held = copy(held)
+    held.temperature = value
+    return held.probabilities(slice(None)).max(axis=1)
+
+
+def _likelihood(held: Scorer, right: np.ndarray, value: float) -> float:
+    """Mean log likelihood that the calls are right where they are, under the confidences at some temperature."""
+    confidence = _confidence(held, value).clip(1e-6, 1 - 1e-6)
+    return float(np.log(np.where(right, confidence, 1 - confidence)).mean())
 
 
 def set_distances(study: WholeStudy, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +259,10 @@ def content_of(calibration: Calibration) -> dict[str, Any]:
         for name in ("temperature_by_candidates", "set_gap_by_candidates")
         if np.isfinite([value for _, value in getattr(calibration, name)]).all()
     }
-    plain = {name: getattr(calibration, name) for name in ("prior_share", "profile_weight", "least_share")}
+    plain = {
+        name: getattr(calibration, name)
+        for name in ("prior_share", "profile_weight", "least_share", "naming_temperature")
+    }
     return pairs | plain | {"min_confidence": round(calibration.min_confidence, 3)}
 
 
