@@ -40,6 +40,7 @@ from .calibration_scmmgpt import Calibration
 from .cell_matrix_scmmgpt import parts
 from .errors_scmmgpt import UserError
 from .held_labels_scmmgpt import held_labels, name_agreement
+from .label_sets_scmmgpt import ROOT, label_sets
 from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, read_labels
 from .ontology_scmmgpt import EMPTY, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
@@ -209,13 +210,14 @@ class CellAnnotator:
         return Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
 
     def held(self, scorer: "Scorer", communities: np.ndarray) -> "Scorer":
-        """The same scores among those labels alone that the study holds, see `held_labels`.
+        """The same probabilities of those labels alone that the study holds, see `held_labels`.
 
         `communities` has the number of each cell's community, which speaks by the mean logits of its cells.
         """
-        chances = softmax(group_means(scorer.logits, communities) / scorer.temperature, axis=1)
+        calibration = scorer.calibration
+        chances = softmax(group_means(scorer.logits, communities) / calibration.naming_temperature, axis=1)
         names = name_agreement(scorer.candidates.term_ids, self.ontology)
-        return scorer.among(held_labels(chances, np.bincount(communities), names, scorer.calibration.least_share))
+        return scorer.among(held_labels(chances, np.bincount(communities), names, calibration.least_share))
 
     def call(
         self, scorer: "Scorer", *, min_confidence: float | None = None, clusters: np.ndarray | None = None
@@ -231,6 +233,14 @@ class CellAnnotator:
         if least > 0 and clusters is None:
             calls = calls.with_unknown(np.asarray(scorer.cells.is_empty) | np.asarray(scorer.cells.is_implausible))
         return calls
+
+    def label_sets(self, scorer: "Scorer") -> np.ndarray:
+        """The set of labels of each cell, as text, see `label_sets`; the root for cells that look like none."""
+        scorer = scorer.whole
+        labels, cells = scorer.candidates.labels.labels, scorer.cells
+        gap = scorer.calibration.set_gap(len(labels))
+        sets = np.concatenate([label_sets(scorer.probabilities(rows), labels, gap) for rows in parts(len(cells))])
+        return np.where(np.asarray(cells.is_empty) | np.asarray(cells.is_implausible), ROOT, sets)
 
 
 def annotation_files(directory: Path) -> dict[str, Path]:
@@ -298,6 +308,7 @@ class Scorer:
         agreement: Agreement | None = None,
     ):
         self.cells, self.candidates, self.calibration = cells, candidates, calibration
+        self.whole: Scorer = self  # of which `among` takes some candidates
         self._columns: slice | np.ndarray = slice(None)
         self.weights = (candidates.embeds * scale).astype(np.float32)
         self.bias = calibration.bias_of(candidates.labels.labels, candidates.term_ids)
@@ -315,20 +326,19 @@ class Scorer:
         logits = np.asarray(self.cells.embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
         if self.agreement is not None and self.profile_weight:
             logits += self.profile_weight * self.agreement.evidence(rows, logits.shape[1])
-        return logits[:, self._columns]
+        return logits
 
     def among(self, places: np.ndarray) -> "Scorer":
-        """The same logits of some of the candidates alone, by index."""
+        """The same probabilities of some of the candidates alone, by index: what the others have is nobody's."""
         fewer = copy(self)
         fewer._columns, fewer.candidates = places, self.candidates.chosen(places)
-        fewer.temperature = self.calibration.temperature(len(places))
         return fewer
 
     def probabilities(self, rows: slice | np.ndarray) -> np.ndarray:
         """(rows, C); where the matching head was asked, its opinion is mixed in."""
         probabilities = softmax(self.logits(rows) / self.temperature, axis=1)
         if self.cells.match is None or self.cells.matched is None:
-            return probabilities
+            return probabilities[:, self._columns]
         return rerank(probabilities, self.cells.match[rows], self.cells.matched[rows], RERANK_WEIGHT)
 
     def _mean_logits(self) -> np.ndarray:

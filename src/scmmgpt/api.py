@@ -114,8 +114,8 @@ def annotate(
 ) -> AnnData:
     """Annotate each cell with one of the candidate labels and a calibrated confidence.
 
-    Writes `scmmgpt_cell_type`, `scmmgpt_cell_type_ontology_term_id`, `scmmgpt_confidence` and
-    `scmmgpt_second_choice` to `.obs`.
+    Writes `scmmgpt_cell_type`, `scmmgpt_cell_type_ontology_term_id`, `scmmgpt_confidence`, `scmmgpt_second_choice` and
+    `scmmgpt_candidates`, the labels that hold the truth for nine of ten cells of a new study, to `.obs`.
 
     Parameters
     ----------
@@ -152,7 +152,9 @@ def annotate(
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress, engine, address, workers)
-    verb = Verb.begin("annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys(names)))
+    verb = Verb.begin(
+        "annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys([*names, keys.candidates]))
+    )
     clusters = _clusters(verb.cells.obs, cluster_key)
     label_set = _label_set(verb, labels)
     annotator = verb.loaded.annotator
@@ -172,6 +174,7 @@ def annotate(
 
         write_report(page, verb, record, calls, cells.embeds, scorer, cluster_key)
     obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
+    obs[keys.candidates] = _column(annotator.label_sets(scorer))
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
 
 

@@ -21,6 +21,9 @@ KeyAdded = Annotated[str, typer.Option(help="The name that results are written u
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results of the same name in the output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ClusterKey = Annotated[str | None, typer.Option(help="A column of obs: one result per cluster instead of per cell.")]
+Consensus = Annotated[
+    bool | None, typer.Option(help="Decide over the study; default: from 100 cells on, unless labels are given.")
+]
 Engine = Annotated[
     Literal["local", "ray"], typer.Option(help="Run in this process, or on a Ray cluster (extra `ray`).")
 ]
