@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+GRAPH = "connectivities"  # where scanpy keeps the graph of neighbours, in obsp
+
 
 def open_cells(data: AnnData | str | os.PathLike) -> CellsInMemory | CellsInFile:
     """One way to read cells from AnnData, backed AnnData or a path."""
@@ -46,6 +48,15 @@ class CellsInMemory:
         return np.asarray(self.adata.obsm[key])
 
     @property
+    def has_graph(self) -> bool:
+        """Whether the data bring a graph of neighbours."""
+        return GRAPH in self.adata.obsp
+
+    def graph(self, rows: slice) -> Any:
+        """Those rows of it."""
+        return self.adata.obsp[GRAPH][rows]
+
+    @property
     def present(self) -> dict[str, set[str]]:
         """Names of the columns of `obs` and of the matrices in `obsm`."""
         return {"obs": set(self.adata.obs), "obsm": set(self.adata.obsm)}
@@ -66,6 +77,7 @@ class CellsInFile:
                 self.obs: pd.DataFrame = read_elem(store["obs"])
                 self._var: pd.DataFrame = read_elem(store["var"])
                 obsm = set(store["obsm"]) if "obsm" in store else set()
+                self.has_graph: bool = "obsp" in store and GRAPH in store["obsp"]
         except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
             raise unreadable(path, error) from error
         self.num_cells: int = len(self.obs)
@@ -79,6 +91,11 @@ class CellsInFile:
     def embedding(self, key: str) -> np.ndarray:
         with open_store(self.path) as store:
             return np.asarray(store["obsm"][key][:])
+
+    def graph(self, rows: slice) -> Any:
+        """Some rows of the graph of neighbours that the file brings, see `has_graph`."""
+        with open_store(self.path) as store:
+            return _read_rows(store["obsp"][GRAPH], rows)
 
 
 def column_of(obs: pd.DataFrame, name: str) -> pd.Series:

@@ -91,10 +91,10 @@ def info(
 @app.command(epilog="Example: scmmgpt doctor my.h5ad")
 def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
     """Show what would be read from a file: matrix, genes, species; with warnings."""
-    from .doctor import examine
+    from .doctor import examination_lines, examine
 
     result = examine(cells, model=model)
-    say(result, as_json=json, lines=pairs(result))
+    say(result, as_json=json, lines=examination_lines(result))
 
 
 @app.command(
@@ -113,6 +113,9 @@ def annotate(
     cluster_key: ClusterKey = None,
     smooth: Annotated[int, typer.Option(min=0, help="Average over so many nearest neighbours first.")] = 0,
     rerank: Annotated[int, typer.Option(min=0, help="Score so many best labels again with the matching head.")] = 0,
+    consensus: Annotated[
+        bool | None, typer.Option(help="Decide over the study; default: from 100 cells on, unless labels are given.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="An HTML report to write, in one file.")] = None,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
@@ -137,6 +140,7 @@ def annotate(
         cluster_key=cluster_key,
         smooth=smooth,
         rerank=rerank,
+        consensus=consensus,
         report=report,
         key_added=key_added,
         overwrite=overwrite,
@@ -365,7 +369,7 @@ def convert(
     json: AsJson = False,
 ) -> None:
     """Convert a public checkpoint to a model of this package."""
-    from .training.convert import convert_checkpoint
+    from .training.conversion.checkpoints import convert_checkpoint
 
     say_outcome(convert_checkpoint(kind, source, output), output, json)
 

@@ -73,6 +73,10 @@ class CellRun:
             self.workspace.finish(what, rows.stop)
         return arrays or self.workspace.reopen(what)
 
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array over the cells that is made anew from finished ones: on disk where those are."""
+        return self.workspace.array(f"derived-{name}", shape, dtype)
+
     def _computed(self, what: str, make: MakeCompute) -> Iterator[tuple[slice, Arrays]]:
         if self.engine is None:
             for rows, _, results in self.results(what, make(self.loaded)):

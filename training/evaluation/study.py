@@ -15,6 +15,7 @@ import pandas as pd
 
 from scmmgpt.errors import UserError
 from scmmgpt.hashes import hash_of_files
+from scmmgpt.processing.features_scmmgpt import features_of
 
 from .metrics import FEWEST_DONORS
 from .type_tree import TypeTree
@@ -92,6 +93,8 @@ def open_study(
         Where labels are looked up.
     """
     adata = data if hasattr(data, "obs") else read_cells(Path(data))
+    is_gene = features_of(adata.var, adata.var_names).is_gene
+    adata = adata if is_gene.all() else adata[:, is_gene].copy()  # the model does so itself; baselines must too
     obs = adata.obs
     if label not in obs:
         raise UserError(_no_such_column(label, obs))

@@ -137,7 +137,8 @@ def main(model: Path, data: CellFolder, output: Annotated[Path, typer.Option()],
     loaded = load(model)
     if not (loaded.training_summary or {}).get("development"):
         raise typer.BadParameter(f"{model} has seen the development studies: train one with --development")
-    cells = read_studies(list(read_recipe(config).development_studies), data)
+    recipe = read_recipe(config)
+    cells = read_studies(recipe.development_studies, recipe.sources, data, loaded.ontology)
     studies = Studies(loaded, list(embed_studies(loaded, cells)))
     calibration = fit(studies)
     print(f"merit {merit(studies, Calibration(prior_share=0.0)):.3f} -> {merit(studies, calibration):.3f}")
