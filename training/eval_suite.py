@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -32,7 +33,7 @@ from scmmgpt.training.evaluation.expression import linear_expression, log_normal
 from scmmgpt.training.evaluation.model_system import annotating_system, model_system
 from scmmgpt.training.evaluation.peers import cell_consensus, scvi_system
 from scmmgpt.training.evaluation.results import Record, provenance, write_results
-from scmmgpt.training.evaluation.study import NO_LABEL, Study, open_study, read_cells
+from scmmgpt.training.evaluation.study import NO_LABEL, Study, open_study, read_cells, study_of_cells
 from scmmgpt.training.evaluation.systems import System
 from scmmgpt.training.evaluation.type_tree import TypeTree
 
@@ -191,15 +192,9 @@ def training_cells(suite: Suite, recipes: Path, data: Path, part: SuitePart) -> 
     for path in [data / file for file in dict.fromkeys(files) if file.endswith(".h5ad")]:
         cells = read_cells(path)
         keep = ~cells.obs[suite.label].astype(str).str.lower().isin(NO_LABEL)
-        keep &= ~_studies_of(cells.obs, path).isin(left_out)
+        keep &= ~np.isin(study_of_cells(cells.obs, path.stem).astype(str), sorted(left_out))
         sources.append(cells[keep.to_numpy()].copy())
     return TrainingCells([source for source in sources if source.n_obs], suite.label)
-
-
-def _studies_of(obs: pd.DataFrame, path: Path) -> pd.Series:
-    """The study of each cell of a file: the file's own name where it holds one alone."""
-    column = next((name for name in ("study_profile", "dataset") if name in obs and obs[name].nunique() > 1), None)
-    return obs[column].astype(str) if column else obs.index.to_series().map(lambda _: path.stem)
 
 
 def _open(study: SuiteStudy, label: str, data: Path, tree: TypeTree) -> Study:
@@ -207,7 +202,7 @@ def _open(study: SuiteStudy, label: str, data: Path, tree: TypeTree) -> Study:
     cells: AnnData | Path = path
     if study.study_profile:
         cells = read_cells(path)
-        cells = cells[(_studies_of(cells.obs, path) == study.study_profile).to_numpy()].copy()
+        cells = cells[study_of_cells(cells.obs, path.stem) == study.study_profile].copy()
     if study.joined_with:
         cells = joined(
             [
@@ -235,8 +230,12 @@ def joined(parts: Sequence[AnnData], names: Sequence[str]) -> AnnData:
 
 
 def model_systems(loaded: LoadedModel, name: str) -> list[System]:
-    """The model as it is, and what it names when it never backs off."""
-    return [model_system(loaded, name), annotating_system(loaded, f"{name}, min_confidence 0", min_confidence=0.0)]
+    """The model as it is, what it names when it never backs off, and when each cell is judged alone."""
+    return [
+        model_system(loaded, name),
+        annotating_system(loaded, f"{name}, min_confidence 0", min_confidence=0.0),
+        annotating_system(loaded, f"{name}, consensus off", consensus=False),
+    ]
 
 
 def peer_systems(tree: TypeTree) -> list[System]:
