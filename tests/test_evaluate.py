@@ -418,11 +418,23 @@ def test_the_recipe_in_the_repository_tests_eight_real_studies_that_train_nothin
     recipe = Path(eval_suite.__file__).parent / "recipes" / "eval_dev.yaml"
     suite = eval_suite.Suite.read(recipe)
 
-    test, development = (part.studies for part in suite.parts)
-    assert [len(test), len(development)] == [8, 17]
+    test, development, mixing = (part.studies for part in suite.parts)
+    assert [len(test), len(development), len(mixing)] == [8, 17, 1]
     assert not any(study.study_profile for study in test)
     training = (recipe.parent / suite.training_recipe).read_text()
     assert [study.name for study in test if study.name in training or study.file in suite.more_sources] == []
+
+
+def test_joined_studies_share_their_genes_and_keep_their_names():
+    first, second = cells_of(TYPES * 2), cells_of(TYPES, seed=1, num_genes=50)[:, ::-1].copy()
+    second.X = second.X.log1p()
+
+    both = eval_suite.joined([first, second], ["first", "second"])
+
+    assert both.shape == (12, 50)
+    assert both.obs["donor_id"].tolist() == ["first"] * 8 + ["second"] * 4
+    alone = eval_suite.joined([second, first], ["second", "first"])[:4, both.var_names]
+    np.testing.assert_allclose(both.X[8:].toarray(), alone.X.toarray(), rtol=1e-4)
 
 
 def test_a_misspelt_key_of_a_suite_is_refused(tmp_path):

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -27,10 +29,11 @@ from scmmgpt.training.evaluation.baselines import (
     components_system,
     naming_system,
 )
+from scmmgpt.training.evaluation.expression import linear_expression, log_normalised, upper_symbols
 from scmmgpt.training.evaluation.model_system import annotating_system, model_system
 from scmmgpt.training.evaluation.peers import cell_consensus, scvi_system
 from scmmgpt.training.evaluation.results import Record, provenance, write_results
-from scmmgpt.training.evaluation.study import NO_LABEL, Study, open_study, read_cells
+from scmmgpt.training.evaluation.study import NO_LABEL, Study, open_study, read_cells, study_of_cells
 from scmmgpt.training.evaluation.systems import System
 from scmmgpt.training.evaluation.type_tree import TypeTree
 
@@ -38,7 +41,6 @@ from .evaluate import ALL_TASKS, Task, device_kind, leakage_record, study_record
 from .strict_yaml import CHECKED, RecipeError, read_settings, read_yaml
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from scmmgpt.loading import LoadedModel
@@ -48,14 +50,28 @@ SIMULATED_PREFIX = "sim_"
 
 @dataclass(config=CHECKED, frozen=True)
 class SuiteStudy:
-    """A file of cells, or those of its cells whose study is called `study_profile`."""
+    """A file of cells, or those of its cells whose study is called `study_profile`.
+
+    Attributes
+    ----------
+    joined_with
+        Files whose cells come to those, on the genes that all measured; each file is a batch. Then it is `called`
+        something.
+    """
 
     file: str
     study_profile: str | None = None
+    joined_with: list[str] = Field(default_factory=list)
+    called: str | None = None
 
     @property
     def name(self) -> str:
-        return self.study_profile or Path(self.file).stem
+        return self.called or self.study_profile or Path(self.file).stem
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of the studies whose cells it holds."""
+        return [self.study_profile or Path(self.file).stem, *(Path(file).stem for file in self.joined_with)]
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -66,11 +82,14 @@ class SuitePart:
     ----------
     leave_out_development_studies
         The baselines do not learn from the training recipe's development studies either.
+    only
+        The tasks of the suite that are run on it; all when there are none.
     """
 
     name: str
     studies: list[SuiteStudy]
     leave_out_development_studies: bool = False
+    only: list[Task] = Field(default_factory=list)
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -124,13 +143,13 @@ def run_suite(
             training = training_cells(suite, recipe.parent, data, part)
             systems = [*models.get(part.name, ()), *_baselines(training, tree), *peers]
             opened = (_open(study, suite.label, data, tree) for study in chosen)
-            records += _run_part(suite, part.name, opened, training, systems, tree, output, only)
+            records += _run_part(suite, part, opened, training, systems, tree, output, only)
     return records
 
 
 def _run_part(
     suite: Suite,
-    part: str,
+    part: SuitePart,
     studies: Iterable[Study],
     training: TrainingCells,
     systems: list[System],
@@ -143,14 +162,14 @@ def _run_part(
     for study in studies:
         start = time.perf_counter()
         of_study = suite.tasks + (suite.slow_tasks if study.name in suite.slow_studies else [])
-        tasks = [task for task in of_study if not only or task in only]
+        tasks = [task for task in of_study if (not only or task in only) and (not part.only or task in part.only)]
         records += study_records(systems, study, tree, tasks=tasks, training=training, seed=suite.seed)
         records.append(leakage_record(training, study))
         tested.append(study)
         models = [system.name for system in systems if not system.is_baseline]
         run = provenance(seed=suite.seed, device=device_kind(), models=models, training_cells=training.num_cells)
         # After every study, so that an interrupted run leaves what it has.
-        write_results(records, tested, output, run, prefix=f"{suite.name}_{part}")
+        write_results(records, tested, output, run, prefix=f"{suite.name}_{part.name}")
         print(f"{study.name}: {len(tasks)} tasks in {time.perf_counter() - start:.0f} s", flush=True)
     return records
 
@@ -164,7 +183,7 @@ def training_cells(suite: Suite, recipes: Path, data: Path, part: SuitePart) -> 
     content = read_yaml(recipes / suite.training_recipe)
     if missing := [key for key in ("sources", "development_studies") if key not in content]:
         raise RecipeError(f"{recipes / suite.training_recipe}: `{missing[0]}` is missing.")
-    left_out = {study.name for study in part.studies}
+    left_out = {name for study in part.studies for name in study.parts}
     if part.leave_out_development_studies:
         left_out |= set(content["development_studies"])
     files = [source["file"] for source in content["sources"]] + suite.more_sources
@@ -173,15 +192,9 @@ def training_cells(suite: Suite, recipes: Path, data: Path, part: SuitePart) -> 
     for path in [data / file for file in dict.fromkeys(files) if file.endswith(".h5ad")]:
         cells = read_cells(path)
         keep = ~cells.obs[suite.label].astype(str).str.lower().isin(NO_LABEL)
-        keep &= ~_studies_of(cells.obs, path).isin(left_out)
+        keep &= ~np.isin(study_of_cells(cells.obs, path.stem).astype(str), sorted(left_out))
         sources.append(cells[keep.to_numpy()].copy())
     return TrainingCells([source for source in sources if source.n_obs], suite.label)
-
-
-def _studies_of(obs: pd.DataFrame, path: Path) -> pd.Series:
-    """The study of each cell of a file: the file's own name where it holds one alone."""
-    column = next((name for name in ("study_profile", "dataset") if name in obs and obs[name].nunique() > 1), None)
-    return obs[column].astype(str) if column else obs.index.to_series().map(lambda _: path.stem)
 
 
 def _open(study: SuiteStudy, label: str, data: Path, tree: TypeTree) -> Study:
@@ -189,14 +202,40 @@ def _open(study: SuiteStudy, label: str, data: Path, tree: TypeTree) -> Study:
     cells: AnnData | Path = path
     if study.study_profile:
         cells = read_cells(path)
-        cells = cells[(_studies_of(cells.obs, path) == study.study_profile).to_numpy()].copy()
+        cells = cells[study_of_cells(cells.obs, path.stem) == study.study_profile].copy()
+    if study.joined_with:
+        cells = joined(
+            [
+                cells if study.study_profile else read_cells(path),
+                *(read_cells(data / file) for file in study.joined_with),
+            ],
+            study.parts,
+        )
     is_simulated = path.stem.startswith(SIMULATED_PREFIX)
     return open_study(cells, label, name=study.name, is_simulated=is_simulated, tree=tree)
 
 
+def joined(parts: Sequence[AnnData], names: Sequence[str]) -> AnnData:
+    """The cells of several studies on the genes that all measured, as log1p values; `donor_id` is the study's name."""
+    from anndata import AnnData, concat
+
+    on_symbols = []
+    for cells in parts:
+        symbols = pd.Index(upper_symbols(cells).astype(str))
+        plain = AnnData(linear_expression(cells), obs=cells.obs, var=pd.DataFrame(index=symbols))
+        on_symbols.append(plain[:, ~symbols.duplicated()])
+    together = concat(dict(zip(names, on_symbols, strict=True)), label="donor_id", index_unique="-")
+    together.X = log_normalised(together.X)
+    return together
+
+
 def model_systems(loaded: LoadedModel, name: str) -> list[System]:
-    """The model as it is, and what it names when it never backs off."""
-    return [model_system(loaded, name), annotating_system(loaded, f"{name}, min_confidence 0", min_confidence=0.0)]
+    """The model as it is, what it names when it never backs off, and when each cell is judged alone."""
+    return [
+        model_system(loaded, name),
+        annotating_system(loaded, f"{name}, min_confidence 0", min_confidence=0.0),
+        annotating_system(loaded, f"{name}, consensus off", consensus=False),
+    ]
 
 
 def peer_systems(tree: TypeTree) -> list[System]:

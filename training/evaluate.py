@@ -180,7 +180,8 @@ def _takes_part(system: System, task: str) -> bool:
     if task == "description":
         return system.describe is not None
     if task in ("without labels", "guards"):
-        return system.annotate is not None and (task == "without labels" or not system.is_baseline)
+        # Variants of a model, which do nothing else, share its guards.
+        return system.annotate is not None and (task == "without labels" or system.predict is not None)
     if system.predict is None:
         return False
     method, _, variant = system.name.partition(", ")

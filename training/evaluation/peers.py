@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from huggingface_hub.constants import HF_HOME
 
 from scmmgpt.errors import UserError, require
-from scmmgpt.text_cache import cache_folder
 
 from .expression import holds_counts, upper_symbols
 from .systems import Annotation, System
@@ -85,7 +85,7 @@ _MEANINGS = {
 
 def cell_consensus(tree: TypeTree, folder: Path | None = None) -> System:
     """CellConsensus in an environment of its own, which is made in `folder` the first time; refused without a registry."""
-    python = _environment(CELL_CONSENSUS, folder or cache_folder() / "peers")
+    python = _environment(CELL_CONSENSUS, folder or Path(HF_HOME) / "scmmgpt" / "peers")
 
     def annotate(cells: AnnData, labels: Sequence[str] | None) -> Annotation:
         if labels is not None:

@@ -42,7 +42,7 @@ LEADING = {
     "untrained types": ["accuracy", "macro_f1", "chance", "cells_of_untrained_types"],
     "controls": ["accuracy", "balanced_accuracy", "mean_confidence", "chance"],
     "few-shot": ["macro_f1", "macro_f1_std", "accuracy"],
-    "clustering": ["avg_bio", "ari", "nmi", "asw", "avg_batch"],
+    "clustering": ["avg_bio", "ari", "nmi", "asw", "avg_batch", "scib_asw_batch", "scib_ilisi"],
     "retrieval": ["cell_to_text_r@1", "text_to_cell_r@1", "text_to_cell_precision@20", "text_to_cell_r@1_blind"],
     "description": ["fact_precision", "type_precision", "tissue_precision", "gene_precision", "bleu_4", "rougeL"],
     "leakage": ["test_cells_in_training", "test_cells_judged"],

@@ -138,6 +138,12 @@ def read_cells(path: Path) -> AnnData:
         raise UserError(f"{str(path)!r} cannot be read as h5ad: {error}") from error
 
 
+def study_of_cells(obs: pd.DataFrame, name: str) -> np.ndarray:
+    """The study of each cell of a file called `name`: what is left out together."""
+    column = next((column for column in ("study_profile", "dataset") if column in obs), None)
+    return np.full(len(obs), name, object) if column is None else obs[column].astype(str).to_numpy()
+
+
 def _no_such_column(label: str, obs: pd.DataFrame) -> str:
     near = get_close_matches(label, list(map(str, obs.columns)), n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""

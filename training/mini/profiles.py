@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from scmmgpt.processing.features_scmmgpt import features_of
 from scmmgpt.processing.gene_identity_scmmgpt import GeneIdentifier, gene_name_columns
 from scmmgpt.training.evaluation.expression import TARGET_SUM, linear_expression
+from scmmgpt.training.evaluation.study import study_of_cells
 
 UNKNOWN = "unknown"
 WHOLE_TRANSCRIPTOME = 5_000  # genes measured: below this a study is a panel and says nothing about gene statistics
@@ -103,12 +104,6 @@ def on_vocabulary(
     columns = np.zeros(num_genes, bool)
     columns[rows[known]] = True
     return sp.csr_matrix(linear_expression(cells) @ selector), columns
-
-
-def study_of_cells(obs: pd.DataFrame, name: str) -> np.ndarray:
-    """The study of each cell of a file called `name`: what is left out together."""
-    column = next((column for column in ("study_profile", "dataset") if column in obs), None)
-    return np.full(len(obs), name, object) if column is None else obs[column].astype(str).to_numpy()
 
 
 def rows_by_profile(obs: pd.DataFrame, name: str) -> list[tuple[dict, np.ndarray]]:
