@@ -3,6 +3,7 @@
     accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml
     accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml --dry-run
     accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/stage2.py --config ...
+    torchrun --nproc_per_node 2 training/stage2.py --config ...     # on a CPU, where accelerate starts one process
 
 The same command again goes on from the last whole checkpoint. With LoRA, `adapter/` in the output holds a few MB that
 load onto the base, and the output itself is the merged model; without, it is the model.
