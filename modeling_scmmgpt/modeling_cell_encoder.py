@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_scmmgpt import ScMMGPTAttention, takes_packed_sequences
 from .configuration_scmmgpt import ScMMGPTCellConfig
+from .tower_scmmgpt import ScMMGPTTower
 
 # Value labels that are not to be predicted, as in every transformers loss.
 IGNORE = -100
@@ -89,13 +89,54 @@ def check_bounds(cell_cu_seqlens: torch.Tensor, gene_ids: torch.Tensor):
         raise ValueError(f"`cell_cu_seqlens` gives cell {row} no token: an empty cell still needs its `<cls>` token.")
 
 
+class ScMMGPTGeneTable(nn.Embedding):
+    """One vector per gene; with weights, the weighted sum of each cell's vectors, which never lie side by side."""
+
+    def forward(self, gene_ids: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        if weights is None:
+            return super().forward(gene_ids)
+        weights = weights.to(self.weight.dtype)
+        return F.embedding_bag(gene_ids, self.weight, per_sample_weights=weights, mode="sum")
+
+
+def sum_of_genes(table: nn.Module, gene_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted sum (B, E) of the vectors of a gene table, which may be that of an encoder of another kind.
+
+    A table is called, never read: where weights are offloaded, they are there for `forward` alone.
+    """
+    if isinstance(table, ScMMGPTGeneTable):
+        return table(gene_ids, weights)
+    vectors_BLE = table(gene_ids)
+    return torch.einsum("bl,ble->be", weights.to(vectors_BLE.dtype), vectors_BLE)
+
+
+class ScMMGPTValueScale(nn.Module):
+    """One number times a vector, plus another.
+
+    No `nn.Linear`, which every quantiser takes for a matrix worth rounding: expression values are given in its
+    weight's type, and 4.86 counts would become 4.
+    """
+
+    random_parameters, constant_parameters = ("weight",), {"bias": 0.0}
+
+    def __init__(self, config: ScMMGPTCellConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, 1))
+        self.bias = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return F.linear(values.unsqueeze(-1).to(self.weight.dtype), self.weight, self.bias)
+
+
 class ScMMGPTCellEmbeddings(nn.Module):
     """Gene vector + value vector, each normalised on its own, as scGPT does."""
 
     def __init__(self, config: ScMMGPTCellConfig):
         super().__init__()
         self.config = config
-        self.gene_embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        self.gene_embeddings = ScMMGPTGeneTable(
+            config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id
+        )
         self.gene_projection = (
             nn.Identity()
             if config.embedding_size == config.hidden_size
@@ -103,7 +144,7 @@ class ScMMGPTCellEmbeddings(nn.Module):
         )
         self.gene_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.value_encoding == "continuous":
-            self.value_in = nn.Linear(1, config.hidden_size)
+            self.value_in = ScMMGPTValueScale(config)
             self.value_out = nn.Linear(config.hidden_size, config.hidden_size)
         elif config.value_encoding == "bins":
             self.value_bins = nn.Embedding(config.num_bins + 1, config.hidden_size)  # one more: the masked value
@@ -125,8 +166,8 @@ class ScMMGPTCellEmbeddings(nn.Module):
             masked = self.config.num_bins
             bins_BL = torch.where(gene_values < 0, masked, gene_values.long().clamp(max=masked - 1))
             return self.value_norm(self.value_bins(bins_BL))
-        values_BL1 = gene_values.clamp(max=self.config.max_value).unsqueeze(-1).to(self.value_in.weight.dtype)
-        return self.value_norm(self.value_out(F.relu(self.value_in(values_BL1))))
+        states_BLD = F.relu(self.value_in(gene_values.clamp(max=self.config.max_value)))
+        return self.value_norm(self.value_out(states_BLD))
 
 
 class ScMMGPTPooledGenes(nn.Module):
@@ -142,8 +183,7 @@ class ScMMGPTPooledGenes(nn.Module):
         self.out = nn.Linear(config.embedding_size, config.num_pooled_tokens * config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, gene_table: torch.Tensor, gene_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        summed_BE = F.embedding_bag(gene_ids, gene_table, per_sample_weights=weights.to(gene_table.dtype), mode="sum")
+    def forward(self, summed_BE: torch.Tensor) -> torch.Tensor:
         pooled_BE = self.norm(summed_BE)
         pooled_BE = pooled_BE + self.dropout(self.down(F.gelu(self.up(pooled_BE))))
         return self.out(self.out_norm(pooled_BE)).unflatten(-1, (self.num_tokens, -1))
@@ -190,18 +230,12 @@ def masked_value_loss(predictions_BL: torch.Tensor, value_labels: torch.Tensor) 
     return (error * masked).sum() / masked.sum().clamp(min=1)
 
 
-class ScMMGPTCellPreTrainedModel(PreTrainedModel):
+class ScMMGPTCellPreTrainedModel(ScMMGPTTower):
     config: ScMMGPTCellConfig
     base_model_prefix = "model"
     main_input_name = "gene_ids"
     input_modalities = ["cell"]
-    supports_gradient_checkpointing = True
     _no_split_modules = ["ScMMGPTCellLayer"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": ScMMGPTCellLayer, "attentions": ScMMGPTAttention}
 
 
@@ -234,7 +268,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         self.embeddings.gene_embeddings = value
 
     @merge_with_config_defaults
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)  # packed rows have packed states, the last as the others
     def forward(
         self,
         gene_ids: torch.Tensor,
@@ -275,7 +309,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         """The pooled tokens alone (B, P, D): all genes of each cell, before any layer."""
         # <cls> weighs nothing, but stays: a cell without genes still has one token to sum over.
         weights_BL = F.pad((gene_values.clamp(min=0) * gene_mask)[:, 1:], (1, 0))
-        return self.pooled_genes(self.embeddings.gene_embeddings.weight, gene_ids, weights_BL)
+        return self.pooled_genes(self.embeddings.gene_embeddings(gene_ids, weights_BL))
 
     def _runs_packed(self) -> bool:
         plain = self.config.num_pooled_tokens == 0 and self.config.num_attended_genes is None
@@ -315,14 +349,22 @@ class ScMMGPTCellEncoderForMaskedValues(ScMMGPTCellPreTrainedModel):
         self.value_head = ScMMGPTValueHead(config)
         self.post_init()
 
-    def forward(self, gene_ids, gene_values, gene_mask=None, value_labels=None, **kwargs) -> ScMMGPTCellEncoderOutput:
-        outputs = self.model(gene_ids, gene_values, gene_mask, **kwargs)
-        outputs.value_predictions = self.value_head(gene_states(outputs.last_hidden_state, self.config))
+    @can_return_tuple
+    def forward(
+        self,
+        gene_ids: torch.Tensor,
+        gene_values: torch.Tensor,
+        gene_mask: torch.Tensor | None = None,
+        value_labels: torch.Tensor | None = None,
+        cell_cu_seqlens: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ScMMGPTCellEncoderOutput:
+        outputs = self.model(gene_ids, gene_values, gene_mask, cell_cu_seqlens, return_dict=True, **kwargs)
+        predictions, loss = self.value_head(gene_states(outputs.last_hidden_state, self.config)), None
         if value_labels is not None:
-            outputs.loss = masked_value_loss(
-                outputs.value_predictions, value_labels[:, : outputs.value_predictions.shape[1]]
-            )
-        return outputs
+            loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
+        # A new one: what is set on an output that exists comes last in its tuple.
+        return ScMMGPTCellEncoderOutput(**{**outputs, "loss": loss, "value_predictions": predictions})
 
 
 def summary_tokens(states_BLD: torch.Tensor, num_pooled_tokens: int) -> torch.Tensor:
@@ -343,6 +385,7 @@ __all__ = [
     "ScMMGPTValueHead",
     "gene_states",
     "masked_value_loss",
+    "sum_of_genes",
     "summary_tokens",
     "unpack_cells",
 ]

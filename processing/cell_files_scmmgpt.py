@@ -10,6 +10,7 @@ from scipy import sparse
 
 from .cell_matrix_scmmgpt import Cells, Matrix, check_bounds, check_places
 from .errors_scmmgpt import UserError
+from .features_scmmgpt import GENE, kind_of_type, not_read
 
 try:
     import anndata
@@ -52,12 +53,43 @@ def open_path(path: str) -> Cells:
         else:
             group = h5py.File(path, "r")
             close = group.close
-        modality = rna_modality(group["mod"]) if "mod" in group else None
-        return _from_group(group if modality is None else group["mod"][modality], modality, close)
+        return _from_mudata(group["mod"], close) if "mod" in group else _from_group(group, None, close)
     except Exception as error:  # h5py, zarr and anndata each have their own ways to say "damaged"
         if close is not None:
             close()
+        if isinstance(error, UserError):
+            raise UserError(f"{path}: {error}") from error
         raise UserError(f"{path} cannot be read as h5ad, zarr or h5mu; it may be truncated ({error}).") from error
+
+
+def _from_mudata(modalities: Any, close: Callable[[], None] | None) -> Cells:
+    """Matrices of the modality with gene expression; of the others only the names are read."""
+    modality = rna_modality(modalities)
+    cells = _from_group(modalities[modality], modality, close)
+    names_of = {
+        name: (_index(group["obs"]), _index(group["var"])) for name, group in modalities.items() if name != modality
+    }
+    note_other_modalities(cells, _index(modalities[modality]["obs"]), names_of)
+    return cells
+
+
+def note_other_modalities(cells: Cells, cell_names: Any, others: dict[str, tuple[Any, Any]]) -> None:
+    """Write down what MuData holds beside the RNA: modality -> (names of its cells, names of its features)."""
+    for modality, (_, feature_names) in others.items():
+        cells.set_aside |= not_read("mod", modality, list(feature_names))
+    cells.num_without_rna = len({name for names, _ in others.values() for name in names} - set(cell_names))
+
+
+def note_matrices_of_obsm(cells: Cells, obsm: Any) -> None:
+    """Write down matrices of proteins and the like that lie beside the genes."""
+    for key in obsm:
+        if kind_of_type(key) != GENE and not key.startswith("X_"):
+            matrix = obsm[key]
+            names = (
+                matrix.columns if hasattr(matrix, "columns") else getattr(matrix, "attrs", {}).get("column-order", ())
+            )
+            shape = getattr(matrix, "shape", ())
+            cells.set_aside |= not_read("obsm", key, list(names), shape[1] if len(shape) > 1 else len(names))
 
 
 def _from_group(group: Any, modality: str | None, close: Callable[[], None] | None) -> Cells:
@@ -72,13 +104,15 @@ def _from_group(group: Any, modality: str | None, close: Callable[[], None] | No
     uns = None
     with suppress(KeyError):
         uns = {"log1p": read_element(group["uns"]["log1p"])}
-    return Cells(matrices, _obs_names(group["obs"]), log_base(uns), modality, close)
+    cells = Cells(matrices, _index(group["obs"]), log_base(uns), modality, close)
+    note_matrices_of_obsm(cells, group.get("obsm", {}))
+    return cells
 
 
-def _obs_names(obs: Any) -> Any:
-    """Names of the cells; their other columns stay unread."""
+def _index(table: Any) -> Any:
+    """Names of the cells or of the features; their other columns stay unread."""
     read_element = anndata.io.read_elem
-    return read_element(obs[obs.attrs["_index"]]) if hasattr(obs, "keys") else read_element(obs).index
+    return read_element(table[table.attrs["_index"]]) if hasattr(table, "keys") else read_element(table).index
 
 
 def on_disk(name: str, element: Any, var: Any) -> Matrix:

@@ -74,7 +74,7 @@ def hide_values(inputs: dict, share: float, mask_value: float) -> dict[str, torc
     hidden[:, 0] = False  # <cls> has no value
     return {
         "gene_values": values.masked_fill(hidden, mask_value),
-        "value_labels": torch.where(hidden, values, -100.0),
+        "target_values": torch.where(hidden, values, -100.0),
     }
 
 

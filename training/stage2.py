@@ -63,6 +63,14 @@ class Stage2Trainer(RunTrainer, SFTTrainer):
     losses = ("language_loss", "cell_generation_loss")
     flops_of = staticmethod(stage_2_flops)
 
+    def losses_of(self, model, inputs):
+        """With every answer token of a step weighing the same in one direction, and every cell in the other."""
+        loss, outputs = super().losses_of(model, inputs)
+        language, cells = outputs.get("language_loss"), outputs.get("cell_generation_loss")
+        if language is not None and cells is not None:
+            loss = language + self.model.config.cell_generation_weight * cells
+        return loss, outputs
+
 
 @dataclass
 class SampleWriter(TrainerCallback):

@@ -17,6 +17,7 @@ FILE_NAME = "calibration.json"
 DEFAULT_PRIOR_SHARE = 0.5
 DEFAULT_MIN_CONFIDENCE = 0.3
 DEFAULT_LEAST_SHARE = 0.003
+DEFAULT_NAMING_TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Calibration:
     has seen in training. The prior correction takes away `prior_share` of a label's mean logit over the data;
     `profile_weight` is that of the type-profile cosine. Below `min_confidence` a call backs off to a parent term, then
     to "unknown". Where a study is called as a whole, `consensus` is the calibration of that, and a label must add
-    `least_share` of the study to what is said about it. `set_gap_by_candidates` are the gaps of `label_sets_scmmgpt`.
+    `least_share` of the study to what is said about it, read at `naming_temperature`. `set_gap_by_candidates` are the gaps of `label_sets_scmmgpt`.
     """
 
     temperature_by_candidates: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
@@ -37,6 +38,7 @@ class Calibration:
     min_confidence: float = DEFAULT_MIN_CONFIDENCE
     profile_weight: float = 0.0
     least_share: float = DEFAULT_LEAST_SHARE
+    naming_temperature: float = DEFAULT_NAMING_TEMPERATURE
     set_gap_by_candidates: tuple[tuple[float, float], ...] = ()
     consensus: Calibration | None = None
 
@@ -63,6 +65,7 @@ class Calibration:
             float(content.get("min_confidence", DEFAULT_MIN_CONFIDENCE)),
             float(content.get("profile_weight", 0.0)),
             float(content.get("least_share", DEFAULT_LEAST_SHARE)),
+            float(content.get("naming_temperature", DEFAULT_NAMING_TEMPERATURE)),
             _pairs(content.get("set_gap_by_candidates", ())),
         )
 

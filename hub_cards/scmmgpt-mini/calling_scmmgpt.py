@@ -214,9 +214,10 @@ class CellAnnotator:
 
         `communities` has the number of each cell's community, which speaks by the mean logits of its cells.
         """
-        chances = softmax(group_means(scorer.logits, communities) / scorer.temperature, axis=1)
+        calibration = scorer.calibration
+        chances = softmax(group_means(scorer.logits, communities) / calibration.naming_temperature, axis=1)
         names = name_agreement(scorer.candidates.term_ids, self.ontology)
-        return scorer.among(held_labels(chances, np.bincount(communities), names, scorer.calibration.least_share))
+        return scorer.among(held_labels(chances, np.bincount(communities), names, calibration.least_share))
 
     def call(
         self, scorer: "Scorer", *, min_confidence: float | None = None, clusters: np.ndarray | None = None

@@ -92,10 +92,10 @@ def info(
 @app.command(epilog="Example: scmmgpt doctor my.h5ad")
 def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
     """Show what would be read from a file: matrix, genes, species; with warnings."""
-    from .doctor import examine
+    from .doctor import examination_lines, examine
 
     result = examine(cells, model=model)
-    say(result, as_json=json, lines=pairs(result))
+    say(result, as_json=json, lines=examination_lines(result))
 
 
 @app.command(
@@ -362,7 +362,7 @@ def convert(
     json: AsJson = False,
 ) -> None:
     """Convert a public checkpoint to a model of this package."""
-    from .training.convert import convert_checkpoint
+    from .training.conversion.checkpoints import convert_checkpoint
 
     say_outcome(convert_checkpoint(kind, source, output), output, json)
 

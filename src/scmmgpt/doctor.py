@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from .cells import open_cells
+from .console import pairs
 from .embedding import CELLS_PER_CHUNK
 from .hashes import hash_of_files
 from .hub_cards import EMBEDDED_MODEL
 from .input_warnings import cell_warnings, dispersion, input_warnings
 from .loading import damage_refused, find_model
+from .processing.input_account_scmmgpt import set_aside_lines
 from .verb import UNTRAINED, versions
 
 
@@ -36,6 +38,11 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     account["embeddings"] = sorted(opened.present["obsm"])
     account["warnings"] = [*input_warnings(account), *cell_warnings(num_implausible, len(num_genes), spread, account)]
     return account
+
+
+def examination_lines(account: dict[str, Any]) -> list[str]:
+    """What was found in the cells, for people; features that were set aside in words."""
+    return [*pairs({name: value for name, value in account.items() if name != "set_aside"}), *set_aside_lines(account)]
 
 
 def describe_installation(model: Any = None) -> dict[str, Any]:

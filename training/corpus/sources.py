@@ -22,6 +22,7 @@ import scipy.sparse as sp
 
 from scmmgpt.errors import UserError, require
 from scmmgpt.processing.cell_reading_scmmgpt import Cells, ChosenMatrix, Matrix, choose_matrix, open_cells
+from scmmgpt.processing.features_scmmgpt import only_genes
 
 CENSUS_PREFIX = "census:"
 _SOMA_LAYERS = ("raw", "counts", "data")  # the Census calls counts "raw"; an experiment made from h5ad "data"
@@ -149,7 +150,7 @@ class SomaSource(CellSource):
     @cached_property
     def cells(self) -> Cells:
         matrix = Matrix(self.layer, (self.num_cells, len(self.var)), self._read, self.var, list(self.var.index))
-        return Cells([matrix])
+        return only_genes(Cells([matrix]))
 
     @cached_property
     def _cell_ids(self) -> np.ndarray:
