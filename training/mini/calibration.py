@@ -31,7 +31,7 @@ from scmmgpt.processing.calibration_scmmgpt import Calibration
 from scmmgpt.processing.calling_scmmgpt import CellEvidence, Scorer
 from scmmgpt.processing.label_sets_scmmgpt import MISS_RATE, fitted_gap, nearest_labels, set_sizes, share_held
 from scmmgpt.processing.labels_scmmgpt import ontology_labels
-from scmmgpt.training.evaluation.metrics import expected_calibration_error, macro_f1
+from scmmgpt.training.evaluation.metrics import expected_calibration_error, hierarchical_f1, macro_f1
 from scmmgpt.training.evaluation.type_tree import TypeTree
 from scmmgpt.training.mini.development import EmbeddedStudy, embed_studies, read_studies
 from scmmgpt.training.mini.recipe import RECIPE, CellFolder, RecipeFile, read_recipe
@@ -47,7 +47,7 @@ COVERAGE = 0.8
 OF_STUDY_CHOICES = {
     "profile_weight": (0.0, 30.0, 60.0, 90.0),
     "prior_share": (0.0, 0.25, 0.5),
-    "naming_temperature": (1.0, 1.5, 2.0, 3.0),
+    "naming_temperature": (1.0, 1.5, 2.0, 2.5, 3.0),
 }
 # A study that names few types well is better named than not: its neighbours have already spoken.
 OF_STUDY_COVERAGE = 0.98
@@ -158,6 +158,7 @@ class WholeStudy:
     names: list[str]
     nearest: dict[str, str | None]
     known: np.ndarray
+    tree: TypeTree
 
     @classmethod
     def of(cls, study: EmbeddedStudy, names: list[str], tree: TypeTree) -> WholeStudy:
@@ -166,7 +167,7 @@ class WholeStudy:
         nearest = {name: tree.nearest_of(name, study.types) for name in names}
         above = [{tree.find(name), *tree.ancestors(name)} for name in study.types]
         known = np.array([[tree.find(name) in lineage for name in names] for lineage in above])
-        return cls(study, cells, communities, names, nearest, known)
+        return cls(study, cells, communities, names, nearest, known, tree)
 
     def scorer(self, calibration: Calibration) -> Scorer:
         """The scores of all trained types."""
@@ -179,17 +180,26 @@ class WholeStudy:
         return annotator.held(self.scorer(calibration), self.communities)
 
     def meant(self, held: Scorer) -> np.ndarray:
-        """The type of the study that each cell's call means, or none."""
-        types = np.array([self.nearest[label] or "" for label in held.candidates.labels.labels], object)
+        """The type of the study that each cell's call means, or the call itself."""
+        types = np.array([self.nearest[label] or label for label in held.candidates.labels.labels], object)
         return types[held.probabilities(slice(None)).argmax(axis=1)].astype(str)
+
+    def merit(self, calibration: Calibration) -> float:
+        """Mean of accuracy, macro-F1 and hierarchical F1; nothing for more than twice as many names as types."""
+        held, truth = self.held(calibration), self.study.truth
+        names = np.array(held.candidates.labels.labels, object)[held.probabilities(slice(None)).argmax(axis=1)]
+        if len(set(names)) > 2 * len(self.study.types):
+            return 0.0
+        meant = self.meant(held)
+        scores = np.mean(meant == truth), macro_f1(truth, meant), hierarchical_f1(truth, names, self.tree)
+        return float(np.mean(scores))
 
 
 def fit_of_study(studies: Sequence[WholeStudy], of_cells: Calibration) -> Calibration:
     """As `fit`, for studies that are called as a whole."""
 
     def merit_of_study(calibration: Calibration) -> float:
-        pairs = ((study.study.truth, study.meant(study.held(calibration))) for study in studies)
-        return float(np.mean([(np.mean(named == truth) + macro_f1(truth, named)) / 2 for truth, named in pairs]))
+        return float(np.mean([study.merit(calibration) for study in studies]))
 
     best = replace(of_cells, consensus=None)
     for name, values in OF_STUDY_CHOICES.items():
