@@ -674,7 +674,7 @@ class ScMMGPTForConditionalGeneration(
             output.cell_generation_loss = self.cell_generation_loss(
                 cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size
             ).loss
-        share = 1.0
+        share: float | torch.Tensor = 1.0
         if labels is not None and num_items_in_batch is not None:
             share = (labels[..., 1:] != -100).sum() / num_items_in_batch
         parts = [

@@ -57,7 +57,7 @@ ADAPTER, BASE, SAMPLES = "adapter", "base", "samples.jsonl"
 LEAVE_TO_US = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
 
 
-class Stage2Trainer(RunTrainer, SFTTrainer):
+class Stage2Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc] # TRL gives `loss_is_scaled_for_ga` the type of None
     """The trainer of stage 2, in TRL's place."""
 
     data_collator: ConversationCollator
