@@ -437,6 +437,22 @@ def test_joined_studies_share_their_genes_and_keep_their_names():
     np.testing.assert_allclose(both.X[8:].toarray(), alone.X.toarray(), rtol=1e-4)
 
 
+def test_a_part_that_only_clusters_needs_no_training_cells(tmp_path):
+    for seed, name in enumerate(("first", "second")):
+        cells_of(TYPES * 15, seed=seed).write_h5ad(tmp_path / f"{name}.h5ad")
+    (tmp_path / "suite.yaml").write_text(
+        "{name: t, label: cell_type, training_recipe: absent.yaml, tasks: [annotation, clustering], slow_tasks: [],"
+        " slow_studies: [], parts: [{name: mixing, only: [clustering], studies: [{file: first.h5ad,"
+        " joined_with: [second.h5ad], called: both}]}]}"
+    )
+
+    records = eval_suite.run_suite(tmp_path / "suite.yaml", tmp_path, tmp_path / "out", {"mixing": [PERFECT]})
+
+    assert {(record.task, record.study) for record in records} == {("clustering", "both")}
+    assert values(records, "clustering")["graph_connectivity"] == 1
+    assert "t_mixing_clustering.json" in {path.name for path in (tmp_path / "out").iterdir()}
+
+
 def test_a_misspelt_key_of_a_suite_is_refused(tmp_path):
     (tmp_path / "suite.yaml").write_text("{name: t, lable: cell_type}")
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from scmmgpt.loading import LoadedModel
 
 SIMULATED_PREFIX = "sim_"
+# No baseline learns from training cells in these.
+WITHOUT_TRAINING = {"clustering", "few-shot", "description"}
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -140,7 +142,8 @@ def run_suite(
     for part in suite.parts:
         chosen = [study for study in part.studies if not studies or study.name in studies]
         if chosen:
-            training = training_cells(suite, recipe.parent, data, part)
+            learns = not WITHOUT_TRAINING.issuperset(_tasks_of(suite, part, only))
+            training = training_cells(suite, recipe.parent, data, part) if learns else TrainingCells([], suite.label)
             systems = [*models.get(part.name, ()), *_baselines(training, tree), *peers]
             opened = (_open(study, suite.label, data, tree) for study in chosen)
             records += _run_part(suite, part, opened, training, systems, tree, output, only)
@@ -161,10 +164,10 @@ def _run_part(
     tested: list[Study] = []
     for study in studies:
         start = time.perf_counter()
-        of_study = suite.tasks + (suite.slow_tasks if study.name in suite.slow_studies else [])
-        tasks = [task for task in of_study if (not only or task in only) and (not part.only or task in part.only)]
+        tasks = _tasks_of(suite, part, only, study.name)
         records += study_records(systems, study, tree, tasks=tasks, training=training, seed=suite.seed)
-        records.append(leakage_record(training, study))
+        if training.num_cells:
+            records.append(leakage_record(training, study))
         tested.append(study)
         models = [system.name for system in systems if not system.is_baseline]
         run = provenance(seed=suite.seed, device=device_kind(), models=models, training_cells=training.num_cells)
@@ -172,6 +175,12 @@ def _run_part(
         write_results(records, tested, output, run, prefix=f"{suite.name}_{part.name}")
         print(f"{study.name}: {len(tasks)} tasks in {time.perf_counter() - start:.0f} s", flush=True)
     return records
+
+
+def _tasks_of(suite: Suite, part: SuitePart, only: Sequence[str], study: str | None = None) -> list[Task]:
+    """What is run on a study; on every study of the part without one."""
+    tasks = suite.tasks + (suite.slow_tasks if study in suite.slow_studies else [])
+    return [task for task in tasks if (not only or task in only) and (not part.only or task in part.only)]
 
 
 def training_cells(suite: Suite, recipes: Path, data: Path, part: SuitePart) -> TrainingCells:
