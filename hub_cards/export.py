@@ -18,9 +18,8 @@ import numpy as np
 
 from scmmgpt import modeling_scmmgpt, processing
 from scmmgpt.errors import UserError
-from scmmgpt.modeling_scmmgpt.modeling_scmmgpt import AUTO_MAP
+from scmmgpt.modeling_scmmgpt.auto_classes_scmmgpt import AUTO_MAP, custom_pipelines
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
-from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
 
 from . import EMBEDDED_MODEL
 from .repository_check import ENDPOINT_FILES
@@ -111,7 +110,7 @@ def refresh_code(directory: Path) -> list[str]:
     wanted["requirements.txt"] = REQUIREMENTS.encode()
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = dict(AUTO_MAP)
-    config["custom_pipelines"] = custom_pipelines()
+    config["custom_pipelines"] = custom_pipelines("ScMMGPTForConditionalGeneration" in config["architectures"])
     wanted["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     stale = [path for path in directory.glob("*.py") if path.name not in wanted]
     for path in stale:
@@ -124,14 +123,6 @@ def refresh_code(directory: Path) -> list[str]:
     for name in changed:
         (directory / name).write_bytes(wanted[name])
     return sorted(changed + [path.name for path in stale])
-
-
-def custom_pipelines() -> dict[str, dict[str, Any]]:
-    """The `pipeline(...)` tasks of the processing island, as a config names them."""
-    return {
-        task: {"impl": f"pipeline_scmmgpt.{kind.__name__}", "pt": [auto_class], "type": "multimodal"}
-        for task, (kind, auto_class) in PIPELINES.items()
-    }
 
 
 def write_card(directory: Path) -> None:

@@ -29,14 +29,14 @@ from transformers import (
 )
 
 if TYPE_CHECKING or __package__:
-    from scmmgpt.processing.encoding_scmmgpt import TextEmbedder, similarity_scale
+    from scmmgpt.processing.encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
     from scmmgpt.processing.prompting_scmmgpt import generation_text, query_text
 
     from .request_cells_scmmgpt import opened_cells
     from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 else:  # in a repository every file lies beside this one
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from encoding_scmmgpt import TextEmbedder, similarity_scale
+    from encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
     from prompting_scmmgpt import generation_text, query_text
     from request_cells_scmmgpt import opened_cells
     from schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
@@ -58,6 +58,7 @@ class EndpointHandler:
         # In the type that the config names, as everywhere else: a GPU gives the same answers as a laptop.
         model = auto_class.from_pretrained(directory, trust_remote_code=True)
         self.model = model.eval().to(self.device)
+        check_vocabularies(model, self.processor)
         self.training_summary = getattr(self.model.config, "training_summary", None) or {}
         self.annotator = self.processor.annotator(self.model.config)
         # A fast tokenizer refuses to be used by two threads at once.

@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """One attention for every tower, and `torch_varlen`: torch's own flash kernels behind transformers' interface.
 
 `torch_varlen` needs no flash-attn package and no compiler. On a CPU, or in float32, the same call runs an exact
@@ -135,8 +148,27 @@ def torch_varlen_attention_forward(
     return outputs.contiguous(), None
 
 
-AttentionInterface.register("torch_varlen", torch_varlen_attention_forward)
-AttentionMaskInterface.register("torch_varlen", flash_attention_mask)
+def register_torch_varlen() -> None:
+    """Make the name known to transformers, and so to every LLM too: done when a model is asked for it, not before."""
+    AttentionInterface.register("torch_varlen", torch_varlen_attention_forward)
+    AttentionMaskInterface.register("torch_varlen", flash_attention_mask)
+
+
+def attend(module: nn.Module, implementation: str | None, query, key, value, attention_mask, **kwargs):
+    """Outputs (B, Q, H, D) and weights, if any, by transformers' interface.
+
+    A tensor that says of each pair who sees whom, (B, 1, Q, K), is understood by eager and sdpa alone: where flash or
+    flex attention is chosen, sdpa gives the same numbers.
+    """
+    is_cross_attention = getattr(module, "is_cross_attention", False)
+    if is_cross_attention and "flash" in (implementation or "") and attention_mask is not None:
+        # transformers' flash takes the padding of keys for that of the queries, where their numbers differ.
+        attention_mask = attention_mask.bool()[:, None, None]
+    is_mask_of_pairs = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
+    if is_mask_of_pairs and implementation != "eager":
+        implementation = "sdpa"
+    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    return attention(module, query, key, value, attention_mask, **kwargs)
 
 
 class ScMMGPTAttention(nn.Module):
@@ -145,10 +177,9 @@ class ScMMGPTAttention(nn.Module):
     Four plain linears, so that LoRA, quantisation and tensor parallelism find what they know.
     """
 
-    def __init__(self, config, key_value_size: int | None = None, implementation: str | None = None):
+    def __init__(self, config, key_value_size: int | None = None):
         super().__init__()
         self.config = config
-        self.implementation = implementation
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
@@ -166,9 +197,9 @@ class ScMMGPTAttention(nn.Module):
             linear(states).view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
             for linear, states in ((self.q_proj, hidden_states), (self.k_proj, source), (self.v_proj, source))
         )
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation_in_use(), eager_attention_forward)
         outputs, weights = attend(
             self,
+            self.config._attn_implementation,
             query,
             key,
             value,
@@ -179,10 +210,5 @@ class ScMMGPTAttention(nn.Module):
         )
         return self.out_proj(outputs.reshape(*hidden_states.shape[:-1], -1)), weights
 
-    def implementation_in_use(self) -> str:
-        """`implementation` stands in wherever the config's own choice cannot honour a custom mask."""
-        chosen = self.config._attn_implementation
-        return chosen if self.implementation is None or chosen == "eager" else self.implementation
 
-
-__all__ = ["ScMMGPTAttention", "takes_packed_sequences"]
+__all__ = ["ScMMGPTAttention", "attend", "register_torch_varlen", "takes_packed_sequences"]

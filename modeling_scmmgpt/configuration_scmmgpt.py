@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Every architecture number, typed, with its rule: one nested config per tower."""
 
 import difflib
@@ -8,17 +21,23 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+# Modules outside of the language model, by a pattern as quantisers take them.
+ALL_BUT_THE_LLM = r"(?!(model\.)?language_model\.).*"
+
+# What BERT and BLIP-2 call these fields, and tools that switch dropout off.
+BERT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
+
 
 class SpellingConfig(PreTrainedConfig):
     """transformers keeps unknown fields in silence, so that a typo becomes a default: name the field that was meant."""
 
-    def __post_init__(self, **kwargs):
+    def __setattr__(self, name: str, value: Any) -> None:
         known = [field.name for field in fields(self)]
-        for name in kwargs:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            if nearest:
-                raise ValueError(f"`{name}` is not a field of {type(self).__name__}. Did you mean `{nearest[0]}`?")
-        super().__post_init__(**kwargs)
+        is_known = name in known or name in self.attribute_map or hasattr(type(self), name)
+        nearest = [] if is_known or name.startswith("_") else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if nearest:
+            raise ValueError(f"`{name}` is not a field of {type(self).__name__}. Did you mean `{nearest[0]}`?")
+        super().__setattr__(name, value)
 
 
 def check_heads(config: Any) -> None:
@@ -34,6 +53,7 @@ class ScMMGPTCellConfig(SpellingConfig):
     """The cell encoder. The defaults are scGPT's whole-human model."""
 
     model_type = "scmmgpt_cell"
+    attribute_map = BERT_NAMES
     base_config_key = "cell_config"
 
     vocab_size: int = 60_697
@@ -49,7 +69,7 @@ class ScMMGPTCellConfig(SpellingConfig):
     hidden_act: str = "relu"
     hidden_dropout: float | int = 0.2
     attention_dropout: float | int = 0.0
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float | int = 1e-5
     value_encoding: Literal["continuous", "bins", "none"] = "continuous"
     num_bins: int = 51
     max_value: float | int = 512
@@ -67,7 +87,7 @@ class ScMMGPTCellConfig(SpellingConfig):
     pad_token_id: int | None = 60_694
     cls_token_id: int | None = 60_695
     mask_token_id: int | None = None
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -87,6 +107,7 @@ class ScMMGPTQFormerConfig(SpellingConfig):
     """The Q-Former: a BERT whose query branch looks at the cell every `cross_attention_frequency` layers."""
 
     model_type = "scmmgpt_qformer"
+    attribute_map = BERT_NAMES
     base_config_key = "qformer_config"
 
     num_query_tokens: int = 32
@@ -103,11 +124,11 @@ class ScMMGPTQFormerConfig(SpellingConfig):
     hidden_act: str = "gelu"
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: float | int = 1e-12
     pad_token_id: int | None = 0
     # The first token of a caption, in the place of [CLS]: BLIP-2's [DEC]. None = the text's own first token.
     caption_start_token_id: int | None = None
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def validate_sizes(self):
         if self.num_query_tokens < 1:
@@ -137,8 +158,8 @@ class ScMMGPTCellDecoderConfig(SpellingConfig):
     # Share of texts hidden in training, so that the empty text means the mixture of all cells (guidance needs both).
     text_dropout: float | int = 0.1
     guidance_scale: float | int = 1.0
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    layer_norm_eps: float | int = 1e-5
+    initializer_range: float | int = 0.02
 
 
 @strict
@@ -163,7 +184,7 @@ class ScMMGPTConfig(SpellingConfig):
         "cell_decoder_config": SubConfigSpec(config_class=ScMMGPTCellDecoderConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
-    attribute_map = {"image_token_id": "cell_token_id"}  # TRL's GRPO asks every multimodal config for this name
+    attribute_map = {"image_token_id": "cell_token_id"}  # by which TRL's GRPO, RLOO and distillation ask for it
     keys_to_ignore_at_inference = ["past_key_values", "cell_hidden_states"]
 
     if TYPE_CHECKING:  # a finished config holds configs, whichever form was given
@@ -182,7 +203,7 @@ class ScMMGPTConfig(SpellingConfig):
     cell_token_id: int | None = None
     projection_dim: int = 256
     projector_hidden_size: int = 256
-    initial_temperature: float = 0.1
+    initial_temperature: float | int = 0.1
     # Stage 1: weights of the four losses. Stage 2: weight of text -> cell beside the language model's loss.
     contrast_weight: float | int = 1.0
     match_weight: float | int = 1.0
@@ -190,9 +211,9 @@ class ScMMGPTConfig(SpellingConfig):
     value_weight: float | int = 0.0
     cell_generation_weight: float | int = 1.0
     # Softness of contrast targets where a similarity between texts (an ontology's) is given.
-    target_temperature: float = 0.1
+    target_temperature: float | int = 0.1
     tie_word_embeddings: bool = False
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     # What the weights have seen; None = untrained.
     training_summary: dict | None = None
 
@@ -206,6 +227,20 @@ class ScMMGPTConfig(SpellingConfig):
         # The head class reads the top level, an LLM's config says it below: either may ask for tying.
         if not self.tie_word_embeddings and getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True
+
+    def take_llm(self, llm_config: PreTrainedConfig) -> None:
+        """Make an LLM's config the text config. If that LLM is quantised, it stays the only part that is.
+
+        transformers quantises all that a checkpoint with such a config holds, the towers too, even without the LLM.
+        """
+        self.text_config = llm_config.get_text_config()
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        quantization: Any = vars(self.text_config).pop("quantization_config", None)
+        if quantization is not None:
+            is_bitsandbytes = hasattr(quantization, "llm_int8_skip_modules")
+            skipped = "llm_int8_skip_modules" if is_bitsandbytes else "modules_to_not_convert"
+            setattr(quantization, skipped, [*(getattr(quantization, skipped, None) or []), ALL_BUT_THE_LLM])
+            self.quantization_config = quantization
 
     @property
     def num_query_tokens(self) -> int:

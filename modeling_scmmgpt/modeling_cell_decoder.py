@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Text to cell: text features to a negative binomial per gene, and samples from it.
 
 Three parts. A projector reads a few text features off the LLM's hidden states. A flow turns noise into a latent, given
@@ -17,7 +30,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from .attention_scmmgpt import attend
 from .configuration_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellDecoderConfig
+from .modeling_cell_encoder import sum_of_genes
+from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 # Counts and library sizes are positive: their logarithms stay in this range.
 LOG_RATE_RANGE = (-20.0, 5.0)
@@ -32,7 +48,17 @@ FLOW_DRAWS = 8
 
 @dataclass
 class ScMMGPTCellOutput(ModelOutput):
-    """Counts of generated cells (cells, genes), the ids of the genes, and the library size of each cell."""
+    """Generated cells.
+
+    Parameters
+    ----------
+    counts
+        Whole numbers (cells, genes).
+    gene_ids
+        The vocabulary id of each gene (genes,).
+    library_size
+        The total count over the whole vocabulary that each cell was drawn with (cells,).
+    """
 
     counts: torch.Tensor | None = None
     gene_ids: torch.Tensor | None = None
@@ -41,6 +67,20 @@ class ScMMGPTCellOutput(ModelOutput):
 
 @dataclass
 class ScMMGPTCellDecoderLoss(ModelOutput):
+    """Losses of text -> cell.
+
+    Parameters
+    ----------
+    loss
+        The weighted sum.
+    reconstruction_loss
+        Negative log-likelihood of the counts, a mean over genes.
+    flow_loss
+        Squared error of the flow's velocity.
+    library_loss
+        Negative log-likelihood of the library size.
+    """
+
     loss: torch.Tensor | None = None
     reconstruction_loss: torch.Tensor | None = None
     flow_loss: torch.Tensor | None = None
@@ -74,6 +114,8 @@ class ScMMGPTTextFeatures(nn.Module):
 
     def __init__(self, config: ScMMGPTCellDecoderConfig, hidden_size: int, text_hidden_size: int):
         super().__init__()
+        self.config = config
+        self.is_causal = False  # without this attribute sdpa would run causal, in silence
         self.queries = nn.Parameter(torch.zeros(config.num_text_tokens, hidden_size))
         self.no_text = nn.Parameter(torch.zeros(config.num_text_tokens, hidden_size))
         self.query_proj = nn.Linear(hidden_size, hidden_size)
@@ -83,8 +125,10 @@ class ScMMGPTTextFeatures(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.num_heads = config.num_attention_heads
 
-    def forward(self, text_states: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
-        """A row without a single real token gets the features of no text."""
+    def forward(self, text_states: torch.Tensor | None = None, text_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The features of no text (1, K, D) where none is given, and in each row without a single real token."""
+        if text_states is None or text_mask is None:
+            return self.no_text[None]
         query, key, value = (
             states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for states in (
@@ -95,8 +139,9 @@ class ScMMGPTTextFeatures(nn.Module):
         )
         is_empty = ~text_mask.bool().any(1)
         visible = (text_mask.bool() | is_empty[:, None])[:, None, None]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        features_BKD = self.norm(self.queries + self.out_proj(attended.transpose(1, 2).flatten(2)))
+        scaling, implementation = query.shape[-1] ** -0.5, self.config._attn_implementation
+        attended, _ = attend(self, implementation, query, key, value, visible, scaling=scaling)
+        features_BKD = self.norm(self.queries + self.out_proj(attended.flatten(2)))
         return self.hide(features_BKD, is_empty)
 
     def hide(self, features_BKD: torch.Tensor, hidden_B: torch.Tensor) -> torch.Tensor:
@@ -113,9 +158,7 @@ class ScMMGPTLatentEncoder(nn.Module):
         self.down = nn.Linear(config.flow_hidden_size, config.latent_size)
         self.out_norm = nn.LayerNorm(config.latent_size, eps=config.layer_norm_eps, elementwise_affine=False)
 
-    def forward(self, gene_table, gene_ids, gene_values) -> torch.Tensor:
-        weights = gene_values.clamp(min=0).to(gene_table.dtype)
-        summed_BE = F.embedding_bag(gene_ids, gene_table, per_sample_weights=weights, mode="sum")
+    def forward(self, summed_BE: torch.Tensor) -> torch.Tensor:
         return self.out_norm(self.down(F.gelu(self.up(self.norm(summed_BE)))))
 
 
@@ -174,10 +217,9 @@ class ScMMGPTGeneHead(nn.Module):
             self.gene_loadings = nn.Parameter(torch.empty(vocab_size, self.num_loadings))
             self.random_parameters = ("gene_loadings",)
 
-    def forward(self, memory_BMD, gene_table, gene_ids) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, memory_BMD, genes_GE, gene_ids) -> tuple[torch.Tensor, torch.Tensor]:
         """(log share of the library (B, G), dispersion (G,))"""
         memory_BMD = self.memory_norm(memory_BMD)
-        genes_GE = gene_table[gene_ids]
         scale = memory_BMD.shape[-1] ** -0.5
         attention_BGM = self._product(self.gene_query(genes_GE), self.memory_key(memory_BMD)).mul(scale).softmax(-1)
         reading_BGM = self._product(self.gene_readout(genes_GE), self.memory_value(memory_BMD)).mul(scale)
@@ -187,14 +229,49 @@ class ScMMGPTGeneHead(nn.Module):
         dispersion_G = self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
         return log_share_BG.float().clamp(*LOG_RATE_RANGE), dispersion_G
 
+    def resize(self, vocab_size: int) -> None:
+        for name in ("gene_bias", "gene_dispersion", "gene_loadings"):
+            if hasattr(self, name):
+                setattr(self, name, with_rows(getattr(self, name), vocab_size))
+
     def _product(self, genes_GD: torch.Tensor, memory_BMD: torch.Tensor) -> torch.Tensor:
         return torch.einsum("gd,bmd->bgm", genes_GD, memory_BMD)
 
 
-class ScMMGPTCellDecoder(nn.Module):
+class ScMMGPTCellDecoder(ScMMGPTTower):
+    """Text features to counts, by way of the cell encoder's layers and gene table, which are passed in.
+
+    Parameters
+    ----------
+    config
+        The decoder's own sizes.
+    cell_config
+        Of the encoder whose layers and genes it uses.
+    text_hidden_size
+        Width of the LLM's states.
+
+    Examples
+    --------
+    >>> cells = ScMMGPTCellConfig(vocab_size=50, hidden_size=16, num_attention_heads=2)
+    >>> config = ScMMGPTCellDecoderConfig(num_text_tokens=2, num_attention_heads=2, latent_size=4, flow_hidden_size=8)
+    >>> decoder = ScMMGPTCellDecoder(config, cells, text_hidden_size=12).eval()
+    >>> features = decoder.text_features(torch.rand(3, 5, 12), torch.ones(3, 5))
+    >>> latent = decoder.sample_latent(features, torch.randn(3, 4), guidance_scale=1.0)
+    >>> genes = torch.arange(7)
+    >>> log_share, dispersion = decoder.decode(
+    ...     latent, features, torch.nn.Identity(), torch.nn.Embedding(50, 16), genes
+    ... )
+    >>> log_share.shape, dispersion.shape
+    (torch.Size([3, 7]), torch.Size([7]))
+    """
+
+    config: ScMMGPTCellDecoderConfig
+    base_model_prefix = "cell_decoder"
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["ScMMGPTCellDecoder"]
+
     def __init__(self, config: ScMMGPTCellDecoderConfig, cell_config: ScMMGPTCellConfig, text_hidden_size: int):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden_size = cell_config.hidden_size
         embedding_size = getattr(cell_config, "embedding_size", None) or hidden_size
         self.text_features = ScMMGPTTextFeatures(config, hidden_size, text_hidden_size)
@@ -203,12 +280,17 @@ class ScMMGPTCellDecoder(nn.Module):
         self.memory_in = nn.Linear(config.latent_size, config.num_memory_tokens * hidden_size)
         self.gene_head = ScMMGPTGeneHead(config, hidden_size, embedding_size, cell_config.vocab_size)
         self.library_head = nn.Linear(config.num_text_tokens * hidden_size, 2)
+        self.post_init()
+
+    def latents(self, gene_table: nn.Module, gene_ids, gene_values) -> torch.Tensor:
+        """The latents (B, Z) of real cells, whose values hold no special tokens."""
+        return self.latent_encoder(sum_of_genes(gene_table, gene_ids, gene_values.clamp(min=0)))
 
     def decode(self, latent_BZ, features_BKD, run_layers, gene_table, gene_ids):
         """Log share and dispersion of each gene: latent and text features pass through the cell encoder's layers."""
         latent_tokens = self.memory_in(latent_BZ).unflatten(-1, (self.config.num_memory_tokens, -1))
         memory_BMD = run_layers(torch.cat([features_BKD, latent_tokens], dim=1))
-        return self.gene_head(torch.cat([memory_BMD, latent_tokens], dim=1), gene_table, gene_ids)
+        return self.gene_head(torch.cat([memory_BMD, latent_tokens], dim=1), gene_table(gene_ids), gene_ids)
 
     def library_distribution(self, features_BKD) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the logarithm of the library size."""
@@ -220,7 +302,7 @@ class ScMMGPTCellDecoder(nn.Module):
         if self.training:
             hidden_B = torch.rand(len(features_BKD), device=features_BKD.device) < self.config.text_dropout
             features_BKD = self.text_features.hide(features_BKD, hidden_B)
-        latent_BZ = self.latent_encoder(gene_table, *cell)
+        latent_BZ = self.latents(gene_table, *cell)
         log_share, dispersion = self.decode(
             self._disturb(latent_BZ), features_BKD, run_layers, gene_table, target_gene_ids
         )
@@ -255,7 +337,7 @@ class ScMMGPTCellDecoder(nn.Module):
 
     def sample_latent(self, features_BKD, noise_BZ, guidance_scale: float) -> torch.Tensor:
         """Sample a latent by integrating the flow from noise, with classifier-free guidance."""
-        no_text = self.text_features.no_text.expand_as(features_BKD)
+        no_text = self.text_features().expand_as(features_BKD)
         latent_BZ, step = noise_BZ, 1.0 / self.config.num_flow_steps
         for i in range(self.config.num_flow_steps):
             time_B = torch.full((len(latent_BZ),), (i + 0.5) * step, device=latent_BZ.device, dtype=latent_BZ.dtype)

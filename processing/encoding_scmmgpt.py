@@ -14,6 +14,24 @@ TEXTS_REMEMBERED = 20_000
 Processor = Callable[..., Mapping[str, Any]]
 
 
+def check_vocabularies(model: Any, processor: Any) -> None:
+    """Refuse a processor that knows genes or words for which the model has no vector."""
+    config, words = model.config, len(processor.tokenizer)
+    words_of_qformer = len(processor.qformer_tokenizer) if processor.qformer_tokenizer is not None else words
+    tables = [
+        ("genes", processor.gene_tokenizer.vocab_size, config.cell_config.vocab_size, "resize_gene_embeddings"),
+        ("words", words_of_qformer, config.qformer_config.vocab_size, "the Q-Former's resize_token_embeddings"),
+    ]
+    if hasattr(model, "generate_cells"):  # it has an LLM
+        tables.append(("words", words, config.text_config.vocab_size, "resize_token_embeddings"))
+    for what, known, has_vectors, remedy in tables:
+        if known > has_vectors:
+            raise ValueError(
+                f"The processor knows {known} {what}, but the model has vectors for {has_vectors}. Load the processor "
+                f"that belongs to the model, or let the model grow: {remedy}({known})."
+            )
+
+
 def embed_texts(model: Any, processor: Processor, texts: Sequence[str]) -> np.ndarray:
     """One unit vector per text, (N, D), from any scmmgpt model and its processor."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))

@@ -12,6 +12,7 @@ from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
 from .prompting_scmmgpt import cell_text
 
 CELL_ONTOLOGY = "cell-ontology"
+TRAINED_TYPES = "trained types"  # the source of the labels where nobody gave any
 UNKNOWN = "unknown"
 # Spelling suggestions cost a search over all names each; nobody reads hundreds of them.
 _MAX_SUGGESTIONS = 20
@@ -35,6 +36,12 @@ class LabelSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def chosen(self, places: Iterable[int]) -> "LabelSet":
+        """Some of the labels, by index."""
+        places = list(places)
+        columns = (self.labels, self.term_ids, self.descriptions)
+        return LabelSet(*(tuple(column[place] for place in places) for column in columns), self.source, self.notes)
 
     def texts(self, tissue: str | None = None) -> list[str]:
         """What each label says about itself, in the words of the training: the text that cells are compared with."""

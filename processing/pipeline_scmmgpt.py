@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForMultimodalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .encoding_scmmgpt import TextEmbedder, similarity_scale
+from .encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
 from .labels_scmmgpt import Labels
 from .processing_scmmgpt import ScMMGPTProcessor
 from .prompting_scmmgpt import generation_text, query_text
@@ -38,6 +38,10 @@ class CellPipeline(Pipeline):
     # Which step takes an option: 0 reads cells or text, 1 runs the model, 2 puts the outputs together.
     _step_of: Mapping[str, int] = {}
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_vocabularies(self.model, self.processor)
+
     def __call__(self, inputs: Any, **kwargs) -> Any:
         """Process all cells; keyword arguments take the place of those given when the pipeline was made."""
         given = self._preprocess_params, self._forward_params, self._postprocess_params
@@ -60,6 +64,11 @@ class CellPipeline(Pipeline):
     def cell_embeds(self, chunk: dict) -> torch.Tensor:
         """One unit-length embedding per cell."""
         return self.model.get_cell_features(**chunk).pooler_output
+
+    def save_pretrained(self, save_directory: Any, **kwargs) -> None:
+        """Save model and processor as one repository, from which every pipeline of the model loads."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     @cached_property
     def embed_texts(self) -> TextEmbedder:

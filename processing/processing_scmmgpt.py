@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -16,6 +16,9 @@ from .calling_scmmgpt import ANNOTATION_FILES, CellAnnotator
 from .errors_scmmgpt import UserError
 from .gene_tokenization_scmmgpt import HUB_ARGUMENTS, hub_file
 from .prompting_scmmgpt import CELL_TOKEN, chat_template_with_cells, conversation, description_question
+
+if TYPE_CHECKING:  # transformers saves what a module imports, this too: the pipelines travel with the processor
+    from .pipeline_scmmgpt import PIPELINES  # noqa: F401
 
 try:
     import anndata
@@ -298,6 +301,8 @@ class ScMMGPTProcessor(ProcessorMixin):
             self.qformer_tokenizer = own
         settings.pop("qformer_tokenizer", None)
         settings.pop("annotation_files", None)
+        # A save sets it, a load forgets it: both say the same.
+        settings["auto_map"] = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"}
         return settings
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:

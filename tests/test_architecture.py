@@ -36,10 +36,10 @@ GROUND_FLOOR = {
 }
 # These measure the finished model through the very functions that people call.
 MEASURES_THE_FRONT_DOOR = ("model_system.py", "eval_suite.py", "out_of_distribution.py")
-# What each room of the training code may import of training. What a person runs stands above the rooms of corpora and
-# of evaluation, and the embedded model above all of them.
+# What each room of the training code may import of training. What a person runs stands above the rooms of conversion,
+# of corpora and of evaluation, and the embedded model above all of them.
 READER = "strict_yaml"
-ROOMS = {"corpus": {"corpus", READER}, "evaluation": {"evaluation", "corpus", READER}}
+ROOMS = {"conversion": {"conversion"}, "corpus": {"corpus", READER}, "evaluation": {"evaluation", "corpus", READER}}
 TOP_ROOM = "mini"
 MAX_LINES = 450
 # The Hub gets the file of the saved class and its siblings: all classes of the model stand together, so that every

@@ -1,11 +1,20 @@
 """Every attention gives the same numbers, and `torch_varlen`'s reference is exact."""
 
+import logging
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration, ScMMGPTModel
-from scmmgpt.modeling_scmmgpt.attention_scmmgpt import takes_packed_sequences, torch_varlen_attention_forward
+from scmmgpt.modeling_scmmgpt.attention_scmmgpt import (
+    attend,
+    takes_packed_sequences,
+    torch_varlen_attention_forward,
+)
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="flash kernels need a CUDA device")
@@ -89,6 +98,16 @@ def test_varlen_has_the_gradients_of_sdpa():
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
+def test_flash_attention_across_padded_keys_leaves_no_query_out():
+    query, key, value = states(3, 4), states(3, 7), states(3, 7)
+    mask, module = torch.arange(7) < torch.tensor([7, 3, 5])[:, None], Module()
+    module.is_cross_attention = True
+
+    found, _ = attend(module, "flash_attention_2", query, key, value, mask.long(), scaling=WIDTH**-0.5)
+
+    torch.testing.assert_close(found, plain(query, key, value, mask[:, None, None]))
+
+
 def test_varlen_refuses_dropout():
     with pytest.raises(ValueError, match="no attention dropout"):
         varlen(states(1, 2), states(1, 2), states(1, 2), dropout=0.1)
@@ -155,3 +174,39 @@ def test_flash_kernels_give_the_numbers_of_sdpa_in_bfloat16(tiny_config, make_ce
 
     for inputs in (cells, pack(cells)):
         torch.testing.assert_close(model.get_cell_features(**inputs).pooler_output, expected, atol=2e-2, rtol=0)
+
+
+def test_setting_an_attention_of_every_tower_warns_of_nothing(tiny_config, make_texts, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model, texts = ScMMGPTForConditionalGeneration(tiny_config()).eval(), make_texts((7, 0, 6))
+    expected = model.text_features(**texts)
+
+    for attention in ("eager", "sdpa", "torch_varlen"):
+        model.set_attn_implementation(attention)
+
+        assert model.cell_decoder.config._attn_implementation == attention
+        torch.testing.assert_close(model.text_features(**texts), expected, atol=1e-5, rtol=0)
+    assert caplog.messages == []
+
+
+def test_an_attention_of_ours_is_known_to_transformers_when_a_model_asks_for_it(tiny_config, tmp_path):
+    script = """
+        import sys
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+        from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
+        known = ["torch_varlen" in ALL_ATTENTION_FUNCTIONS]
+        options = {"attn_implementation": {"text_config": "torch_varlen"}} if sys.argv[2] == "load" else {}
+        model = ScMMGPTForConditionalGeneration.from_pretrained(sys.argv[1], **options)
+        known.append("torch_varlen" in ALL_ATTENTION_FUNCTIONS)
+        model.set_attn_implementation({"text_config": "torch_varlen"})
+        known.append("torch_varlen" in ALL_ATTENTION_FUNCTIONS)
+        print(known, model.model.language_model.config._attn_implementation)
+    """
+    ScMMGPTForConditionalGeneration(tiny_config()).save_pretrained(tmp_path)
+
+    def run(when):
+        command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), when]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert run("set") == "[False, False, True] torch_varlen"
+    assert run("load") == "[False, True, True] torch_varlen"

@@ -1,11 +1,20 @@
 """The cell encoder: one cell, one answer, however it arrives; and what it refuses."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel, AutoModelForPreTraining
 
-from scmmgpt.modeling_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellEncoder, ScMMGPTCellEncoderForMaskedValues
+from scmmgpt.modeling_scmmgpt import (
+    ScMMGPTCellConfig,
+    ScMMGPTCellDecoderConfig,
+    ScMMGPTCellEncoder,
+    ScMMGPTCellEncoderForMaskedValues,
+    ScMMGPTConfig,
+    ScMMGPTQFormerConfig,
+)
 
 KINDS = {
     "scgpt": {},
@@ -128,6 +137,37 @@ def test_a_value_beyond_the_maximum_counts_as_the_maximum(encoder, make_cells):
     clipped = {**cells, "gene_values": cells["gene_values"].clamp(max=3)}
 
     torch.testing.assert_close(model(**cells).pooler_output, model(**clipped).pooler_output)
+
+
+@pytest.mark.parametrize("kind", [ScMMGPTCellEncoder, ScMMGPTCellEncoderForMaskedValues])
+def test_a_tuple_holds_what_the_output_holds(tiny_config, make_cells, kind):
+    model, cells = kind(tiny_config().cell_config).eval(), make_cells()
+    model.set_attn_implementation("eager")
+    options = {"output_hidden_states": True, "output_attentions": True}
+    labelled = {**cells, "value_labels": cells["gene_values"]} if kind is ScMMGPTCellEncoderForMaskedValues else cells
+    expected = model(**labelled, **options)
+
+    as_tuple = model(**labelled, **options, return_dict=False)
+    model.config.return_dict, model.config.output_hidden_states, model.config.output_attentions = False, True, True
+    by_config = model(**labelled)
+
+    for found in (as_tuple, by_config):
+        assert isinstance(found, tuple)
+        torch.testing.assert_close(found, expected.to_tuple())
+    if kind is ScMMGPTCellEncoderForMaskedValues:
+        torch.testing.assert_close(found[0], expected.loss)
+
+
+def test_hidden_states_of_packed_cells_are_packed(encoder, make_cells, pack):
+    model, cells = encoder(), make_cells((12, 7, 9))
+    padded = model(**cells, output_hidden_states=True).hidden_states
+    model.set_attn_implementation("torch_varlen")
+
+    output = model(**pack(cells), output_hidden_states=True, output_attentions=True)
+
+    assert output.attentions == ()  # as flash attention, it has none to give
+    for packed, expected in zip(output.hidden_states, padded, strict=True):
+        torch.testing.assert_close(packed[0], expected[cells["gene_mask"].bool()], atol=1e-5, rtol=0)
 
 
 def test_hidden_states_and_attentions_are_recorded_on_request(encoder, make_cells):
@@ -254,6 +294,39 @@ def test_bad_bounds_of_packed_cells_are_refused(encoder, make_cells, pack, atten
 def test_a_misspelt_field_is_refused_with_the_nearest_real_one(field, nearest):
     with pytest.raises(ValueError, match=f"Did you mean `{nearest}`"):
         ScMMGPTCellConfig(**{field: 3})
+
+
+@pytest.mark.parametrize("kind", [ScMMGPTCellConfig, ScMMGPTQFormerConfig])
+def test_a_dropout_under_its_name_in_bert_is_the_same_field_saved_and_loaded(kind, tmp_path):
+    config = kind()
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0
+    config.save_pretrained(tmp_path)
+
+    loaded = kind.from_pretrained(tmp_path)
+
+    assert (config.hidden_dropout, config.attention_dropout) == (0, 0)
+    assert (loaded.hidden_dropout, loaded.attention_dropout, loaded.hidden_dropout_prob) == (0, 0, 0)
+    assert kind(hidden_dropout_prob=0.5).hidden_dropout == 0.5
+
+
+def test_a_misspelt_field_is_refused_when_it_is_set_not_when_it_is_loaded():
+    with pytest.raises(ValueError, match="Did you mean `vocab_size`"):
+        ScMMGPTCellConfig().vocab_sise = 3
+
+
+CONFIGS = [ScMMGPTConfig, ScMMGPTCellConfig, ScMMGPTQFormerConfig, ScMMGPTCellDecoderConfig]
+REAL_NUMBERS = [(kind, field.name) for kind in CONFIGS for field in fields(kind) if isinstance(field.default, float)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), REAL_NUMBERS, ids=[f"{kind.__name__}.{field}" for kind, field in REAL_NUMBERS]
+)
+def test_a_whole_number_is_a_real_number(kind, field, tmp_path):
+    config = kind()
+    setattr(config, field, 1)
+    config.save_pretrained(tmp_path)
+
+    assert getattr(kind.from_pretrained(tmp_path), field) == 1
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from fake_hub import FakeHub, running_hub
-from tiny_models import make_repository, tiny_cells
+from tiny_models import make_repository, tiny_cells, write_tiny_model
 
 from scmmgpt.hub_cards.push import push
-from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
+from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration, ScMMGPTForPreTraining, ScMMGPTModel
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
 
 NAME = "tester/model"
 # One folder per published format, written by the version that it is named after and never changed.
@@ -112,6 +113,108 @@ def test_push_to_hub_of_transformers_publishes_code_and_tables_too(hub, tmp_path
         assert {"model.safetensors", "modeling_scmmgpt.py", "configuration_scmmgpt.py"} <= files.keys()
         assert {"processor_config.json", "processing_scmmgpt.py", "gene_vocabulary.tsv.gz"} <= files.keys()
         assert json.loads(files["config.json"])["auto_map"]["AutoModel"] == "modeling_scmmgpt.ScMMGPTModel"
+
+
+# A model that was loaded, saved and pushed again, by the calls of transformers alone
+
+RUN_EVERYTHING = """
+import json, sys
+sys.modules["scmmgpt"] = None  # a machine where the package is not installed
+import torch, transformers
+from anndata import read_h5ad
+from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer, pipeline
+
+name, cells, auto_classes = sys.argv[1], read_h5ad(sys.argv[2]), sys.argv[3].split(",")
+trusted = {"trust_remote_code": True}
+processor = AutoProcessor.from_pretrained(name, **trusted)
+words = AutoTokenizer.from_pretrained(name, **trusted)
+genes = AutoFeatureExtractor.from_pretrained(name, **trusted)
+assert words.get_vocab() == processor.tokenizer.get_vocab() and genes.genes == processor.gene_tokenizer.genes
+answers = {}
+for auto_class in auto_classes:
+    model, loading = getattr(transformers, auto_class).from_pretrained(name, output_loading_info=True, **trusted)
+    assert not loading["missing_keys"], (auto_class, loading)
+    with torch.no_grad():
+        answers[auto_class] = model.eval().get_cell_features(**processor(cells=cells)).pooler_output.tolist()
+arguments = {
+    "cell-annotation": {"labels": ["T cell", "B cell"], "min_confidence": 0},
+    "cell-retrieval": {"query": "a T cell", "top": 2},
+    "cell-to-text": {"max_new_tokens": 4},
+    "text-to-cell": {"num_cells": 2, "seed": 0},
+}
+for task in AutoConfig.from_pretrained(name, **trusted).custom_pipelines:
+    run = pipeline(task, model=name, device="cpu", **trusted)
+    answer = run("a T cell" if task == "text-to-cell" else cells, **arguments[task])
+    answers[task] = answer if isinstance(answer, list) else answer.obs.iloc[:, -1].tolist() + [answer.shape]
+print(json.dumps(answers, default=str))
+"""
+
+
+def everything_of(hub: FakeHub, name: str, tmp_path: Path, auto_classes: list[str]) -> dict:
+    """What every Auto class and every pipeline of a repository answer on a machine that never heard of scmmgpt."""
+    tiny_cells(4).write_h5ad(tmp_path / "cells.h5ad")
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    environment["HF_HUB_DISABLE_XET"] = "1"
+    environment.pop("HF_HUB_OFFLINE", None)
+    arguments = [sys.executable, "-c", RUN_EVERYTHING, name, str(tmp_path / "cells.h5ad"), ",".join(auto_classes)]
+    run = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+PUSH_AGAIN = """
+import sys
+import transformers
+from transformers import AutoProcessor, pipeline
+from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
+
+source, how = sys.argv[1:]
+if how == "pipeline":
+    pipeline("cell-to-text", model=source, pipeline_class=PIPELINES["cell-to-text"][0]).save_pretrained("saved")
+else:
+    getattr(transformers, how).from_pretrained(source).save_pretrained("saved")
+    AutoProcessor.from_pretrained(source).save_pretrained("saved")
+if how == "pipeline":
+    saved = pipeline("cell-to-text", model="saved", pipeline_class=PIPELINES["cell-to-text"][0])
+    saved.push_to_hub("tester/again")
+else:
+    getattr(transformers, how).from_pretrained("saved").push_to_hub("tester/again")
+    AutoProcessor.from_pretrained("saved").push_to_hub("tester/again")
+"""
+TOWERS = ["AutoModel"]
+WITH_LLM = ["AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "auto_classes"),
+    [
+        pytest.param("AutoModel", TOWERS, id="the towers"),
+        pytest.param("AutoModelForPreTraining", ["AutoModel", "AutoModelForPreTraining"], id="stage 1"),
+        pytest.param("AutoModelForMultimodalLM", WITH_LLM, id="stage 2"),
+        pytest.param("pipeline", WITH_LLM, id="a pipeline"),
+    ],
+)
+def test_what_is_loaded_saved_and_pushed_again_runs_by_every_auto_class_and_pipeline(hub, tmp_path, how, auto_classes):
+    source = write_tiny_model(tmp_path / "source")
+    if how == "AutoModelForPreTraining":
+        ScMMGPTForPreTraining(ScMMGPTForConditionalGeneration.from_pretrained(source).config).save_pretrained(source)
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "here")}
+    environment["HF_HUB_DISABLE_XET"] = "1"
+    environment.pop("HF_HUB_OFFLINE", None)
+    arguments = [sys.executable, "-c", "import scmmgpt\n" + PUSH_AGAIN, str(source), how]
+    run = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+    answers = everything_of(hub, "tester/again", tmp_path, auto_classes)
+
+    processor, model = ScMMGPTProcessor.from_pretrained(source), ScMMGPTModel.from_pretrained(source).eval()
+    with torch.no_grad():
+        expected = model.get_cell_features(**processor(cells=tiny_cells(4))).pooler_output
+    for auto_class in auto_classes:
+        torch.testing.assert_close(torch.tensor(answers[auto_class]), expected, atol=1e-6, rtol=1e-5)
+    tasks = set(answers) - set(auto_classes)
+    assert tasks == set(PIPELINES if auto_classes is WITH_LLM else ["cell-annotation", "cell-retrieval"])
 
 
 # Earlier versions

@@ -5,7 +5,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, modeling_utils
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    modeling_utils,
+)
 
 from scmmgpt.modeling_scmmgpt import (
     ScMMGPTConfig,
@@ -363,12 +369,32 @@ def test_cells_for_a_model_whose_llm_has_no_word_for_them_are_refused(build, mak
 
 
 @pytest.mark.parametrize("model_class", [ScMMGPTModel, ScMMGPTForPreTraining])
-def test_generate_on_a_class_without_an_llm_names_the_one_that_has_it(tiny_config, model_class):
+def test_a_class_without_an_llm_has_no_generate(tiny_config, model_class):
     model = model_class(tiny_config())
 
-    with pytest.raises(AttributeError, match="AutoModelForMultimodalLM.*ScMMGPTForConditionalGeneration"):
-        model.generate(torch.ones(1, 3, dtype=torch.long))
+    assert not hasattr(model, "generate")
     assert not model.can_generate()
+
+
+@pytest.mark.parametrize("name", LLMS)
+def test_the_head_names_the_words_that_it_is_tied_to(build, name):
+    model = build(name)
+
+    (target, source), *_ = model._tied_weights_keys.items()
+
+    assert model.get_parameter(target) is model.get_output_embeddings().weight
+    assert model.get_parameter(source) is model.get_input_embeddings().weight
+    assert ScMMGPTForConditionalGeneration._tied_weights_keys == {
+        "lm_head.weight": "model.language_model.embed_tokens.weight"
+    }
+
+
+def test_trl_finds_what_it_asks_of_a_multimodal_model(build, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+
+    assert model.config.image_token_id == model.config.cell_token_id  # GRPO, RLOO and distillation never sample it
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is ScMMGPTForConditionalGeneration
 
 
 def test_an_encoder_decoder_is_refused(tiny_config):
@@ -419,7 +445,8 @@ def test_a_placeholder_is_never_written(build, chat):
     with torch.no_grad():
         model.lm_head.weight[5] = model.lm_head.weight[5] * 0 + 100 * torch.randn(32)
 
-    written = model.generate(**inputs, do_sample=True, max_new_tokens=20, use_cache=False)[:, -20:]
+    written = model.generate(**inputs, do_sample=True, max_new_tokens=20, use_cache=False)
+    written = written[:, inputs["input_ids"].shape[1] :]  # fewer than 20 where every prompt ends its text
 
     assert not (written == 5).any()
 

@@ -1,11 +1,16 @@
 """The custom pipelines: AnnData in, AnnData out, on a tiny untrained model."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny_models import GENES, tiny_cells, write_tiny_model
 from transformers import pipeline
 
 import scmmgpt  # noqa: F401 - registers the tasks
+from scmmgpt.modeling_scmmgpt import ScMMGPTModel
+from scmmgpt.modeling_scmmgpt.auto_classes_scmmgpt import custom_pipelines
 from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
 
 LABELS = {"T cell": "A lymphocyte that matures in the thymus.", "B cell": None, "monocyte": None}
@@ -22,7 +27,7 @@ def pipe(directory):
 
     def make(task):
         if task not in made:
-            made[task] = pipeline(task, model=directory, device="cpu")
+            made[task] = pipeline(task, model=directory, device="cpu", pipeline_class=PIPELINES[task][0])
         return made[task]
 
     return make
@@ -61,7 +66,11 @@ def test_annotation_of_a_matrix_returns_rows(pipe):
 
 def test_options_may_be_given_when_the_pipeline_is_made(directory):
     annotate = pipeline(
-        "cell-annotation", model=directory, device="cpu", labels=["T cell", "B cell"], min_confidence=0
+        "cell-annotation",
+        model=directory,
+        pipeline_class=PIPELINES["cell-annotation"][0],
+        labels=["T cell", "B cell"],
+        min_confidence=0,
     )
 
     assert set(annotate(tiny_cells(4)).obs["scmmgpt_cell_type"]) <= {"T cell", "B cell"}
@@ -108,3 +117,29 @@ def test_the_same_seed_gives_the_same_cells(pipe):
 
 def test_every_task_has_a_pipeline():
     assert set(PIPELINES) == {"cell-annotation", "cell-retrieval", "cell-to-text", "text-to-cell"}
+
+
+def test_a_saved_config_names_each_pipeline_by_its_class_and_its_model():
+    named = {task: (kind["impl"], kind["pt"]) for task, kind in custom_pipelines(can_generate=True).items()}
+
+    assert named == {
+        task: (f"pipeline_scmmgpt.{pipeline_class.__name__}", [auto_class])
+        for task, (pipeline_class, auto_class) in PIPELINES.items()
+    }
+
+
+def test_a_model_without_an_llm_offers_no_pipeline_that_needs_one(tmp_path, directory):
+    ScMMGPTModel.from_pretrained(directory).save_pretrained(tmp_path)
+
+    offered = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
+
+    assert {auto_class for kind in offered.values() for auto_class in kind["pt"]} == {"AutoModel"}
+
+
+def test_a_saved_pipeline_is_the_whole_repository(tmp_path, pipe, directory):
+    pipe("cell-to-text").save_pretrained(tmp_path)
+
+    assert {path.name for path in Path(directory).iterdir()} <= {path.name for path in tmp_path.iterdir()}
+    for setting in ("auto_map", "custom_pipelines"):
+        saved, whole = (json.loads((Path(d) / "config.json").read_text()) for d in (tmp_path, directory))
+        assert saved[setting] == whole[setting]

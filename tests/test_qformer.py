@@ -6,7 +6,8 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTQFormer, ScMMGPTQFormerConfig
 from scmmgpt.modeling_scmmgpt.modeling_qformer import joint_mask
-from scmmgpt.training.convert import QFORMER_NAMES, renamed
+from scmmgpt.training.conversion.bert import QFORMER_NAMES
+from scmmgpt.training.conversion.foreign_files import renamed
 
 NUM_QUERIES, NUM_WORDS, WIDTH, CELL_WIDTH = 4, 40, 24, 32
 
@@ -193,3 +194,18 @@ def test_shares_every_number_with_the_qformer_of_blip2(inputs):
     seen = inputs["attention_mask"].bool()
     torch.testing.assert_close(output.query_states, theirs[:, :NUM_QUERIES], atol=1e-5, rtol=0)
     torch.testing.assert_close(output.text_states[seen], theirs[:, NUM_QUERIES:][seen], atol=1e-5, rtol=0)
+
+
+def test_states_and_attentions_are_recorded_on_request(qformer, inputs):
+    model = qformer()
+    model.set_attn_implementation("eager")
+    options = {"output_hidden_states": True, "output_attentions": True}
+
+    output = model(**inputs, **options)
+
+    total = NUM_QUERIES + 7
+    assert [states.shape for states in output.hidden_states] == [(3, total, WIDTH)] * 3
+    assert [weights.shape for weights in output.attentions] == [(3, 4, total, total)] * 2
+    assert [weights.shape for weights in output.cross_attentions] == [(3, 4, NUM_QUERIES, 9)]  # every second layer
+    torch.testing.assert_close(output.hidden_states[-1][:, :NUM_QUERIES], output.query_states)
+    torch.testing.assert_close(model(**inputs, **options, return_dict=False), output.to_tuple())

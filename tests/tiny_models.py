@@ -24,6 +24,7 @@ CELL_ENCODER = {**LAYERS, "hidden_size": 32}
 QFORMER = {**LAYERS, "hidden_size": 24, "num_query_tokens": NUM_QUERIES}
 LANGUAGE_MODEL = {**LAYERS, "hidden_size": 32, "num_key_value_heads": 2, "head_dim": 8}
 CELL_DECODER = {
+    **WIDE,
     "num_text_tokens": 3,
     "num_attention_heads": 4,
     "latent_size": 8,

@@ -33,6 +33,7 @@ from scmmgpt.processing.prompting_scmmgpt import (
     label_text,
 )
 from scmmgpt.training.collators import CellCollator, TokenizingCollator
+from scmmgpt.training.conversion.parts import join_language_model, take_weights
 from scmmgpt.training.corpus.reading import TABLES_FOLDER, Corpus, Selection
 from scmmgpt.training.data import BatchSettings, CorpusBatchSampler
 from scmmgpt.training.run import RowOrder
@@ -59,7 +60,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
         check_reading(processor.gene_tokenizer, model)
         if read_length:
             processor.feature_extractor = processor.gene_tokenizer.with_settings(**read_length)
-        return processor
+        return _with_words_of_language_model(processor, model)
     num_query_tokens = model.config.get("qformer_config", {}).get("num_query_tokens", 32)
     processor = ScMMGPTProcessor(
         corpus.gene_tokenizer().with_settings(**{**model.gene_tokenizer, **read_length}),
@@ -103,10 +104,31 @@ def check_reading(genes: ScMMGPTGeneTokenizer, model: ModelSettings) -> None:
             )
 
 
+def _with_words_of_language_model(processor: ScMMGPTProcessor, model: ModelSettings) -> ScMMGPTProcessor:
+    """With the tokenizer of a new language model; the Q-Former goes on reading the tokens that it has learnt."""
+    if not isinstance(model, Stage2Model) or model.language_model is None:
+        return processor
+    theirs = _pretrained_tokenizer(model.language_model)
+    if theirs.get_vocab().items() <= processor.tokenizer.get_vocab().items():
+        return processor
+    joined = ScMMGPTProcessor(
+        processor.gene_tokenizer,
+        theirs,
+        qformer_tokenizer=processor.qformer_tokenizer or processor.tokenizer,
+        num_query_tokens=processor.num_query_tokens,
+    )
+    joined.annotation_files = processor.annotation_files
+    return joined
+
+
 def _text_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
     source = model.tokenizer or (model.language_model if isinstance(model, Stage2Model) else None)
     if source is None:
         return train_text_tokenizer(_sample_texts(corpus), model.tokenizer_size)
+    return _pretrained_tokenizer(source)
+
+
+def _pretrained_tokenizer(source: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -194,8 +216,6 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
     """Rows -> genes: as the corpus holds them, or tokenised on the way from a corpus of counts."""
     data, genes, stored = settings.data, processor.gene_tokenizer, corpus.manifest["value_mode"]
     if stored == "counts" and genes.value_mode != "counts":
-        if data.max_genes is not None:
-            genes = genes.with_settings(max_genes=data.max_genes)
         return TokenizingCollator(genes, packed=data.packed)
     if stored != genes.value_mode:
         raise RecipeError(
@@ -206,8 +226,9 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
 
 
 def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, arguments: TrainingArguments) -> RowOrder:
-    """Training rows in the order of their batches, the same for any number of processes with the same global batch."""
-    data, global_batch = settings.data, arguments.train_batch_size * arguments.world_size
+    """Training rows in the order of steps, the same for every division of a step among processes and accumulation."""
+    data = settings.data
+    global_batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     batches = BatchSettings(
         batch_size=global_batch,
         seed=arguments.data_seed if arguments.data_seed is not None else arguments.seed,
@@ -236,6 +257,7 @@ def assemble_config(settings: RunSettings, processor: ScMMGPTProcessor) -> ScMMG
     if model.start_from is not None:
         config = ScMMGPTConfig.from_pretrained(model.start_from)
         _update(config, model.config)
+        config.cell_token_id = processor.cell_token_id
         return config
     chosen = {name: dict(value) if isinstance(value, dict) else value for name, value in model.config.items()}
     genes, text = processor.gene_tokenizer, processor.tokenizer
@@ -302,7 +324,7 @@ def assemble_generative_model(
     else:
         if model.start_from is not None:
             config.text_config = AutoConfig.from_pretrained(model.language_model).get_text_config()
-        made = ScMMGPTForConditionalGeneration.from_parts(config, model.language_model, **options)
+        made = join_language_model(config, model.language_model, **options)
     load_towers(made.model, model)
     if len(processor.tokenizer) > made.get_input_embeddings().num_embeddings:
         made.resize_token_embeddings(len(processor.tokenizer))
@@ -317,10 +339,8 @@ def load_towers(towers: ScMMGPTModel, model: ModelSettings) -> None:
         place = getattr(model, key)
         if place is None:
             continue
-        weights = AutoModel.from_pretrained(place).state_dict()  # a BERT's pooler is nobody's input
-        weights = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
         try:
-            getattr(towers, key).load_state_dict(weights)
+            take_weights(getattr(towers, key), AutoModel.from_pretrained(place))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"`model.{key}`: {place} does not fit this run's model: {reason}") from error

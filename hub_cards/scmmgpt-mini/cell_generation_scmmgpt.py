@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Text to cell, the part that a model with an LLM and a cell decoder shares: its loss, and `generate_cells`."""
 
 # Shape letters: N texts, S text tokens, K text features, D cell hidden size.
@@ -5,7 +18,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -33,8 +46,8 @@ class ScMMGPTCellGenerationMixin:
     model: CellsAndLanguage
     cell_decoder: ScMMGPTCellDecoder
 
-    def _gene_table(self) -> torch.Tensor:
-        return cast(nn.Embedding, self.model.cell_encoder.get_input_embeddings()).weight
+    def _gene_table(self) -> nn.Module:
+        return self.model.cell_encoder.get_input_embeddings()
 
     def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """What the cell decoder reads off texts (N, K, cell hidden). A text without words has the features of no text.
@@ -62,7 +75,7 @@ class ScMMGPTCellGenerationMixin:
     def cell_latents(self, gene_ids, gene_values, gene_mask=None) -> torch.Tensor:
         """The latents (B, Z) of real cells: what the flow learns to draw for their texts."""
         values = self._values_of_genes(gene_ids, gene_values, gene_mask)
-        return self.cell_decoder.latent_encoder(self._gene_table(), gene_ids, values)
+        return self.cell_decoder.latents(self._gene_table(), gene_ids, values)
 
     def _values_of_genes(self, gene_ids, gene_values, gene_mask) -> torch.Tensor:
         """Values without those of padding and `<cls>`."""

@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Stage-1 objectives: contrast with negatives from every process, hard negatives, who may be a negative of whom."""
 
 # Shape letters: B pairs of this process, N pairs of all processes, D embedding size.
@@ -56,11 +69,11 @@ def lineage_overlap(lineage_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return (is_above | is_above.T) & known[:, None] & known[None, :], jaccard
 
 
-def relations(num_pairs: int, text_labels, text_lineage, device) -> tuple[torch.Tensor, torch.Tensor | None]:
+def relations(num_pairs: int, text_groups, text_lineage, device) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Which pairs may not be negatives of each other, and how similar the others' texts are (None: not known)."""
     same = torch.eye(num_pairs, dtype=torch.bool, device=device)
-    if text_labels is not None:
-        same = same | (text_labels[:, None] == text_labels[None, :])
+    if text_groups is not None:
+        same = same | (text_groups[:, None] == text_groups[None, :])
     if text_lineage is None:
         return same, None
     related, similarity = lineage_overlap(text_lineage)
@@ -80,7 +93,7 @@ def contrast_loss(
     cell_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
     scale: torch.Tensor,
-    text_labels: torch.Tensor | None = None,
+    text_groups: torch.Tensor | None = None,
     text_lineage: torch.Tensor | None = None,
     target_temperature: float = 0.1,
 ) -> torch.Tensor:
@@ -92,7 +105,7 @@ def contrast_loss(
     rank, world = _world()
     num_pairs = len(cell_embeds)
     rows = torch.arange(num_pairs, device=cell_embeds.device) + rank * num_pairs
-    labels, lineage = (known if known is None else gather(known) for known in (text_labels, text_lineage))
+    labels, lineage = (known if known is None else gather(known) for known in (text_groups, text_lineage))
     excluded, similarity = relations(num_pairs * world, labels, lineage, cell_embeds.device)
     excluded, own = excluded[rows], torch.zeros(num_pairs, num_pairs * world, device=cell_embeds.device)
     own[torch.arange(num_pairs), rows] = 1.0
@@ -111,12 +124,14 @@ def contrast_loss(
 
 
 @torch.no_grad()
-def sample_negatives(similarity_BB: torch.Tensor, excluded_BB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_negatives(
+    similarity_BB: torch.Tensor, excluded_BB: torch.Tensor, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw for each row another row, likelier the more alike; also say which rows have any allowed negative."""
     weights = (similarity_BB.softmax(1) + NEGATIVE_FLOOR).masked_fill(excluded_BB, 0.0)
     has_negative = weights.sum(1) > 0
     weights[~has_negative] = 1.0
-    return torch.multinomial(weights, 1).squeeze(1), has_negative
+    return torch.multinomial(weights, 1, generator=generator).squeeze(1), has_negative
 
 
 def caption_loss(logits_BSV: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Cell states in, query tokens out; texts beside them through the same self-attention.
 
 The architecture of BLIP-2's Q-Former, so that any BERT initialises it: queries and text share self-attention, each
@@ -13,11 +26,9 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -26,13 +37,28 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_scmmgpt import ScMMGPTAttention
 from .configuration_scmmgpt import ScMMGPTQFormerConfig
 from .modeling_cell_encoder import summary_tokens
+from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 QFormerMode = Literal["contrast", "match", "caption"]
 
 
 @dataclass
 class ScMMGPTQFormerOutput(ModelOutput):
-    """States of the queries (B, Q, D) and of the text (B, S, D); a branch that was not given is None."""
+    """What a Q-Former returns; of a branch that was not given, None.
+
+    Parameters
+    ----------
+    query_states
+        States of the query tokens (B, Q, D), which have looked at the cell.
+    text_states
+        States of the words (B, S, D).
+    hidden_states
+        What went into the first layer and came out of each: queries, then words (B, Q + S, D).
+    attentions
+        Weights of the attention that queries and words share (B, heads, Q + S, Q + S): eager attention has them.
+    cross_attentions
+        Weights of the queries over the cell (B, heads, Q, L), of every layer that looks at it.
+    """
 
     query_states: torch.Tensor | None = None
     text_states: torch.Tensor | None = None
@@ -67,6 +93,15 @@ def joint_mask(mode: QFormerMode, num_queries: int, text_mask_BS: torch.Tensor) 
     return ((sees & real[:, None, :]) | itself)[:, None]
 
 
+def check_words(input_ids: torch.Tensor, vocab_size: int) -> None:
+    """Refuse words that have no vector. Not traced by torch.compile."""
+    if not torch.compiler.is_compiling() and input_ids.numel() and input_ids.max() >= vocab_size:
+        raise ValueError(
+            f"Token ids go up to {int(input_ids.max())}, but the Q-Former has vectors for {vocab_size} words. If the "
+            "tokenizer has grown, the Q-Former must grow too: `resize_token_embeddings(len(tokenizer))`."
+        )
+
+
 class ScMMGPTQFormerFeedForward(nn.Module):
     def __init__(self, config: ScMMGPTQFormerConfig):
         super().__init__()
@@ -83,8 +118,7 @@ class ScMMGPTQFormerFeedForward(nn.Module):
 class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
     def __init__(self, config: ScMMGPTQFormerConfig, looks_at_cell: bool):
         super().__init__()
-        # Custom masks over a few dozen tokens: sdpa honours them; flash pays only in cross-attention, over genes.
-        self.self_attn = ScMMGPTAttention(config, implementation="sdpa")
+        self.self_attn = ScMMGPTAttention(config)
         self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.looks_at_cell = looks_at_cell
@@ -94,7 +128,7 @@ class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
         self.query_feed_forward = ScMMGPTQFormerFeedForward(config)
         self.text_feed_forward = ScMMGPTQFormerFeedForward(config)
 
-    def forward(self, states, num_queries, attention_mask=None, cell_states=None, cell_mask=None, **kwargs):
+    def forward(self, states, attention_mask, cell_states, cell_mask, num_queries, **kwargs):
         attended, _ = self.self_attn(states, attention_mask=attention_mask, **kwargs)
         states = self.self_attn_norm(states + self.dropout(attended))
         queries, text = states[:, :num_queries], states[:, num_queries:]
@@ -112,6 +146,8 @@ class ScMMGPTQFormerLayer(GradientCheckpointingLayer):
 class ScMMGPTQFormerEmbeddings(nn.Module):
     """Queries as they are, text as words + positions; both normalised together, as BLIP-2 does."""
 
+    random_parameters = ("query_tokens",)
+
     def __init__(self, config: ScMMGPTQFormerConfig):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
@@ -124,7 +160,7 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.max_length = config.max_position_embeddings
 
-    def queries(self, cell_states: torch.Tensor) -> torch.Tensor:
+    def start_queries(self, cell_states: torch.Tensor) -> torch.Tensor:
         """What each cell's queries start from (B, Q, D)."""
         queries = self.query_tokens.expand(cell_states.shape[0], -1, -1)
         if not self.num_summaries:
@@ -137,15 +173,19 @@ class ScMMGPTQFormerEmbeddings(nn.Module):
                 f"A text of {input_ids.shape[1]} tokens does not fit the Q-Former's {self.max_length} positions. "
                 f"Shorten it, or pass `truncation=True, max_length={self.max_length}` to the processor."
             )
+        check_words(input_ids, self.word_embeddings.num_embeddings)
         # Positions count real tokens, so that padding on either side changes nothing.
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return self.word_embeddings(input_ids) + self.position_embeddings(positions)
 
-    def forward(self, branches: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, cell_states=None, input_ids=None, attention_mask=None) -> torch.Tensor:
+        branches = [] if cell_states is None else [self.start_queries(cell_states)]
+        if input_ids is not None:
+            branches.append(self.embed_text(input_ids, attention_mask))
         return self.dropout(self.norm(torch.cat(branches, dim=1)))
 
 
-class ScMMGPTQFormer(PreTrainedModel):
+class ScMMGPTQFormer(ScMMGPTTower):
     """Q-Former: query tokens cross-attend to a cell; `mode` sets the attention mask between queries and text.
 
     Examples
@@ -169,13 +209,7 @@ class ScMMGPTQFormer(PreTrainedModel):
     config: ScMMGPTQFormerConfig
     base_model_prefix = "qformer"
     main_input_name = "cell_states"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["ScMMGPTQFormerLayer"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": ScMMGPTQFormerLayer,
         "attentions": OutputRecorder(ScMMGPTAttention, index=1, layer_name="self_attn"),
@@ -200,11 +234,9 @@ class ScMMGPTQFormer(PreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
 
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, ScMMGPTQFormerEmbeddings):
-            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+    def word_vectors(self, device: torch.device) -> torch.Tensor:
+        """The vectors of all words (V, D). Looked up, not read: offloaded weights are there for `forward` alone."""
+        return self.embeddings.word_embeddings(torch.arange(self.config.vocab_size, device=device))
 
     @merge_with_config_defaults
     @capture_outputs
@@ -217,32 +249,41 @@ class ScMMGPTQFormer(PreTrainedModel):
         mode: QFormerMode = "match",
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTQFormerOutput:
-        """Give cells, texts or both (then as many cells as texts)."""
-        branches, num_queries, seen_of_cell, joint = [], 0, None, None
+        """Give cells, texts or both (then as many cells as texts).
+
+        Parameters
+        ----------
+        cell_states
+            States of the cell encoder (B, L, encoder hidden).
+        cell_mask
+            1 where a state is real, 0 at padding (B, L); None: all are.
+        input_ids
+            Words (B, S), as the Q-Former's tokenizer gives them.
+        attention_mask
+            1 where a word is real, 0 at padding on either side (B, S); None: all are.
+        mode
+            Who sees whom. "contrast": each branch itself alone; "match": everybody everybody; "caption": words see
+            the queries and the words before them.
+        **kwargs
+            `output_hidden_states`, `output_attentions` and `return_dict`, as in all of transformers.
+        """
+        num_queries, seen_of_cell, joint = 0, None, None
+        if input_ids is not None and attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        states = self.embeddings(cell_states, input_ids, attention_mask)
         if cell_states is not None:
             num_queries = self.config.num_query_tokens
-            branches.append(self.embeddings.queries(cell_states))
             seen_of_cell = create_bidirectional_mask(
                 config=self.config,
-                inputs_embeds=branches[0],
+                inputs_embeds=states[:, :num_queries],
                 attention_mask=cell_mask,
                 encoder_hidden_states=cell_states,
             )
         if input_ids is not None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
-            branches.append(self.embeddings.embed_text(input_ids, attention_mask))
             joint = joint_mask(mode, num_queries, attention_mask)
-        states = self.embeddings(branches)
         for layer in self.layers:
-            states = layer(
-                states,
-                num_queries,
-                attention_mask=joint,
-                cell_states=cell_states,
-                cell_mask=seen_of_cell,
-                **kwargs,
-            )
+            # By position: of what comes by keyword, reentrant checkpointing loses the gradients.
+            states = layer(states, joint, cell_states, seen_of_cell, num_queries, **kwargs)
         return ScMMGPTQFormerOutput(
             query_states=states[:, :num_queries] if cell_states is not None else None,
             text_states=states[:, num_queries:] if input_ids is not None else None,
@@ -259,8 +300,11 @@ class ScMMGPTCaptionHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.vocab_size))
         self.constant_parameters = {"bias": 0.0}
 
-    def forward(self, text_states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
-        return F.linear(self.norm(F.gelu(self.transform(text_states))), word_embeddings, self.bias)
+    def forward(self, text_states: torch.Tensor, word_vectors: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.norm(F.gelu(self.transform(text_states))), word_vectors, self.bias)
+
+    def resize(self, vocab_size: int) -> None:
+        self.bias = with_rows(self.bias, vocab_size)
 
 
 __all__ = ["QFormerMode", "ScMMGPTCaptionHead", "ScMMGPTQFormer", "ScMMGPTQFormerOutput", "joint_mask"]

@@ -17,7 +17,7 @@ from .errors import UserError, first_line
 from .hashes import hash_of_files
 from .hub_cards import EMBEDDED_MODEL
 from .processing.calling_scmmgpt import ONTOLOGY_FILE, CellAnnotator, annotation_files
-from .processing.encoding_scmmgpt import embed_texts
+from .processing.encoding_scmmgpt import check_vocabularies, embed_texts
 from .processing.ontology_scmmgpt import Ontology
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def load(
     with damage_refused(directory):
         network = model_class.from_pretrained(directory)
         processor = processing.ScMMGPTProcessor.from_pretrained(directory)
+        check_vocabularies(network, processor)
     name = EMBEDDED_MODEL.name if directory == EMBEDDED_MODEL else str(model)
     network = network.eval().to(chosen)
     if not generative and chosen.type == "cpu":
@@ -151,6 +152,11 @@ def find_model(model: str | os.PathLike | None = None) -> Path:
 
 def _checked(directory: Path) -> Path:
     config = directory / "config.json"
+    if not config.is_file() and (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{str(directory)!r} holds adapters, not a whole model. Train with `lora: {{merge: true}}`, which writes "
+            "one, or write it from these: `PeftModel.from_pretrained(base, ...).merge_and_unload().save_pretrained(...)`."
+        )
     if not config.is_file():
         raise UserError(f"{str(directory)!r} is not a model directory: it has no config.json.")
     try:

@@ -26,9 +26,10 @@ from scmmgpt.training.evaluation.baselines import TrainingCells, logistic_regres
 from scmmgpt.training.evaluation.expression import log_expression
 from scmmgpt.training.evaluation.metrics import accuracy, expected_calibration_error, macro_f1
 from scmmgpt.training.evaluation.model_system import StudyScores
+from scmmgpt.training.evaluation.study import study_of_cells
 from scmmgpt.training.evaluation.task_annotation import reword
 from scmmgpt.training.evaluation.type_tree import TypeTree
-from scmmgpt.training.mini.profiles import UNKNOWN, study_of_cells
+from scmmgpt.training.mini.profiles import UNKNOWN
 from scmmgpt.training.mini.recipe import RECIPE, CellFolder, MiniRecipe, RecipeFile, Source, read_recipe
 
 TEST_STUDIES = (

@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scmmgpt.processing.features_scmmgpt import features_of
 from scmmgpt.processing.gene_identity_scmmgpt import GeneIdentifier, gene_name_columns
 from scmmgpt.training.evaluation.expression import TARGET_SUM, linear_expression
+from scmmgpt.training.evaluation.study import study_of_cells
 
 UNKNOWN = "unknown"
 WHOLE_TRANSCRIPTOME = 5_000  # genes measured: below this a study is a panel and says nothing about gene statistics
@@ -94,18 +96,14 @@ def on_vocabulary(
     cells: anndata.AnnData, identifier: GeneIdentifier, num_genes: int
 ) -> tuple[sp.csr_matrix, np.ndarray]:
     """Linear values of the cells over the vocabulary's genes, and which of these were measured."""
+    is_gene = features_of(cells.var, cells.var_names).is_gene
+    cells = cells if is_gene.all() else cells[:, is_gene]
     rows = identifier.match(gene_name_columns(cells.var, cells.var_names)).rows
     known = np.flatnonzero(rows >= 0)
     selector = sp.csr_matrix((np.ones(len(known), np.float32), (known, rows[known])), shape=(cells.n_vars, num_genes))
     columns = np.zeros(num_genes, bool)
     columns[rows[known]] = True
     return sp.csr_matrix(linear_expression(cells) @ selector), columns
-
-
-def study_of_cells(obs: pd.DataFrame, name: str) -> np.ndarray:
-    """The study of each cell of a file called `name`: what is left out together."""
-    column = next((column for column in ("study_profile", "dataset") if column in obs), None)
-    return np.full(len(obs), name, object) if column is None else obs[column].astype(str).to_numpy()
 
 
 def rows_by_profile(obs: pd.DataFrame, name: str) -> list[tuple[dict, np.ndarray]]:

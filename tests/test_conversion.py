@@ -22,7 +22,8 @@ from transformers import (
 from scmmgpt.errors import UserError
 from scmmgpt.modeling_scmmgpt import ScMMGPTCellEncoderForMaskedValues, ScMMGPTForConditionalGeneration, ScMMGPTModel
 from scmmgpt.processing import ScMMGPTGeneTokenizer
-from scmmgpt.training.convert import convert_checkpoint, from_parts
+from scmmgpt.training.conversion.checkpoints import convert_checkpoint
+from scmmgpt.training.conversion.parts import from_parts
 
 GENES = [f"ENSG{i:011d}" for i in range(30)]
 

@@ -1,0 +1,48 @@
+"""Our model classes under the tests that transformers has for every model."""
+
+import unittest
+
+from transformers_suite.model_testers import (
+    CellEncoderTester,
+    GenerationTester,
+    MaskedValuesTester,
+    ModelOfTowersTester,
+    OurModel,
+    PreTrainingTester,
+    QFormerTester,
+)
+from transformers_suite.own_tests import own_tests
+
+ModelTesterMixin = own_tests("test_modeling_common").ModelTesterMixin
+TrainingTesterMixin = own_tests("test_training_mixin").TrainingTesterMixin
+TensorParallelTesterMixin = own_tests("test_tensor_parallel_mixin").TensorParallelTesterMixin
+
+
+class CellEncoderTest(OurModel, ModelTesterMixin, unittest.TestCase):
+    model_tester_class = CellEncoderTester
+
+
+class CellEncoderForMaskedValuesTest(OurModel, ModelTesterMixin, unittest.TestCase):
+    model_tester_class = MaskedValuesTester
+
+
+class QFormerTest(OurModel, ModelTesterMixin, unittest.TestCase):
+    model_tester_class = QFormerTester
+
+
+class ModelTest(OurModel, ModelTesterMixin, unittest.TestCase):
+    model_tester_class = ModelOfTowersTester
+    _is_composite = True
+
+
+class ForPreTrainingTest(OurModel, ModelTesterMixin, unittest.TestCase):
+    model_tester_class = PreTrainingTester
+    _is_composite = True
+
+
+class ForConditionalGenerationTest(
+    OurModel, ModelTesterMixin, TrainingTesterMixin, TensorParallelTesterMixin, unittest.TestCase
+):
+    model_tester_class = GenerationTester
+    _is_composite = True
+    test_all_params_have_gradient = False  # stage 2 leaves the heads of stage 1 alone
