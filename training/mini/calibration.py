@@ -50,7 +50,7 @@ OF_STUDY_CHOICES = {
     "naming_temperature": (1.0, 1.5, 2.0, 2.5, 3.0),
 }
 # A study that names few types well is better named than not: its neighbours have already spoken.
-OF_STUDY_COVERAGE = 0.98
+OF_STUDY_COVERAGE = 0.999
 
 
 class Studies:

@@ -56,11 +56,13 @@ def main(
     """Train the embedded model, from profiles to a model directory."""
     recipe = read_recipe(config).cut_to(steps)
     ontology, names = Ontology.read(EMBEDDED_MODEL / ONTOLOGY_FILE), GeneNames.read(EMBEDDED_MODEL / GENE_NAMES_FILE)
-    profiles, genes, ensembl_ids = corpus_profiles(recipe, data, names, ontology)
     if towers is None:
+        profiles, genes, ensembl_ids = corpus_profiles(recipe, data, names, ontology)
         processor = build_processor(recipe, genes, ensembl_ids, profiles, names, ontology)
-    else:
+    else:  # whatever the sources express, the genes are those of the towers
         processor = ScMMGPTProcessor.from_pretrained(towers)
+        genes, ensembl_ids = processor.gene_tokenizer.genes, processor.gene_tokenizer.ensembl_ids
+        profiles = sources_profiles(recipe, data, GeneIdentifier(genes, ensembl_ids, names), len(genes), ontology)
     medians, masses = processor.gene_tokenizer.gene_statistics.values()
     if development:
         profiles = profiles.without(recipe.development_studies)

@@ -102,8 +102,10 @@ def main(
         "num_profiles": len(profiles.table),
         "num_types": len(found.term_ids),
         "studies": sorted(profiles.table.study.unique()),
-        "sources": {source.file: source.licence for source in recipe.sources},
-        "markers": markers.name if markers else None,
+        "sources_beside": {
+            source.family: source.licence for source in recipe.sources if source.file not in summary["sources"]
+        },
+        "markers": " ".join(markers.name.split("-")[:2]) if markers else None,
     }
     summary["cell_types"] = sorted({*summary["cell_types"], *profiles.table.term_id})
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
