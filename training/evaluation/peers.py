@@ -95,7 +95,7 @@ def cell_consensus(tree: TypeTree, folder: Path | None = None) -> System:
         names = np.array([meanings[key][0] for key in said["key"]], object).astype(str)
         return Annotation(names, synonyms={first: others for first, *others in meanings.values()})
 
-    return System(CELL_CONSENSUS.replace("==", " "), annotate=annotate, is_baseline=True)
+    return System(f"CellConsensus {CELL_CONSENSUS.partition('==')[2]}", annotate=annotate, is_baseline=True)
 
 
 def _environment(requirement: str, folder: Path) -> Path:
