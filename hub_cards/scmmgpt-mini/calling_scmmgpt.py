@@ -25,7 +25,7 @@ Steps 2 and 3 compare the cells of one study with each other. Whoever sees cells
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from .label_sets_scmmgpt import ROOT, label_sets
 from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, read_labels
 from .ontology_scmmgpt import EMPTY, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
+from .plausibility_scmmgpt import resembles_a_type, saturated
 from .type_profiles_scmmgpt import FILE_NAME as PROFILES_FILE
 from .type_profiles_scmmgpt import Agreement, TypeProfiles, candidate_of_type
 
@@ -265,7 +266,7 @@ class TokenEvidence:
     """
 
     def __init__(self, gene_tokenizer: Any, type_profiles: TypeProfiles | None = None, chosen: Sequence[int] = ()):
-        self.gene_tokenizer, self._table = gene_tokenizer, None
+        self.gene_tokenizer, self.type_profiles, self._table = gene_tokenizer, type_profiles, None
         if type_profiles is not None and len(chosen):
             gene_ids = gene_tokenizer.gene_ids
             if type_profiles.gene_rows.max(initial=0) >= len(gene_ids):
@@ -276,11 +277,25 @@ class TokenEvidence:
         """Arrays of `CellEvidence`, one row per cell, from `gene_ids`, `gene_values` and `gene_mask`."""
         tokens = {name: np.asarray(values) for name, values in tokens.items()}
         is_gene = self.gene_tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"])
-        evidence = {
-            "is_empty": ~is_gene.any(axis=1),
-            "is_implausible": self.gene_tokenizer.looks_implausible(**tokens),
-        }
+        evidence = {"is_empty": ~is_gene.any(axis=1), "is_implausible": self._is_implausible(tokens, is_gene)}
         return evidence if self._table is None else {**evidence, "agreement": agreement(self._table, tokens, is_gene)}
+
+    def _is_implausible(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
+        """Cells like no cell; few are compared with the types, as a rule none."""
+        suspects = np.flatnonzero(found := self.gene_tokenizer.looks_implausible(**tokens))
+        if len(suspects) and self._differences is not None:
+            values, ids = (tokens[name][suspects] for name in ("gene_values", "gene_ids"))
+            found[suspects] = ~resembles_a_type(values, ids, is_gene[suspects], self._differences)
+        return found
+
+    @cached_property
+    def _differences(self) -> torch.Tensor | None:
+        """(V, T) all type profiles by token id, as `resembles_a_type` wants them."""
+        profiles = self.type_profiles
+        if profiles is None:
+            return None
+        ids, size = self.gene_tokenizer.gene_ids, self.gene_tokenizer.vocab_size
+        return saturated(torch.from_numpy(profiles.table(range(len(profiles.term_ids)), ids, size)))
 
 
 def agreement(table: torch.Tensor, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
