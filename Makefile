@@ -4,6 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TEST_EXTRAS := train,eval,ontology,app,serve,search,dev
 STEPS ?=
+MARKERS := cellconsensus==1.2.0
 
 # Development cells for the tests that want them; those tests skip, and say so, where there are none.
 ifneq ($(wildcard ../shared/data/dev),)
@@ -33,7 +34,8 @@ bench: .venv/test  ## speed and memory, beside plain implementations, in one run
 
 mini: .venv/test  ## train the embedded model; STEPS=200 for a short reproducible run
 	$(BIN)/python training/mini/train.py --config training/recipes/mini.yaml $(if $(STEPS),--steps $(STEPS))
-	$(BIN)/python training/mini/type_profiles.py runs/scmmgpt-mini
+	$(BIN)/pip download --quiet --no-deps --dest runs $(MARKERS)
+	$(BIN)/python training/mini/type_profiles.py runs/scmmgpt-mini --markers runs/$(subst ==,-,$(MARKERS))-py3-none-any.whl
 
 docs: .venv/docs  ## the pages, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going docs docs/_build

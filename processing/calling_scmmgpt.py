@@ -25,7 +25,7 @@ Steps 2 and 3 compare the cells of one study with each other. Whoever sees cells
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,11 @@ from .calibration_scmmgpt import Calibration
 from .cell_matrix_scmmgpt import parts
 from .errors_scmmgpt import UserError
 from .held_labels_scmmgpt import held_labels, name_agreement
+from .label_sets_scmmgpt import ROOT, label_sets
 from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, read_labels
 from .ontology_scmmgpt import EMPTY, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
+from .plausibility_scmmgpt import resembles_a_type, saturated
 from .type_profiles_scmmgpt import FILE_NAME as PROFILES_FILE
 from .type_profiles_scmmgpt import Agreement, TypeProfiles, candidate_of_type
 
@@ -209,13 +211,14 @@ class CellAnnotator:
         return Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
 
     def held(self, scorer: "Scorer", communities: np.ndarray) -> "Scorer":
-        """The same scores among those labels alone that the study holds, see `held_labels`.
+        """The same probabilities of those labels alone that the study holds, see `held_labels`.
 
         `communities` has the number of each cell's community, which speaks by the mean logits of its cells.
         """
-        chances = softmax(group_means(scorer.logits, communities) / scorer.temperature, axis=1)
+        calibration = scorer.calibration
+        chances = softmax(group_means(scorer.logits, communities) / calibration.naming_temperature, axis=1)
         names = name_agreement(scorer.candidates.term_ids, self.ontology)
-        return scorer.among(held_labels(chances, np.bincount(communities), names, scorer.calibration.least_share))
+        return scorer.among(held_labels(chances, np.bincount(communities), names, calibration.least_share))
 
     def call(
         self, scorer: "Scorer", *, min_confidence: float | None = None, clusters: np.ndarray | None = None
@@ -231,6 +234,14 @@ class CellAnnotator:
         if least > 0 and clusters is None:
             calls = calls.with_unknown(np.asarray(scorer.cells.is_empty) | np.asarray(scorer.cells.is_implausible))
         return calls
+
+    def label_sets(self, scorer: "Scorer") -> np.ndarray:
+        """The set of labels of each cell, as text, see `label_sets`; the root for cells that look like none."""
+        scorer = scorer.whole
+        labels, cells = scorer.candidates.labels.labels, scorer.cells
+        gap = scorer.calibration.set_gap(len(labels))
+        sets = np.concatenate([label_sets(scorer.probabilities(rows), labels, gap) for rows in parts(len(cells))])
+        return np.where(np.asarray(cells.is_empty) | np.asarray(cells.is_implausible), ROOT, sets)
 
 
 def annotation_files(directory: Path) -> dict[str, Path]:
@@ -255,7 +266,7 @@ class TokenEvidence:
     """
 
     def __init__(self, gene_tokenizer: Any, type_profiles: TypeProfiles | None = None, chosen: Sequence[int] = ()):
-        self.gene_tokenizer, self._table = gene_tokenizer, None
+        self.gene_tokenizer, self.type_profiles, self._table = gene_tokenizer, type_profiles, None
         if type_profiles is not None and len(chosen):
             gene_ids = gene_tokenizer.gene_ids
             if type_profiles.gene_rows.max(initial=0) >= len(gene_ids):
@@ -266,11 +277,25 @@ class TokenEvidence:
         """Arrays of `CellEvidence`, one row per cell, from `gene_ids`, `gene_values` and `gene_mask`."""
         tokens = {name: np.asarray(values) for name, values in tokens.items()}
         is_gene = self.gene_tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"])
-        evidence = {
-            "is_empty": ~is_gene.any(axis=1),
-            "is_implausible": self.gene_tokenizer.looks_implausible(**tokens),
-        }
+        evidence = {"is_empty": ~is_gene.any(axis=1), "is_implausible": self._is_implausible(tokens, is_gene)}
         return evidence if self._table is None else {**evidence, "agreement": agreement(self._table, tokens, is_gene)}
+
+    def _is_implausible(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
+        """Cells like no cell; few are compared with the types, as a rule none."""
+        suspects = np.flatnonzero(found := self.gene_tokenizer.looks_implausible(**tokens))
+        if len(suspects) and self._differences is not None:
+            values, ids = (tokens[name][suspects] for name in ("gene_values", "gene_ids"))
+            found[suspects] = ~resembles_a_type(values, ids, is_gene[suspects], self._differences)
+        return found
+
+    @cached_property
+    def _differences(self) -> torch.Tensor | None:
+        """(V, T) all type profiles by token id, as `resembles_a_type` wants them."""
+        profiles = self.type_profiles
+        if profiles is None:
+            return None
+        ids, size = self.gene_tokenizer.gene_ids, self.gene_tokenizer.vocab_size
+        return saturated(torch.from_numpy(profiles.table(range(len(profiles.term_ids)), ids, size)))
 
 
 def agreement(table: torch.Tensor, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
@@ -298,6 +323,7 @@ class Scorer:
         agreement: Agreement | None = None,
     ):
         self.cells, self.candidates, self.calibration = cells, candidates, calibration
+        self.whole: Scorer = self  # of which `among` takes some candidates
         self._columns: slice | np.ndarray = slice(None)
         self.weights = (candidates.embeds * scale).astype(np.float32)
         self.bias = calibration.bias_of(candidates.labels.labels, candidates.term_ids)
@@ -315,20 +341,19 @@ class Scorer:
         logits = np.asarray(self.cells.embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
         if self.agreement is not None and self.profile_weight:
             logits += self.profile_weight * self.agreement.evidence(rows, logits.shape[1])
-        return logits[:, self._columns]
+        return logits
 
     def among(self, places: np.ndarray) -> "Scorer":
-        """The same logits of some of the candidates alone, by index."""
+        """The same probabilities of some of the candidates alone, by index: what the others have is nobody's."""
         fewer = copy(self)
         fewer._columns, fewer.candidates = places, self.candidates.chosen(places)
-        fewer.temperature = self.calibration.temperature(len(places))
         return fewer
 
     def probabilities(self, rows: slice | np.ndarray) -> np.ndarray:
         """(rows, C); where the matching head was asked, its opinion is mixed in."""
         probabilities = softmax(self.logits(rows) / self.temperature, axis=1)
         if self.cells.match is None or self.cells.matched is None:
-            return probabilities
+            return probabilities[:, self._columns]
         return rerank(probabilities, self.cells.match[rows], self.cells.matched[rows], RERANK_WEIGHT)
 
     def _mean_logits(self) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Only genes go into the RNA: antibodies, hashtags, guides and peaks are set aside, and the account says so."""
 
+import os
+from pathlib import Path
+
 import anndata as ad
 import input_variants
 import mudata
@@ -30,6 +33,11 @@ def gene_names() -> GeneNames:
 def tokenizer(gene_names) -> ScMMGPTGeneTokenizer:
     others = sorted({gene.symbol for gene in gene_names.genes("human")} - set(MARKERS))[:40]
     return ScMMGPTGeneTokenizer([*others, *MARKERS], gene_names=gene_names)
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer() -> ScMMGPTGeneTokenizer:
+    return ScMMGPTGeneTokenizer.from_pretrained(input_variants.TABLE.parent)
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +265,64 @@ def test_genes_with_names_near_those_of_marks_stay_genes():
     ]
 
     assert features_of(None, names).is_gene.all()
+
+
+# ---- real files
+
+
+def real_files(pattern: str) -> list[Path]:
+    """Development files, of both years, that match a pattern."""
+    if not os.environ.get("SCMMGPT_DATA"):
+        pytest.skip("SCMMGPT_DATA names no folder of development cells")
+    first = Path(os.environ["SCMMGPT_DATA"])
+    found = sorted([*first.glob(pattern), *(first.parent / "dev2").glob(pattern)])
+    if not found:
+        pytest.skip(f"there is no {pattern} beside the development cells")
+    return found
+
+
+def test_real_gene_files_keep_exactly_their_genes():
+    for path in real_files("real/*.h5ad"):
+        var = ad.read_h5ad(path, backed="r").var
+
+        assert features_of(var, var.index).is_gene.all(), path.name
+        assert features_of(None, var.index).is_gene.all(), path.name
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "untyped"])
+def test_real_antibodies_beside_genes_change_no_token(real_tokenizer, typed):
+    for path in real_files("multiome/citeseq_*.h5ad"):
+        rna = ad.read_h5ad(path)[:100].copy()
+        protein = rna.obsm["protein_expression"]
+        names = [name.removesuffix("_TotalSeqB") for name in protein.columns]
+        rna = ad.AnnData(rna.X, var=rna.var[[]])
+        both = ad.AnnData(sparse.hstack([rna.X, sparse.csr_matrix(protein.to_numpy(np.float32))], format="csr"))
+        both.var.index = [*rna.var_names, *names]
+        both.var_names_make_unique()
+        if typed:
+            both.var[TYPED] = ["Gene Expression"] * rna.n_vars + ["Antibody Capture"] * len(names)
+
+        found = real_tokenizer(both)
+
+        assert entry(real_tokenizer.account)["number"] == len(names), path.name
+        assert_same_cells(found, real_tokenizer(rna))
+
+
+def test_real_antibodies_alone_are_refused(real_tokenizer):
+    (path,) = real_files("multiome/adt_pbmc_mimitou2021.h5ad")
+    cells = ad.read_h5ad(path)
+
+    for var in (cells.var, cells.var[[]]):
+        with pytest.raises(UserError, match="216 of kind antibody"):
+            real_tokenizer(ad.AnnData(cells.X, var=var))
+
+
+def test_real_peaks_are_told_from_genes(real_tokenizer):
+    (path,) = real_files("multiome/snareseq_mouse_cortex_chen2019.h5mu")
+    peaks = mudata.read(f"{path}/atac")
+
+    real_tokenizer(str(path))
+
+    assert entry(real_tokenizer.account)["number"] == peaks.n_vars
+    with pytest.raises(UserError, match="gene activities first"):
+        real_tokenizer(peaks)

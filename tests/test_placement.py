@@ -27,6 +27,8 @@ from scmmgpt.modeling_scmmgpt import (
     ScMMGPTQFormer,
 )
 from scmmgpt.processing import ScMMGPTProcessor
+from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
+from scmmgpt.training.conversion.parts import join_language_model
 
 CELL = [5, 5, 5, 5]
 ENCODERS = {
@@ -230,7 +232,7 @@ def test_where_the_llm_alone_is_quantised_the_towers_stay_as_they_are(tiny_confi
     options = {"quantization_config": quantization(), "dtype": torch.float32}
     config, inputs = tiny_config(), batch["prompts"]
     AutoModelForCausalLM.from_config(config.text_config).save_pretrained(tmp_path / "llm")
-    model = ScMMGPTForConditionalGeneration.from_parts(config, tmp_path / "llm", **options)
+    model = join_language_model(config, tmp_path / "llm", **options)
     cells, logits = model.get_cell_features(**batch["cells"]).pooler_output, model(**inputs).logits
     model.save_pretrained(tmp_path / "joint")
 
@@ -333,4 +335,4 @@ def test_a_tokenizer_that_has_outgrown_its_model_is_refused_when_both_are_loaded
         load(tmp_path, device="cpu", generative=generative)
     task = "cell-to-text" if generative else "cell-annotation"
     with pytest.raises(ValueError, match="the model has vectors for"):
-        pipeline(task, model=str(tmp_path), trust_remote_code=True)
+        pipeline(task, model=str(tmp_path), pipeline_class=PIPELINES[task][0])

@@ -17,6 +17,7 @@ FILE_NAME = "calibration.json"
 DEFAULT_PRIOR_SHARE = 0.5
 DEFAULT_MIN_CONFIDENCE = 0.3
 DEFAULT_LEAST_SHARE = 0.003
+DEFAULT_NAMING_TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Calibration:
     has seen in training. The prior correction takes away `prior_share` of a label's mean logit over the data;
     `profile_weight` is that of the type-profile cosine. Below `min_confidence` a call backs off to a parent term, then
     to "unknown". Where a study is called as a whole, `consensus` is the calibration of that, and a label must add
-    `least_share` of the study to what is said about it.
+    `least_share` of the study to what is said about it, read at `naming_temperature`. `set_gap_by_candidates` are the gaps of `label_sets_scmmgpt`.
     """
 
     temperature_by_candidates: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
@@ -37,6 +38,8 @@ class Calibration:
     min_confidence: float = DEFAULT_MIN_CONFIDENCE
     profile_weight: float = 0.0
     least_share: float = DEFAULT_LEAST_SHARE
+    naming_temperature: float = DEFAULT_NAMING_TEMPERATURE
+    set_gap_by_candidates: tuple[tuple[float, float], ...] = ()
     consensus: Calibration | None = None
 
     @classmethod
@@ -55,14 +58,15 @@ class Calibration:
     @classmethod
     def of_content(cls, content: Mapping[str, Any]) -> Calibration:
         """The calibration that a table of numbers says."""
-        pairs = sorted((float(number), float(value)) for number, value in content["temperature_by_candidates"])
         return cls(
-            tuple(pairs),
+            _pairs(content["temperature_by_candidates"]),
             {str(name): float(bias) for name, bias in (content.get("class_bias") or {}).items()},
             float(content.get("prior_share", DEFAULT_PRIOR_SHARE)),
             float(content.get("min_confidence", DEFAULT_MIN_CONFIDENCE)),
             float(content.get("profile_weight", 0.0)),
             float(content.get("least_share", DEFAULT_LEAST_SHARE)),
+            float(content.get("naming_temperature", DEFAULT_NAMING_TEMPERATURE)),
+            _pairs(content.get("set_gap_by_candidates", ())),
         )
 
     @property
@@ -71,8 +75,11 @@ class Calibration:
         return self.consensus or self
 
     def temperature(self, num_candidates: int) -> float:
-        numbers, values = zip(*self.temperature_by_candidates, strict=True)
-        return float(np.interp(np.log(num_candidates), np.log(numbers), values))
+        return _between(self.temperature_by_candidates, num_candidates)
+
+    def set_gap(self, num_candidates: int) -> float:
+        """How far below the best a label of a cell's set may lie; infinite where nothing was fitted."""
+        return _between(self.set_gap_by_candidates, num_candidates) if self.set_gap_by_candidates else float("inf")
 
     def bias_of(self, labels: Sequence[str], term_ids: Sequence[str | None]) -> np.ndarray:
         """The bias of each candidate."""
@@ -83,3 +90,13 @@ class Calibration:
             ],
             dtype=np.float32,
         )
+
+
+def _pairs(content: Any) -> tuple[tuple[float, float], ...]:
+    return tuple(sorted((float(number), float(value)) for number, value in content))
+
+
+def _between(pairs: Sequence[tuple[float, float]], number: int) -> float:
+    """The value for a number of candidates: between its neighbours by the logarithm of the number."""
+    numbers, values = zip(*pairs, strict=True)
+    return float(np.interp(np.log(number), np.log(numbers), values))

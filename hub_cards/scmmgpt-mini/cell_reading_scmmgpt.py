@@ -77,8 +77,8 @@ class ChosenMatrix(NamedTuple):
 def open_cells(cells: Any) -> Cells:
     """Everything about the cells that is known before any value is read.
 
-    They may be an AnnData (in memory, backed or a view), a MuData, a path to h5ad, zarr or h5mu, a table of cells x
-    genes, or a pair (matrix, gene names). Columns that are no genes are set aside.
+    They may be an AnnData (in memory, backed or a view), a MuData, a path to h5ad, zarr, h5mu or to a file or
+    folder of 10x, a table of cells x genes, or a pair (matrix, gene names). Columns that are no genes are set aside.
     """
     opened = _opened(cells)
     try:
@@ -108,7 +108,7 @@ def _opened(cells: Any) -> Cells:
         matrix = matrix.reshape(1, -1) if matrix.ndim == 1 else matrix
         return Cells([in_memory("the matrix", matrix, None, list(var_names))])
     raise TypeError(
-        "`cells` must be an AnnData, a path to an h5ad, zarr or h5mu file, or a pair (matrix, gene names); "
+        "`cells` must be an AnnData, a path to an h5ad, zarr, h5mu or 10x file, or a pair (matrix, gene names); "
         f"got {type(cells).__name__}."
     )
 

@@ -136,7 +136,7 @@ def not_read(place: str, key: str, names: Sequence[str], number: int | None = No
 
 
 def _set_aside(features: Features, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    places = {kind: np.flatnonzero(features.kinds == kind) for kind in features.why}
+    places = {kind: np.flatnonzero(features.kinds == kind).tolist() for kind in features.why}
     return {kind: entry_of_account(kind, features.why[kind], [names[at] for at in places[kind]]) for kind in places}
 
 
@@ -175,7 +175,7 @@ def _features(columns: tuple[tuple[str, ...], ...], types: tuple[str, ...] | Non
             why.setdefault(kind, f"names such as {names[0]}")
     if not is_typed and (panel := _unmarked_panel(columns[0], kinds == GENE)):
         kinds[panel] = ANTIBODY
-        why.setdefault(ANTIBODY, PANEL_BY_NAMES)
+        why[ANTIBODY] = PANEL_BY_NAMES
     return Features(kinds, why)
 
 

@@ -1,7 +1,7 @@
 """Which labels a study holds: the few names that together say most about its communities of cells.
 
-A name agrees with a type by the F1 of their ancestors in the ontology (each counts among its own), so that a parent, a
-child and a sibling are partly right. What a name says about a community is the mean of its probability there and of its
+A name agrees with a type by the F1 of their ancestors in the ontology (each counts among its own, those that say nothing
+do not count), so that a parent, a child and a sibling are partly right. What a name says about a community is the mean of its probability there and of its
 expected agreement. Names are chosen greedily, and each must add a least share of the study: a name for a handful of
 cells, or a second name for what another one already says, does not.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-from .ontology_scmmgpt import Ontology
+from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
 
 
 def name_agreement(term_ids: Sequence[str | None], ontology: Ontology) -> np.ndarray:
@@ -19,7 +19,8 @@ def name_agreement(term_ids: Sequence[str | None], ontology: Ontology) -> np.nda
     place: dict[str, int] = {}
     rows, columns = [], []
     for row, term_id in enumerate(term_ids):
-        for ancestor in [term_id, *ontology.ancestors(term_id)] if term_id else []:
+        lineage_of_row = {term_id, *ontology.ancestors(term_id)} if term_id else set()
+        for ancestor in sorted(lineage_of_row - UNINFORMATIVE_TERMS):
             rows.append(row)
             columns.append(place.setdefault(ancestor, len(place)))
     lineage = sparse.csr_array((np.ones(len(rows), np.float32), (rows, columns)), (len(term_ids), len(place)))

@@ -93,9 +93,9 @@ class ScMMGPTPreTrainedModel(ScMMGPTTower):
 
     def resize_gene_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """`resize_token_embeddings` for genes: the encoder's table, and what a cell decoder knows of each gene."""
-        table = getattr(self, "model", self).cell_encoder.resize_token_embeddings(*args, **kwargs)
-        if hasattr(self, "cell_decoder"):
-            self.cell_decoder.gene_head.resize(table.num_embeddings)
+        table = getattr(self, "model", self).cell_encoder.resize_token_embeddings(*args, **kwargs)  # type: ignore[union-attr, operator]
+        if isinstance(decoder := getattr(self, "cell_decoder", None), ScMMGPTCellDecoder):
+            decoder.gene_head.resize(table.num_embeddings)
         return table
 
 
@@ -203,6 +203,7 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
     def query_cells(self, encoded: ScMMGPTCellEncoderOutput, **states) -> ScMMGPTCellFeatures:
         """What the Q-Former's queries read off encoded cells."""
         outputs = self.qformer(cell_states=encoded.last_hidden_state, cell_mask=encoded.state_mask, **states)
+        assert encoded.last_hidden_state is not None
         return ScMMGPTCellFeatures(
             last_hidden_state=outputs.query_states,
             pooler_output=self.project_cells(outputs.query_states, encoded.last_hidden_state),
@@ -486,7 +487,7 @@ class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
 
     def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
         """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""
-        return self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens).pooler_output
+        return self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)["pooler_output"]
 
     def read_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None, **states) -> ScMMGPTCellFeatures:
         """Cells as `mm_encoder_outputs["cell"]` takes them: `pooler_output` are their tokens."""
@@ -673,7 +674,7 @@ class ScMMGPTForConditionalGeneration(
             output.cell_generation_loss = self.cell_generation_loss(
                 cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size
             ).loss
-        share = 1.0
+        share: float | torch.Tensor = 1.0
         if labels is not None and num_items_in_batch is not None:
             share = (labels[..., 1:] != -100).sum() / num_items_in_batch
         parts = [

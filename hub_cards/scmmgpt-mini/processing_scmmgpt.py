@@ -301,6 +301,8 @@ class ScMMGPTProcessor(ProcessorMixin):
             self.qformer_tokenizer = own
         settings.pop("qformer_tokenizer", None)
         settings.pop("annotation_files", None)
+        # A save sets it, a load forgets it: both say the same.
+        settings["auto_map"] = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"}
         return settings
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:

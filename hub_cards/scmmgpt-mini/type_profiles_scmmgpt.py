@@ -1,7 +1,8 @@
-"""Type profiles: mean expression of each training type, compared within a study.
+"""Type profiles: how each known type expresses its genes, compared with the other types and within a study.
 
 The score of a cell for a type is the cosine between the cell's values and the type's difference from the mean type, minus
 the mean over the study's cells. This removes effects of platform and ambient RNA that all cells of the study share.
+The differences come from mean profiles and from marker genes, see `training/mini/type_profiles.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STEP = 0.2
 
 @dataclass(frozen=True)
 class TypeProfiles:
-    """Differences between the mean log expression of T types and the mean of all types, for K genes.
+    """Differences between T types and the mean of all types, for K genes.
 
     `term_ids` are Cell Ontology ids, `gene_rows` (K,) rows of the vocabulary, `differences` (T, K) in whole steps of
     `STEP`.

@@ -74,7 +74,7 @@ def embed(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     """
     key = ResultKeys(key_added).embedding
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
@@ -114,13 +114,13 @@ def annotate(
 ) -> AnnData:
     """Annotate each cell with one of the candidate labels and a calibrated confidence.
 
-    Writes `scmmgpt_cell_type`, `scmmgpt_cell_type_ontology_term_id`, `scmmgpt_confidence` and
-    `scmmgpt_second_choice` to `.obs`.
+    Writes `scmmgpt_cell_type`, `scmmgpt_cell_type_ontology_term_id`, `scmmgpt_confidence`, `scmmgpt_second_choice` and
+    `scmmgpt_candidates`, the labels that hold the truth for nine of ten cells of a new study, to `.obs`.
 
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     labels
         Names, {name: description}, a file with one name a line, or "cell-ontology" for all of its types. None: the
         types that the model was trained on.
@@ -152,7 +152,9 @@ def annotate(
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress, engine, address, workers)
-    verb = Verb.begin("annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys(names)))
+    verb = Verb.begin(
+        "annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys([*names, keys.candidates]))
+    )
     clusters = _clusters(verb.cells.obs, cluster_key)
     label_set = _label_set(verb, labels)
     annotator = verb.loaded.annotator
@@ -172,6 +174,7 @@ def annotate(
 
         write_report(page, verb, record, calls, cells.embeds, scorer, cluster_key)
     obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
+    obs[keys.candidates] = _column(annotator.label_sets(scorer))
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
 
 
@@ -255,7 +258,7 @@ def search(
     Parameters
     ----------
     cells
-        Cells, the path of an h5ad or zarr, or the folder of an index.
+        AnnData or MuData, the path of a file of cells, or the folder of an index.
     text
         What to look for, in words.
     top
@@ -316,7 +319,7 @@ def describe(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     prompt
         The question about each cell; None: the description prompt of training.
     cluster_key
@@ -406,7 +409,7 @@ def chat(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     cluster_key
         A column of `.obs` with clusters to talk about instead of cells.
     select

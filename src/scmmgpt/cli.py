@@ -18,6 +18,7 @@ from .cli_options import (
     BatchSize,
     Cells,
     ClusterKey,
+    Consensus,
     Device,
     Engine,
     Folder,
@@ -113,9 +114,7 @@ def annotate(
     cluster_key: ClusterKey = None,
     smooth: Annotated[int, typer.Option(min=0, help="Average over so many nearest neighbours first.")] = 0,
     rerank: Annotated[int, typer.Option(min=0, help="Score so many best labels again with the matching head.")] = 0,
-    consensus: Annotated[
-        bool | None, typer.Option(help="Decide over the study; default: from 100 cells on, unless labels are given.")
-    ] = None,
+    consensus: Consensus = None,
     report: Annotated[Path | None, typer.Option(help="An HTML report to write, in one file.")] = None,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
@@ -155,7 +154,7 @@ def annotate(
     say(result | {"output": str(output), "report": report and str(report)}, as_json=json, lines=lines)
     if not json:
         say_table(result["cell_types"][:20], as_json=False)
-        say({}, as_json=False, lines=[f"Written to {output}", *([f"Report: {report}"] if report else [])])
+        say({}, as_json=False, lines=[f"Written to {output}"] + [f"Report: {report}"] * (report is not None))
 
 
 @app.command(epilog="Example: scmmgpt embed my.h5ad --output out.h5ad")
@@ -303,9 +302,8 @@ def generate(
     """Generate cells, as integer counts, from a text."""
     from . import api
 
-    adata = api.generate_cells(
-        text, num_cells, seed=seed, output=output, model=model, device=device, batch_size=batch_size
-    )
+    where: dict[str, Any] = {"output": output, "model": model, "device": device, "batch_size": batch_size}
+    adata = api.generate_cells(text, num_cells, seed=seed, **where)
     quality = adata.uns["scmmgpt"]["generate"]["quality"]
     lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *pairs(quality)]
     say({"output": str(output), "shape": list(adata.shape), "quality": quality}, as_json=json, lines=lines)
@@ -331,14 +329,9 @@ def corpus_build(
     """Build a training corpus: tokenise, split by group, index. Run the same command again to resume."""
     from .training.corpus.build import build_corpus
 
+    how: dict[str, Any] = {"num_processes": num_processes, "on_error": on_error}
     corpus = build_corpus(
-        sources,
-        output,
-        recipe=recipe,
-        processor=processor,
-        num_processes=num_processes,
-        on_error=on_error,
-        say=lambda line: typer.echo(line, err=True),
+        sources, output, recipe=recipe, processor=processor, say=lambda line: typer.echo(line, err=True), **how
     )
     card = (corpus.path / "README.md").read_text(encoding="utf-8")
     say({"output": str(output), "cells": len(corpus)}, as_json=json, lines=[card, f"Done: {output}"])

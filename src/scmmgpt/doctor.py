@@ -25,10 +25,9 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     directory = find_model(model)
     with damage_refused(directory):
         gene_tokenizer = processing.ScMMGPTProcessor.from_pretrained(directory).gene_tokenizer
-    source = opened.path if opened.path is not None else opened.adata
     num_genes: list[int] = []
     num_implausible, spread = 0, None
-    for features in gene_tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):
+    for features in gene_tokenizer.iter_chunks(opened.source, CELLS_PER_CHUNK, return_tensors="np"):
         is_gene = gene_tokenizer.is_gene(features["gene_ids"], features["gene_mask"])
         num_genes += is_gene.sum(axis=1).tolist()
         num_implausible += int(gene_tokenizer.looks_implausible(**features).sum())

@@ -55,7 +55,7 @@ class CellRun:
     @property
     def source(self) -> Any:
         """What the gene tokenizer reads."""
-        return self.cells.path if self.cells.path is not None else self.cells.adata
+        return self.cells.source
 
     def compute(self, what: str, make: MakeCompute) -> Arrays:
         """Arrays over all cells, filled chunk by chunk by the computation that `make` makes from a model.

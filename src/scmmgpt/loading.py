@@ -152,6 +152,11 @@ def find_model(model: str | os.PathLike | None = None) -> Path:
 
 def _checked(directory: Path) -> Path:
     config = directory / "config.json"
+    if not config.is_file() and (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{str(directory)!r} holds adapters, not a whole model. Train with `lora: {{merge: true}}`, which writes "
+            "one, or write it from these: `PeftModel.from_pretrained(base, ...).merge_and_unload().save_pretrained(...)`."
+        )
     if not config.is_file():
         raise UserError(f"{str(directory)!r} is not a model directory: it has no config.json.")
     try:

@@ -154,6 +154,8 @@ class JointTester(ModelTester):
 
 class ModelOfTowersTester(JointTester):
     model_class = ScMMGPTModel
+    seq_length = NUM_QUERIES  # the states that it returns first are those of the queries
+    num_hidden_states_types = 3  # of cells, of queries and of texts
     is_training = False
 
 

@@ -92,7 +92,7 @@ def open_study(
     tree
         Where labels are looked up.
     """
-    adata = data if hasattr(data, "obs") else read_cells(Path(data))
+    adata = read_cells(Path(data)) if isinstance(data, str | os.PathLike) else data
     is_gene = features_of(adata.var, adata.var_names).is_gene
     adata = adata if is_gene.all() else adata[:, is_gene].copy()  # the model does so itself; baselines must too
     obs = adata.obs

@@ -69,10 +69,6 @@ class Stage1Part:
         Types of the whole ontology whose wordings are contrasted with one another at every step.
     shortcut_only
         Cells are embedded by the shortcut of their pooled tokens alone, at half the cost; the Q-Former's queries wait.
-    train_gene_vectors
-        False leaves them as they begin: components of the profiles.
-    tree_weight
-        Weight of the hierarchical cross-entropy over the ontology beside the contrast.
     config
         Fields of the model's configuration that this part changes.
     training
@@ -85,8 +81,6 @@ class Stage1Part:
     config: ModelConfig = Field(default_factory=dict)
     ontology_text_weight: float = 0.5
     shortcut_only: bool = False
-    train_gene_vectors: bool = True
-    tree_weight: float = 0.0
 
 
 @dataclass(config=CHECKED, frozen=True)

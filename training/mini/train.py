@@ -112,13 +112,20 @@ def corpus_profiles(
 ) -> tuple[Profiles, list[str], list[str]]:
     """The profiles of all sources over the genes that any of them expresses."""
     known = [(gene.symbol, gene.ensembl_id) for gene in vocabulary_genes(data.parent / "genes")]
-    sources = ((source.family, source.read(data, ontology)) for source in recipe.sources)
     identifier = GeneIdentifier([symbol for symbol, _ in known], [gene_id for _, gene_id in known], names)
-    profiles = read_profiles(sources, identifier, len(known))
+    profiles = sources_profiles(recipe, data, identifier, len(known), ontology)
     seen = profiles.masses > 0
     profiles = Profiles(profiles.table, profiles.share[:, seen], profiles.measured[:, seen], profiles.medians[seen])
     kept = [gene for gene, is_seen in zip(known, seen, strict=True) if is_seen]
     return profiles, [symbol for symbol, _ in kept], [gene_id for _, gene_id in kept]
+
+
+def sources_profiles(
+    recipe: MiniRecipe, data: Path, identifier: GeneIdentifier, num_genes: int, ontology: Ontology
+) -> Profiles:
+    """The profiles of all sources over the genes of a vocabulary."""
+    sources = ((source.family, source.read(data, ontology)) for source in recipe.sources)
+    return read_profiles(sources, identifier, num_genes)
 
 
 def build_processor(recipe, genes, ensembl_ids, profiles, names, ontology) -> ScMMGPTProcessor:
