@@ -104,7 +104,7 @@ def _environment(requirement: str, folder: Path) -> Path:
     python = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     if not (home / "complete").exists():
         venv.create(home, clear=True, with_pip=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
         installed = subprocess.run(command, capture_output=True, text=True)
         if installed.returncode:
             why = (installed.stderr.strip().splitlines() or ["no reason given"])[-1]
