@@ -65,7 +65,7 @@ def random_batch(config: ScMMGPTConfig, stage: int, *, size: int, longest: int, 
     words = min(config.qformer_config.vocab_size, config.text_config.vocab_size)
     text = torch.randint(10, words, (size, 64))
     if stage == 1:
-        return {**cells, "input_ids": text, "attention_mask": torch.ones_like(text), "text_labels": torch.arange(size)}
+        return {**cells, "input_ids": text, "attention_mask": torch.ones_like(text), "text_groups": torch.arange(size)}
     prompt = torch.cat([torch.full((size, config.num_query_tokens), CELL_TOKEN), text], dim=1)
     targets = torch.arange(10, min(4106, config.cell_config.vocab_size))
     return {

@@ -26,6 +26,10 @@ TAGS = ["single-cell", "transcriptomics", "biology", "cell-type-annotation", "sc
 # What a card shows first, and what each table answers.
 SECTIONS = {
     "annotation": "Zero-shot annotation: candidates are the study's own types",
+    "without labels": "Annotation without labels: names that nobody gave candidates for",
+    "watched types": "The same for types that were seen to be missed: share named right, and the commonest other name",
+    "label sets": "Label sets: how often they hold the true type, and how large they are",
+    "guards": "Guards: real cells turned away, and what is no cell and was caught",
     "candidates": "Annotation among more candidates, up to the whole Cell Ontology",
     "wording": "Labels in other words: synonyms, definitions without the name, shuffled names",
     "unknown types": "Cells of types that are not among the candidates",
@@ -40,7 +44,8 @@ SECTIONS = {
 }
 # Which results enter the metadata, where the Hub shows them beside the card.
 INDEXED = {
-    "annotation": ("accuracy", "macro_f1"),
+    "annotation": ("accuracy", "macro_f1", "hierarchical_f1"),
+    "without labels": ("accuracy_finer", "macro_f1_finer", "hierarchical_f1"),
     "retrieval": ("text_to_cell_precision@20",),
     "generation": ("knn_5",),
 }

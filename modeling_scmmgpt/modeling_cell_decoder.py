@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Text to cell: text features to a negative binomial per gene, and samples from it.
 
 Three parts. A projector reads a few text features off the LLM's hidden states. A flow turns noise into a latent, given
@@ -35,7 +48,17 @@ FLOW_DRAWS = 8
 
 @dataclass
 class ScMMGPTCellOutput(ModelOutput):
-    """Counts of generated cells (cells, genes), the ids of the genes, and the library size of each cell."""
+    """Generated cells.
+
+    Parameters
+    ----------
+    counts
+        Whole numbers (cells, genes).
+    gene_ids
+        The vocabulary id of each gene (genes,).
+    library_size
+        The total count over the whole vocabulary that each cell was drawn with (cells,).
+    """
 
     counts: torch.Tensor | None = None
     gene_ids: torch.Tensor | None = None
@@ -44,6 +67,20 @@ class ScMMGPTCellOutput(ModelOutput):
 
 @dataclass
 class ScMMGPTCellDecoderLoss(ModelOutput):
+    """Losses of text -> cell.
+
+    Parameters
+    ----------
+    loss
+        The weighted sum.
+    reconstruction_loss
+        Negative log-likelihood of the counts, a mean over genes.
+    flow_loss
+        Squared error of the flow's velocity.
+    library_loss
+        Negative log-likelihood of the library size.
+    """
+
     loss: torch.Tensor | None = None
     reconstruction_loss: torch.Tensor | None = None
     flow_loss: torch.Tensor | None = None
@@ -202,6 +239,32 @@ class ScMMGPTGeneHead(nn.Module):
 
 
 class ScMMGPTCellDecoder(ScMMGPTTower):
+    """Text features to counts, by way of the cell encoder's layers and gene table, which are passed in.
+
+    Parameters
+    ----------
+    config
+        The decoder's own sizes.
+    cell_config
+        Of the encoder whose layers and genes it uses.
+    text_hidden_size
+        Width of the LLM's states.
+
+    Examples
+    --------
+    >>> cells = ScMMGPTCellConfig(vocab_size=50, hidden_size=16, num_attention_heads=2)
+    >>> config = ScMMGPTCellDecoderConfig(num_text_tokens=2, num_attention_heads=2, latent_size=4, flow_hidden_size=8)
+    >>> decoder = ScMMGPTCellDecoder(config, cells, text_hidden_size=12).eval()
+    >>> features = decoder.text_features(torch.rand(3, 5, 12), torch.ones(3, 5))
+    >>> latent = decoder.sample_latent(features, torch.randn(3, 4), guidance_scale=1.0)
+    >>> genes = torch.arange(7)
+    >>> log_share, dispersion = decoder.decode(
+    ...     latent, features, torch.nn.Identity(), torch.nn.Embedding(50, 16), genes
+    ... )
+    >>> log_share.shape, dispersion.shape
+    (torch.Size([3, 7]), torch.Size([7]))
+    """
+
     config: ScMMGPTCellDecoderConfig
     base_model_prefix = "cell_decoder"
     supports_gradient_checkpointing = False

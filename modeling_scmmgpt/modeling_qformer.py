@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Cell states in, query tokens out; texts beside them through the same self-attention.
 
 The architecture of BLIP-2's Q-Former, so that any BERT initialises it: queries and text share self-attention, each
@@ -31,7 +44,21 @@ QFormerMode = Literal["contrast", "match", "caption"]
 
 @dataclass
 class ScMMGPTQFormerOutput(ModelOutput):
-    """States of the queries (B, Q, D) and of the text (B, S, D); a branch that was not given is None."""
+    """What a Q-Former returns; of a branch that was not given, None.
+
+    Parameters
+    ----------
+    query_states
+        States of the query tokens (B, Q, D), which have looked at the cell.
+    text_states
+        States of the words (B, S, D).
+    hidden_states
+        What went into the first layer and came out of each: queries, then words (B, Q + S, D).
+    attentions
+        Weights of the attention that queries and words share (B, heads, Q + S, Q + S): eager attention has them.
+    cross_attentions
+        Weights of the queries over the cell (B, heads, Q, L), of every layer that looks at it.
+    """
 
     query_states: torch.Tensor | None = None
     text_states: torch.Tensor | None = None
@@ -222,7 +249,24 @@ class ScMMGPTQFormer(ScMMGPTTower):
         mode: QFormerMode = "match",
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTQFormerOutput:
-        """Give cells, texts or both (then as many cells as texts)."""
+        """Give cells, texts or both (then as many cells as texts).
+
+        Parameters
+        ----------
+        cell_states
+            States of the cell encoder (B, L, encoder hidden).
+        cell_mask
+            1 where a state is real, 0 at padding (B, L); None: all are.
+        input_ids
+            Words (B, S), as the Q-Former's tokenizer gives them.
+        attention_mask
+            1 where a word is real, 0 at padding on either side (B, S); None: all are.
+        mode
+            Who sees whom. "contrast": each branch itself alone; "match": everybody everybody; "caption": words see
+            the queries and the words before them.
+        **kwargs
+            `output_hidden_states`, `output_attentions` and `return_dict`, as in all of transformers.
+        """
         num_queries, seen_of_cell, joint = 0, None, None
         if input_ids is not None and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -235,7 +279,7 @@ class ScMMGPTQFormer(ScMMGPTTower):
                 attention_mask=cell_mask,
                 encoder_hidden_states=cell_states,
             )
-        if input_ids is not None:
+        if attention_mask is not None:
             joint = joint_mask(mode, num_queries, attention_mask)
         for layer in self.layers:
             # By position: of what comes by keyword, reentrant checkpointing loses the gradients.

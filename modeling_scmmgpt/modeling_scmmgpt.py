@@ -72,7 +72,8 @@ class ScMMGPTPreTrainedModel(ScMMGPTTower):
     base_model_prefix = "model"
     main_input_name = "gene_ids"
     input_modalities = ["cell", "text"]
-    # Trainer must divide these losses by the accumulation steps itself.
+    # Trainer divides the losses by the accumulation steps itself. A contrast is over the pairs of one batch: accumulated,
+    # small batches never give the loss of a large one.
     accepts_loss_kwargs = False
     _no_split_modules = ["ScMMGPTCellLayer", "ScMMGPTQFormerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -92,9 +93,9 @@ class ScMMGPTPreTrainedModel(ScMMGPTTower):
 
     def resize_gene_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """`resize_token_embeddings` for genes: the encoder's table, and what a cell decoder knows of each gene."""
-        table = getattr(self, "model", self).cell_encoder.resize_token_embeddings(*args, **kwargs)
-        if hasattr(self, "cell_decoder"):
-            self.cell_decoder.gene_head.resize(table.num_embeddings)
+        table = getattr(self, "model", self).cell_encoder.resize_token_embeddings(*args, **kwargs)  # type: ignore[union-attr, operator]
+        if isinstance(decoder := getattr(self, "cell_decoder", None), ScMMGPTCellDecoder):
+            decoder.gene_head.resize(table.num_embeddings)
         return table
 
 
@@ -202,6 +203,7 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
     def query_cells(self, encoded: ScMMGPTCellEncoderOutput, **states) -> ScMMGPTCellFeatures:
         """What the Q-Former's queries read off encoded cells."""
         outputs = self.qformer(cell_states=encoded.last_hidden_state, cell_mask=encoded.state_mask, **states)
+        assert encoded.last_hidden_state is not None
         return ScMMGPTCellFeatures(
             last_hidden_state=outputs.query_states,
             pooler_output=self.project_cells(outputs.query_states, encoded.last_hidden_state),
@@ -369,9 +371,10 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         attention_mask: torch.Tensor | None = None,
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
-        text_labels: torch.Tensor | None = None,
+        text_groups: torch.Tensor | None = None,
         text_lineage: torch.Tensor | None = None,
-        value_labels: torch.Tensor | None = None,
+        target_values: torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTPreTrainingOutput:
         """The losses of cells and of one text per cell; without text, of masked values alone.
@@ -380,12 +383,15 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
         ----------
         gene_ids, ..., qformer_attention_mask
             B cells and texts, as in `ScMMGPTModel`.
-        text_labels
+        text_groups
             (B,): equal numbers mark equal texts.
         text_lineage
             (B, K): the ontology number of each text's cell type, then of all its ancestors, padded with -1.
-        value_labels
+        target_values
             (B, L): values to be predicted where `gene_values` holds the mask value; -100 elsewhere.
+        return_loss
+            False gives the embeddings alone. Trainer evaluates the loss of a model by this argument's name, as long as no
+            other argument is called a label.
         **kwargs
             `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -402,24 +408,25 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
             cells = self.model.query_cells(encoded, **states)
             output = ScMMGPTPreTrainingOutput(cell_embeds=cells.pooler_output, **cells.states())
             output.add_texts(self.model.get_text_features(*text, **states))
-            self._text_losses(output, encoded, text, text_labels, text_lineage)
-        if value_labels is not None and config.value_weight:
+            if return_loss:
+                self._text_losses(output, encoded, text, text_groups, text_lineage)
+        if target_values is not None and config.value_weight and return_loss:
             predictions = self.value_head(gene_states(encoded.last_hidden_state, config.cell_config))
-            output.value_loss = masked_value_loss(predictions, value_labels[:, : predictions.shape[1]])
-        return ScMMGPTPreTrainingOutput(loss=output.weighted_sum(config), **output)
+            output.value_loss = masked_value_loss(predictions, target_values[:, : predictions.shape[1]])
+        return ScMMGPTPreTrainingOutput(loss=output.weighted_sum(config) if return_loss else None, **output)
 
-    def _text_losses(self, output, encoded, text, text_labels, text_lineage):
+    def _text_losses(self, output, encoded, text, text_groups, text_lineage):
         config, model = self.config, self.model
         cell_states, state_mask = encoded.last_hidden_state, encoded.state_mask
         input_ids, attention_mask = text[0], torch.ones_like(text[0]) if text[1] is None else text[1]
         scale = model.similarity_scale()
         if config.contrast_weight:
             output.contrast_loss = contrast_loss(
-                output.cell_embeds, output.text_embeds, scale, text_labels, text_lineage, config.target_temperature
+                output.cell_embeds, output.text_embeds, scale, text_groups, text_lineage, config.target_temperature
             )
         if config.match_weight:
             output.match_loss = self._match_loss(
-                output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage
+                output, cell_states, state_mask, input_ids, attention_mask, text_groups, text_lineage
             )
         if config.caption_weight:
             caption_ids = input_ids
@@ -430,14 +437,14 @@ class ScMMGPTForPreTraining(ScMMGPTPreTrainedModel, ScMMGPTTowersMixin):
             logits = self.caption_head(states, model.qformer.word_vectors(states.device))
             output.caption_loss = caption_loss(logits, input_ids, attention_mask)
 
-    def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_labels, text_lineage):
+    def _match_loss(self, output, cell_states, state_mask, input_ids, attention_mask, text_groups, text_lineage):
         """True pairs against each cell with a hard wrong text and each text with a hard wrong cell.
 
         Negatives come from this process: sending cell states of thousands of genes around would cost more than it
         brings.
         """
         num = len(input_ids)
-        excluded, _ = relations(num, text_labels, text_lineage, input_ids.device)
+        excluded, _ = relations(num, text_groups, text_lineage, input_ids.device)
         logits = scaled_similarity(output.cell_embeds, output.text_embeds, self.model.similarity_scale())
         # Training draws anew each time; a batch that is evaluated has one loss.
         generator = None if self.training else torch.Generator(input_ids.device).manual_seed(0)
@@ -480,7 +487,7 @@ class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
 
     def get_cell_tokens(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None) -> torch.Tensor:
         """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""
-        return self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens).pooler_output
+        return self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens)["pooler_output"]
 
     def read_cells(self, gene_ids, gene_values, gene_mask=None, cell_cu_seqlens=None, **states) -> ScMMGPTCellFeatures:
         """Cells as `mm_encoder_outputs["cell"]` takes them: `pooler_output` are their tokens."""
@@ -556,6 +563,7 @@ class ScMMGPTForConditionalGeneration(
     _tp_plan = {"lm_head": "colwise_gather_output"}
     # What `generate` takes for the prompt. Were it `gene_ids`, it would swallow the cells and write without them.
     main_input_name = "input_ids"
+    accepts_loss_kwargs = True  # the answers of all batches of a step are counted, as they differ in length
     model: "ScMMGPTGenerativeModel"
 
     def __init__(self, config: ScMMGPTConfig, language_model: PreTrainedModel | None = None):
@@ -581,6 +589,10 @@ class ScMMGPTForConditionalGeneration(
         """Cells as tokens of the LLM's width (B, Q, LLM hidden); arguments as in `get_cell_features`."""
         return self.model.get_cell_tokens(*args, **kwargs)
 
+    def get_submodule(self, target: str):
+        # PEFT's prompt tuning asks for this name; unanswered, it takes the Q-Former's words for the LLM's.
+        return self.get_input_embeddings() if target == "embeddings.word_embeddings" else super().get_submodule(target)
+
     @can_return_tuple
     def forward(  # type: ignore[misc] # TransformersKwargs names `position_ids` as well
         self,
@@ -601,6 +613,7 @@ class ScMMGPTForConditionalGeneration(
         target_library_size: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, ScMMGPTCellFeatures] | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCausalLMOutput:
         """What the LLM says to prompts whose `<cell>` placeholders take the cells in reading order, and the losses.
@@ -621,6 +634,9 @@ class ScMMGPTForConditionalGeneration(
             (B,): total counts of each cell over the vocabulary; None: the sum of `target_counts`.
         mm_encoder_outputs
             {"cell": what `model.read_cells` gave} instead of the cells: `generate` encodes them once.
+        num_items_in_batch
+            The answer tokens of all batches of an optimiser step, whose losses are to be added up: this one then counts by
+            its share of them.
         **kwargs
             `output_hidden_states`, `output_attentions`, `return_dict`, and what else the LLM takes.
 
@@ -651,18 +667,21 @@ class ScMMGPTForConditionalGeneration(
             if labels is not None:
                 vocab_size = self.config.text_config.vocab_size
                 output.language_loss = self.loss_function(
-                    logits=logits, labels=labels, vocab_size=vocab_size, **kwargs
+                    logits, labels, vocab_size, num_items_in_batch=num_items_in_batch, **kwargs
                 )
         if target_counts is not None:
             cells = (gene_ids, gene_values, gene_mask, cell_cu_seqlens)
             output.cell_generation_loss = self.cell_generation_loss(
                 cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size
             ).loss
+        share: float | torch.Tensor = 1.0
+        if labels is not None and num_items_in_batch is not None:
+            share = (labels[..., 1:] != -100).sum() / num_items_in_batch
         parts = [
             weight * part
             for weight, part in (
                 (1.0, output.language_loss),
-                (self.config.cell_generation_weight, output.cell_generation_loss),
+                (share * self.config.cell_generation_weight, output.cell_generation_loss),
             )
             if part is not None
         ]

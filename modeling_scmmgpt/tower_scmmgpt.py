@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """What every model of ours shares: which attention it runs, and the first values of parameters that are no layer's."""
 
 from collections.abc import Iterator
@@ -27,7 +40,7 @@ class ScMMGPTTower(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig, *args, **kwargs):
         _register_what_is_named(_chosen_attentions(config))
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # `post_init` is for each class, when it has its layers
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs):
         _register_what_is_named(_named_attentions(attn_implementation))

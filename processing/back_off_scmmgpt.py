@@ -122,9 +122,15 @@ def call_cells(
     if clusters is None:
         blocks = [back_off.calls(probabilities(rows)) for rows in parts(num_cells)]
         return Calls(*map(np.concatenate, zip(*blocks, strict=True)))
-    num_clusters = int(clusters.max()) + 1
-    total = np.zeros((num_clusters, len(back_off.labels)), dtype=np.float64)
-    for rows in parts(num_cells):
-        np.add.at(total, clusters[rows], probabilities(rows))
-    of_clusters = back_off.calls(total / np.bincount(clusters, minlength=num_clusters)[:, None])
-    return Calls(*(column[clusters] for column in of_clusters))
+    return Calls(*(column[clusters] for column in back_off.calls(group_means(probabilities, clusters))))
+
+
+def group_means(values: Callable[[slice], np.ndarray], groups: np.ndarray) -> np.ndarray:
+    """(groups, C): means of the values (rows, C) over the cells of each group, of which every cell names its own."""
+    sizes = np.bincount(groups)
+    total: np.ndarray | float = 0.0
+    for rows in parts(len(groups)):
+        group = groups[rows]
+        place = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))), (len(sizes), len(group)))
+        total = total + place @ np.asarray(values(rows), dtype=np.float64)
+    return np.asarray(total) / sizes[:, None]

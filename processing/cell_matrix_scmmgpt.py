@@ -40,6 +40,7 @@ class Matrix(NamedTuple):
     var: Any
     var_names: Sequence[str]
     is_dense: bool = False
+    set_aside: dict[str, dict[str, Any]] = {}
 
     def rows(self, start: int, stop: int) -> CsrRows:
         """Rows from `start` up to `stop` as csr, in the matrix's own numbers."""
@@ -54,6 +55,27 @@ class Matrix(NamedTuple):
         if self.is_dense:
             step = min(step, max(1, MAX_DENSE_BYTES // max(1, 8 * self.shape[1])))
         return ((start, min(start + step, last)) for start in range(first, last, step))
+
+    def with_columns(self, kept: np.ndarray, set_aside: dict[str, dict[str, Any]]) -> "Matrix":
+        """The matrix of some columns alone; `set_aside` is the account of the others."""
+        new_place = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
+
+        def read(start: int, stop: int) -> CsrRows:
+            rows = self.rows(start, stop)
+            places = new_place[rows.indices[rows.entries]]
+            is_kept = places >= 0
+            kept_before = np.concatenate([[0], np.cumsum(is_kept)])
+            return CsrRows(
+                kept_before[rows.indptr - rows.indptr[0]], places[is_kept], rows.data[rows.entries][is_kept]
+            )
+
+        return self._replace(
+            shape=(self.shape[0], int(kept.sum())),
+            read=read,
+            var=None if self.var is None else self.var[kept],
+            var_names=[name for name, keep in zip(self.var_names, kept, strict=True) if keep],
+            set_aside=set_aside,
+        )
 
 
 class Cells:
@@ -71,12 +93,18 @@ class Cells:
         self.num_repeated_names = len(obs_names) - len(set(obs_names))
         self.log_base = log_base
         self.modality = modality
+        self.num_without_rna = 0  # cells that only other modalities have
+        self.set_aside: dict[str, dict[str, Any]] = {}
         self._close = close
 
     def __enter__(self) -> "Cells":
         return self
 
     def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
         if self._close is not None:
             self._close()
 

@@ -240,7 +240,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         Parameters
         ----------
         cells
-            An AnnData, a path to h5ad, zarr or h5mu, a pair (matrix, gene names), or a list of those.
+            An AnnData or MuData, a path to h5ad, zarr, h5mu or 10x's `.h5` or matrix folder, a pair (matrix, gene names), or a list of those.
         layer, counts
             Which matrix to read ("X", "raw" or a layer), and whether it holds counts; recognised if None.
         gene_column

@@ -38,7 +38,8 @@ class InputAccount:
             "looked_at": chosen.looked_at,
             "panel_share": panel_share,
             "duplicate_cell_names": cells.num_repeated_names,
-            **({"modality": cells.modality} if cells.modality else {}),
+            "set_aside": copy.deepcopy({**chosen.matrix.set_aside, **cells.set_aside}),
+            **({"modality": cells.modality, "cells_without_rna": cells.num_without_rna} if cells.modality else {}),
         }
 
     def add(self, totals, total: float, turned_back: int) -> None:
@@ -108,6 +109,21 @@ def _share(covered: float, total: float) -> float:
     return min(covered / total, 1.0) if total else 0.0
 
 
+def set_aside_lines(account: Mapping[str, Any]) -> list[str]:
+    """What was not read with the genes, each kind in words.
+
+    Examples
+    --------
+    >>> set_aside_lines({"set_aside": {"a": {"kind": "antibody", "number": 2, "why": "typed", "names": ["CD3"]}}})
+    ['set aside: 2 of kind antibody (typed): CD3, ...']
+    """
+    return [
+        f"set aside: {one['number']} of kind {one['kind']} ({one['why']}): {', '.join(map(str, one['names'][:5]))}"
+        + (", ..." if one["number"] > len(one["names"][:5]) else "")
+        for one in (account.get("set_aside") or {}).values()
+    ]
+
+
 def account_line(account: dict) -> str:
     """The account in one readable line."""
     routes = ", ".join(f"{count} {route}" for route, count in account["matched"].items() if count)
@@ -118,6 +134,7 @@ def account_line(account: dict) -> str:
         + (f" ({routes})" if routes else ""),
         f"{account['share_of_counts']:.1%} of counts covered",
     ]
+    parts += set_aside_lines(account)
     if account["merged_duplicates"]:
         parts.append(f"{account['merged_duplicates']} duplicates summed")
     if account["cells_turned_back_into_counts"]:
@@ -128,6 +145,8 @@ def account_line(account: dict) -> str:
         parts.append(f"unmatched e.g. {', '.join(account['unmatched_examples'][:3])}")
     if account["empty_cells"]:
         parts.append(f"{account['empty_cells']} empty cells kept")
+    if account.get("cells_without_rna"):
+        parts.append(f"{account['cells_without_rna']} cells of other modalities have no RNA and are left out")
     if account["duplicate_cell_names"]:
         parts.append(f"{account['duplicate_cell_names']} cell names repeated")
     return "; ".join(parts)

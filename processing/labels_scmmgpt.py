@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors_scmmgpt import UserError
@@ -12,6 +12,7 @@ from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
 from .prompting_scmmgpt import cell_text
 
 CELL_ONTOLOGY = "cell-ontology"
+TRAINED_TYPES = "trained types"  # the source of the labels where nobody gave any
 UNKNOWN = "unknown"
 # Spelling suggestions cost a search over all names each; nobody reads hundreds of them.
 _MAX_SUGGESTIONS = 20
@@ -35,6 +36,16 @@ class LabelSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def chosen(self, places: Iterable[int]) -> "LabelSet":
+        """Some of the labels, by index."""
+        places = list(places)
+        return replace(
+            self,
+            labels=tuple(self.labels[place] for place in places),
+            term_ids=tuple(self.term_ids[place] for place in places),
+            descriptions=tuple(self.descriptions[place] for place in places),
+        )
 
     def texts(self, tissue: str | None = None) -> list[str]:
         """What each label says about itself, in the words of the training: the text that cells are compared with."""

@@ -17,6 +17,7 @@ class ResultKeys:
         self.term_id = self.of("cell_type_ontology_term_id")
         self.confidence = self.of("confidence")
         self.second_choice = self.of("second_choice")
+        self.candidates = self.of("candidates")
         self.description = self.of("description")
         # obsm
         self.embedding = f"X_{name}"

@@ -412,7 +412,7 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(file, directory, argumen
     [
         pytest.param("cells.h5ad", b"not a file of cells", "cannot be read", id="broken"),
         pytest.param("cells.txt", b"", "expected a name", id="other format"),
-        pytest.param("cells.h5mu", b"", "MuData", id="several modalities"),
+        pytest.param("cells.h5mu", b"", "cannot be read", id="several modalities"),
     ],
 )
 def test_a_file_that_is_not_cells_is_refused_by_name(tmp_path, model, name, content, reason):

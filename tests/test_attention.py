@@ -10,7 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration, ScMMGPTModel
-from scmmgpt.modeling_scmmgpt.attention_scmmgpt import takes_packed_sequences, torch_varlen_attention_forward
+from scmmgpt.modeling_scmmgpt.attention_scmmgpt import (
+    attend,
+    takes_packed_sequences,
+    torch_varlen_attention_forward,
+)
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="flash kernels need a CUDA device")
@@ -92,6 +96,16 @@ def test_varlen_has_the_gradients_of_sdpa():
 
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_flash_attention_across_padded_keys_leaves_no_query_out():
+    query, key, value = states(3, 4), states(3, 7), states(3, 7)
+    mask, module = torch.arange(7) < torch.tensor([7, 3, 5])[:, None], Module()
+    module.is_cross_attention = True
+
+    found, _ = attend(module, "flash_attention_2", query, key, value, mask.long(), scaling=WIDTH**-0.5)
+
+    torch.testing.assert_close(found, plain(query, key, value, mask[:, None, None]))
 
 
 def test_varlen_refuses_dropout():

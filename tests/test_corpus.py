@@ -433,6 +433,23 @@ def test_the_command_line_reports_a_users_mistake_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"scmmgpt: {tmp_path / 'nowhere'} does not exist.\n"
 
 
+def test_a_processor_that_is_nowhere_is_the_users_mistake(cells_folder, tmp_path, capsys):
+    command = [
+        "corpus",
+        "build",
+        str(cells_folder),
+        "--output",
+        str(tmp_path / "corpus"),
+        "--processor",
+        str(tmp_path),
+    ]
+
+    code = run_to_exit_code(lambda: app(command, standalone_mode=False))
+
+    assert code == 2
+    assert "is no folder or Hub repository with a gene tokenizer" in capsys.readouterr().err
+
+
 def test_splits_are_written_down_with_the_corpus(cells_folder, tmp_path):
     corpus = build(cells_folder, tmp_path / "corpus")
 

@@ -198,7 +198,7 @@ def test_texts_lineages_and_labels_come_with_the_cells(corpus):
     texts = [write_text(row, row_generator(row, 0)) for row in table.to_pylist()]
     for one in range(40):
         for other in range(40):
-            same = bool(batch["text_labels"][one] == batch["text_labels"][other])
+            same = bool(batch["text_groups"][one] == batch["text_groups"][other])
             assert same == (texts[one] == texts[other])
     term_ids = table["cell_type_ontology_term_id"].to_pylist()
     assert batch["text_lineage"][:, 0].tolist() == [int(term_id[3:]) for term_id in term_ids]
@@ -211,10 +211,10 @@ def test_a_row_writes_the_same_text_in_any_batch_and_another_with_another_seed(c
     other = CellTextCollator(CellCollator("log1p"), write_text, lengths_of, corpus.ontology, seed=1)
     rows = np.arange(40)
 
-    labels = collate(corpus.table(rows))["text_labels"]
+    labels = collate(corpus.table(rows))["text_groups"]
 
-    assert torch.equal(collate(corpus.table(rows[10:20]))["text_labels"], labels[10:20])
-    assert not torch.equal(other(corpus.table(rows))["text_labels"], labels)
+    assert torch.equal(collate(corpus.table(rows[10:20]))["text_groups"], labels[10:20])
+    assert not torch.equal(other(corpus.table(rows))["text_groups"], labels)
 
 
 def test_spread_types_leaves_no_type_at_one_end():

@@ -30,7 +30,7 @@ def batches(make_cells, make_texts):
     stage1 = {
         **cells,
         **texts,
-        "text_labels": torch.tensor([0, 1, 0, 2]),  # cells 0 and 2, in different processes, share a text
+        "text_groups": torch.tensor([0, 1, 0, 2]),  # cells 0 and 2, in different processes, share a text
         "text_lineage": torch.tensor([[9, 1, -1], [1, -1, -1], [9, 1, -1], [8, 2, 1]]),
     }
     prompts = torch.tensor([[6 + i, *PLACEHOLDERS, 7, 8, 9] for i in range(4)])

@@ -385,34 +385,72 @@ def test_a_suite_keeps_its_test_cells_out_of_the_baselines_training(tmp_path):
     cells.obs["study_profile"] = np.repeat(["in", "out", "kept"], 40)
     cells.write_h5ad(tmp_path / "data" / "sim_small.h5ad")
     cells_of(TYPES * 10, seed=3).write_h5ad(tmp_path / "data" / "real.h5ad")
-    sources = "sources: [{file: sim_small.h5ad}, {file: real.h5ad}]\ndevelopment_studies: [out]\n"
+    (tmp_path / "beside").mkdir()
+    more = cells_of(TYPES * 10, seed=4)
+    more.obs["dataset"] = np.repeat(["out", "another"], 20)
+    more.write_h5ad(tmp_path / "beside" / "more.h5ad")
+    sources = (
+        "sources: [{file: sim_small.h5ad}, {file: real.h5ad}, {file: means.csv.gz}]\ndevelopment_studies: [out]\n"
+    )
     (tmp_path / "train.yaml").write_text(sources)
     tested = eval_suite.SuiteStudy(file="sim_small.h5ad", study_profile="in")
     part = eval_suite.SuitePart(name="p", leave_out_development_studies=True, studies=[tested])
 
-    training = eval_suite.training_cells(tmp_path / "train.yaml", tmp_path / "data", part, "cell_type")
-
-    assert training.num_cells == 40 + 40
     (tmp_path / "suite.yaml").write_text(
-        "{name: t, label: cell_type, training_recipe: train.yaml, tasks: [annotation], slow_tasks: [], slow_studies: [],"
-        f" parts: [{json.dumps(asdict(part))}]}}"
+        "{name: t, label: cell_type, training_recipe: train.yaml, more_sources: [../beside/more.h5ad, real.h5ad],"
+        f" tasks: [annotation], slow_tasks: [], slow_studies: [], parts: [{json.dumps(asdict(part))}]}}"
     )
-    records = eval_suite.run_suite(tmp_path / "suite.yaml", tmp_path / "data", tmp_path / "out", {"p": PERFECT})
+    suite = eval_suite.Suite.read(tmp_path / "suite.yaml")
+
+    training = eval_suite.training_cells(suite, tmp_path, tmp_path / "data", part)
+
+    # Of the simulated file "kept", the real one once, and of the one beside all but the study that is left out.
+    assert training.num_cells == 40 + 40 + 20
+    records = eval_suite.run_suite(tmp_path / "suite.yaml", tmp_path / "data", tmp_path / "out", {"p": [PERFECT]})
     assert values(records, "annotation")["accuracy"] == 1
     assert all(record.conditions["simulated"] for record in records)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"t_p_annotation.json", "t_p_leakage.json"}
 
 
-def test_the_recipe_in_the_repository_names_four_real_studies_and_nine_profiles():
+def test_the_recipe_in_the_repository_tests_eight_real_studies_that_train_nothing():
     from pathlib import Path
 
     recipe = Path(eval_suite.__file__).parent / "recipes" / "eval_dev.yaml"
     suite = eval_suite.Suite.read(recipe)
 
-    real, simulated = (part.studies for part in suite.parts)
-    assert [len(real), len(simulated)] == [4, 9]
-    assert not any(study.study_profile for study in real)
-    assert (recipe.parent / suite.training_recipe).is_file()
+    test, development, mixing = (part.studies for part in suite.parts)
+    assert [len(test), len(development), len(mixing)] == [8, 17, 1]
+    assert not any(study.study_profile for study in test)
+    training = (recipe.parent / suite.training_recipe).read_text()
+    assert [study.name for study in test if study.name in training or study.file in suite.more_sources] == []
+
+
+def test_joined_studies_share_their_genes_and_keep_their_names():
+    first, second = cells_of(TYPES * 2), cells_of(TYPES, seed=1, num_genes=50)[:, ::-1].copy()
+    second.X = second.X.log1p()
+
+    both = eval_suite.joined([first, second], ["first", "second"])
+
+    assert both.shape == (12, 50)
+    assert both.obs["donor_id"].tolist() == ["first"] * 8 + ["second"] * 4
+    alone = eval_suite.joined([second, first], ["second", "first"])[:4, both.var_names]
+    np.testing.assert_allclose(both.X[8:].toarray(), alone.X.toarray(), rtol=1e-4)
+
+
+def test_a_part_that_only_clusters_needs_no_training_cells(tmp_path):
+    for seed, name in enumerate(("first", "second")):
+        cells_of(TYPES * 15, seed=seed).write_h5ad(tmp_path / f"{name}.h5ad")
+    (tmp_path / "suite.yaml").write_text(
+        "{name: t, label: cell_type, training_recipe: absent.yaml, tasks: [annotation, clustering], slow_tasks: [],"
+        " slow_studies: [], parts: [{name: mixing, only: [clustering], studies: [{file: first.h5ad,"
+        " joined_with: [second.h5ad], called: both}]}]}"
+    )
+
+    records = eval_suite.run_suite(tmp_path / "suite.yaml", tmp_path, tmp_path / "out", {"mixing": [PERFECT]})
+
+    assert {(record.task, record.study) for record in records} == {("clustering", "both")}
+    assert values(records, "clustering")["graph_connectivity"] == 1
+    assert "t_mixing_clustering.json" in {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_a_misspelt_key_of_a_suite_is_refused(tmp_path):

@@ -4,13 +4,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from runpy import run_path
 
+import numpy as np
 import pytest
+import torch
 from docs_blocks import load_models_once
+from tiny_models import tiny_cells, write_tiny_model
+from transformers import AutoModelForMultimodalLM
 
 from scmmgpt import EMBEDDED_MODEL
 from scmmgpt.processing.labels_scmmgpt import read_labels
 from scmmgpt.processing.ontology_scmmgpt import read_ontology
+from scmmgpt.training.towers import LORA_TARGETS
 
 pytest.importorskip("scanpy", reason="the examples' cells come with scanpy: pip install 'scmmgpt[eval]'")
 
@@ -37,6 +43,55 @@ def test_example_runs(example, tmp_path):
 
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")  # TRL's own
+def test_grpo_samples_and_scores_answers_in_sight_of_their_cells(tmp_path):
+    peft, trl = (pytest.importorskip(name) for name in ("peft", "trl"))
+    grpo = run_path(str(EXAMPLES / "grpo_ontology_reward.py"))
+    processor = grpo["PlainCellProcessor"].from_pretrained(write_tiny_model(tmp_path / "model"))
+    model = AutoModelForMultimodalLM.from_pretrained(tmp_path / "model")
+    adata = tiny_cells(4)
+    adata.obs["cell_type"] = "T cell"
+    rows = grpo["rows_of"](adata, "cell_type")
+    seen = {True: [], False: []}
+    model.model.cell_encoder.register_forward_pre_hook(
+        lambda encoder, cells: seen[torch.is_grad_enabled()].append(cells[1])
+    )
+    trainer = grpo["CellGRPOTrainer"](
+        model=model,
+        processing_class=processor,
+        reward_funcs=lambda completions, **row: [float(len(grpo["said"](text))) for text in completions],
+        train_dataset=rows,
+        peft_config=peft.LoraConfig(r=2, target_modules=LORA_TARGETS["language_model"]),
+        args=trl.GRPOConfig(
+            tmp_path / "run",
+            per_device_train_batch_size=2,
+            num_generations=2,
+            max_completion_length=4,
+            max_steps=2,
+            logging_steps=1,
+            activation_checkpointing=False,
+            use_cpu=True,
+            bf16=False,
+            remove_unused_columns=False,
+            save_strategy="no",
+            report_to=[],
+        ),
+    )
+
+    trainer.train()
+
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    sampled, scored = seen[False], seen[True]
+    assert len(scored) == 2
+    for cells in scored:  # the cell that was asked about, in each of its answers
+        assert any(torch.equal(cells, others) for others in sampled)
+        assert torch.equal(cells[0], cells[1])
+    assert not torch.equal(scored[0], scored[1])
 
 
 NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(EXAMPLES.glob("*.ipynb"))]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForPreTraining
 from scmmgpt.modeling_scmmgpt.losses_scmmgpt import caption_loss, contrast_loss, lineage_overlap, sample_negatives
@@ -30,7 +31,7 @@ def test_contrast_is_the_symmetric_cross_entropy():
 def test_cells_of_one_text_are_not_pushed_apart():
     cells, texts = unit(3, 8).requires_grad_(), unit(3, 8).requires_grad_()
 
-    contrast_loss(cells[[0, 1]], texts[[0, 1]], torch.tensor(10.0), text_labels=torch.tensor([7, 7])).backward()
+    contrast_loss(cells[[0, 1]], texts[[0, 1]], torch.tensor(10.0), text_groups=torch.tensor([7, 7])).backward()
 
     assert not cells.grad.any()
     assert not texts.grad.any()
@@ -119,7 +120,7 @@ def batch(make_cells, make_texts):
     cells = make_cells((12, 7, 9, 5))
     labels = torch.full_like(cells["gene_values"], -100)
     labels[:, 2:4] = cells["gene_values"][:, 2:4]
-    return {**cells, **make_texts((7, 4, 6, 5)), "value_labels": labels, "text_labels": torch.tensor([0, 1, 0, 2])}
+    return {**cells, **make_texts((7, 4, 6, 5)), "target_values": labels, "text_groups": torch.tensor([0, 1, 0, 2])}
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def test_a_frozen_tower_does_not_move(model, batch):
 def test_stage_1_learns_to_tell_four_cells_apart(model, batch):
     network = model(value_weight=1.0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    del batch["text_labels"]
+    del batch["text_groups"]
 
     losses = []
     for _ in range(25):
@@ -239,5 +240,25 @@ def test_packed_cells_give_the_same_losses(model, batch, pack):
 
 
 def test_nothing_to_learn_is_refused(model, make_cells):
-    with pytest.raises(ValueError, match="neither text nor `value_labels`"):
+    with pytest.raises(ValueError, match="neither text nor `target_values`"):
         model()(**make_cells())
+
+
+def test_a_plain_trainer_evaluates_the_loss_of_stage_1(model, batch, tmp_path):
+    rows = [{name: value[i] for name, value in batch.items() if name != "target_values"} for i in range(4)]
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[], per_device_eval_batch_size=2)
+    network = model(match_weight=0.0)
+
+    measured = Trainer(network, arguments, eval_dataset=rows).evaluate()
+
+    halves = [{name: value.chunk(2)[half] for name, value in batch.items()} for half in range(2)]
+    assert measured["eval_loss"] == pytest.approx(sum(network(**half).loss.item() for half in halves) / 2, rel=1e-5)
+
+
+def test_embeddings_come_without_a_loss_where_none_is_asked_for(model, batch):
+    network = model(value_weight=1.0).eval()
+
+    output = network(**batch, return_loss=False)
+
+    assert output.loss is None
+    torch.testing.assert_close(output.cell_embeds, network(**batch).cell_embeds)

@@ -9,6 +9,7 @@ from scmmgpt.training.evaluation.type_tree import TypeTree
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
+ROOT = "CL:0000000"
 TYPES = np.array(["B cell", "T cell", "monocyte", "neuron"])
 
 
@@ -23,12 +24,12 @@ def labels():
 @pytest.fixture
 def tree():
     terms = [
-        Term("CL:1", "cell"),
-        Term("CL:2", "lymphocyte", parents=("CL:1",)),
+        Term(ROOT, "cell"),
+        Term("CL:2", "lymphocyte", parents=(ROOT,)),
         Term("CL:3", "T cell", "A T cell is no B cell. T-lymphocytes mature.", ("T-lymphocyte", "t cell"), ("CL:2",)),
         Term("CL:4", "B cell", parents=("CL:2",)),
         Term("CL:5", "CD4 T cell", parents=("CL:3",)),
-        Term("CL:6", "neuron", parents=("CL:1",)),
+        Term("CL:6", "neuron", parents=(ROOT,)),
     ]
     return TypeTree(Ontology({term.id: term for term in terms}), ["blood"])
 
@@ -96,6 +97,55 @@ def test_exact_or_parent_takes_the_direct_parent_but_neither_grandparent_nor_chi
     hits = metrics.exact_or_parent_hits(truth, predicted, tree)
 
     assert hits.tolist() == [True, True, False, False, True]
+
+
+def test_hierarchical_f1_of_a_hand_worked_case(tree):
+    truth = ["CD4 T cell", "CD4 T cell", "CD4 T cell", "neuron"]
+    predicted = ["CD4 T cell", "lymphocyte", "B cell", "unknown"]
+
+    score = metrics.hierarchical_f1(truth, predicted, tree)
+
+    # Without the root: {CD4 T, T, lymphocyte} against itself, against {lymphocyte}, against {B, lymphocyte}.
+    of_cd4 = np.mean([1, 2 * 1 / (3 + 1), 2 * 1 / (3 + 2)])
+    assert score == pytest.approx((of_cd4 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("called", "score"),
+    [
+        pytest.param("T-lymphocyte", 1, id="a synonym is the type"),
+        pytest.param("cell", 0, id="the root does not count"),
+        pytest.param("neuron", 0, id="strangers share nothing"),
+        pytest.param("unknown", 0, id="no call"),
+        pytest.param("cluster 7", 0, id="a name outside the ontology"),
+    ],
+)
+def test_hierarchical_f1_of_one_call_for_a_t_cell(tree, called, score):
+    assert metrics.hierarchical_f1(["T cell"], [called], tree) == score
+
+
+def test_hierarchical_f1_of_a_type_outside_the_ontology_asks_for_its_very_name(tree):
+    assert metrics.hierarchical_f1(["cluster 7", "cluster 7"], ["cluster 7", "T cell"], tree) == 0.5
+
+
+def test_finer_names_mean_the_nearest_type_of_the_study_only_where_they_count(tree):
+    names = ["CD4 T cell", "t cell", "B cell", "neuron", "unknown", "lymphocyte"]
+    types = ["T cell", "lymphocyte"]
+
+    same = metrics.meant_types(names, types, tree, finer_counts=False)
+    finer = metrics.meant_types(names, types, tree, finer_counts=True)
+
+    assert same.tolist() == ["CD4 T cell", "T cell", "B cell", "neuron", "unknown", "lymphocyte"]
+    assert finer.tolist() == ["T cell", "T cell", "lymphocyte", "neuron", "unknown", "lymphocyte"]
+
+
+def test_label_sets_of_a_hand_worked_case(tree):
+    truth = ["CD4 T cell", "CD4 T cell", "CD4 T cell", "CD4 T cell", "neuron"]
+    sets = [{"CD4 T cell", "B cell"}, {"T-lymphocyte"}, {"B cell", "neuron"}, {"cell"}, {"unknown"}]
+
+    values = metrics.set_metrics(truth, [frozenset(names) for names in sets], tree)
+
+    assert values == {"coverage": 3 / 5, "exact_coverage": 1 / 5, "mean_set_size": 7 / 5, "share_of_root": 2 / 5}
 
 
 def test_the_nearest_candidate_is_the_type_itself_or_its_nearest_ancestor(tree):

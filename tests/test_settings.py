@@ -211,7 +211,7 @@ def test_a_value_that_the_trainer_does_not_know_is_refused_in_one_line(tmp_path)
         training_arguments(read_recipe(recipe, Stage1Settings), TrainingArguments)
 
 
-@pytest.mark.parametrize("part", ["cell_encoder: a", "qformer: a"])
+@pytest.mark.parametrize("part", ["cell_encoder: a", "qformer: a", "tokenizer: a", "qformer_tokenizer: a"])
 @pytest.mark.parametrize("kind", [Stage1Settings, Stage2Settings])
 def test_a_part_that_the_starting_checkpoint_brings_is_never_ignored(kind, part, tmp_path):
     recipe = write(tmp_path / "r.yaml", MINIMAL + f"model: {{start_from: runs/before, {part}}}")

@@ -2,18 +2,16 @@
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from tiny_corpus import gene_tokenizer
-from tiny_run import build_tiny_corpus, write_recipe
+from tiny_run import CONFIG, build_tiny_corpus, run_in_processes, without_dropout, write_recipe
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, Trainer
 
 pytest.importorskip("datasets", reason="training reads its corpus with datasets: pip install 'scmmgpt[train]'")
@@ -180,37 +178,12 @@ def test_a_run_is_not_continued_with_another_recipe(finished, corpus, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_to_the_losses_of_one_with_the_same_global_batch(corpus, tmp_path):
-    # Without dropout: the two draw different masks. Matching draws its negatives within a process.
-    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
-    config = read_recipe(write_recipe(tmp_path, corpus), Stage1Settings).model.config
-    config = {
-        **config,
-        "match_weight": 0,
-        "caption_weight": 0,
-        "cell_config": {**config["cell_config"], **still},
-        "qformer_config": {**config["qformer_config"], **still},
-    }
+    config = without_dropout(CONFIG) | {"match_weight": 0, "caption_weight": 0}  # matching stays within a process
     runs = {}
     for processes, batch in ((1, 8), (2, 4)):
         training = {**QUICK, "max_steps": 4, "per_device_train_batch_size": batch}
         recipe = write_recipe(tmp_path, corpus, f"run{processes}", config=config, training=training)
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes),
-            "--master_port",
-            "0",
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", SCRIPT, "--config", recipe],
-            capture_output=True,
-            env=environment,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        run_in_processes(processes, SCRIPT, recipe)
         runs[processes] = losses(tmp_path / f"run{processes}")
 
     assert runs[2] == pytest.approx(runs[1], rel=1e-5)
@@ -269,9 +242,9 @@ def test_hidden_values_are_predicted_and_cls_never_hidden(corpus, tmp_path, make
 
     hidden = hide_values(cells, share=0.5, mask_value=-1)
 
-    is_hidden = hidden["value_labels"] != -100
+    is_hidden = hidden["target_values"] != -100
     assert (hidden["gene_values"][is_hidden] == -1).all()
-    torch.testing.assert_close(hidden["value_labels"][is_hidden], cells["gene_values"][is_hidden])
+    torch.testing.assert_close(hidden["target_values"][is_hidden], cells["gene_values"][is_hidden])
     assert not is_hidden[:, 0].any()
     assert not (is_hidden & (cells["gene_mask"] == 0)).any()
 
@@ -323,14 +296,14 @@ def test_the_gene_tokenizer_of_a_recipe_is_whole_in_itself(corpus, tmp_path):
     assert genes.gene_order == "median_ratio"
 
 
-def test_collating_cells_leaves_the_processor_as_it_was(corpus, tmp_path):
+def test_a_model_trains_on_as_many_genes_as_its_processor_reads(corpus, tmp_path):
     settings = read_recipe(write_recipe(tmp_path, corpus, data={"max_genes": 9}), Stage1Settings)
-    processor = assemble_processor(replace(settings, data=replace(settings.data, max_genes=30)), corpus)
+    processor = assemble_processor(settings, corpus)
 
     batch = cell_collator(settings, corpus, processor)([CorpusRows(corpus)[0]])
 
     assert batch["gene_ids"].shape == (1, 10)  # <cls> comes on top
-    assert processor.gene_tokenizer.max_genes == 30
+    assert processor.gene_tokenizer.max_genes == 9
 
 
 def test_a_model_is_saved_with_the_number_of_genes_that_it_was_trained_on(corpus, tmp_path):
@@ -346,3 +319,13 @@ def test_a_misspelt_field_inside_a_part_of_the_model_is_refused(corpus, tmp_path
         RecipeError, match=r"`model\.config`: `num_query_token` is not a field.*Did you mean `num_query_tokens`"
     ):
         main(["--config", str(recipe)])
+
+
+def test_a_run_with_nothing_to_be_measured_on_is_refused_before_it_begins(corpus, tmp_path):
+    with pytest.raises(RecipeError, match=r"`training\.eval_strategy: no`.*validation split"):
+        main(["--config", str(write_recipe(tmp_path, corpus, data={"scheme": "donor"}))])
+
+
+def test_patience_is_refused_where_no_figure_is_named_that_could_grow_better(corpus, tmp_path):
+    with pytest.raises(RecipeError, match=r"`evaluation\.patience` is 2.*metric_for_best_model"):
+        main(["--config", str(write_recipe(tmp_path, corpus, evaluation={"patience": 2}))])

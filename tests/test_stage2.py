@@ -5,20 +5,43 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_corpus import TYPES
-from tiny_run import build_tiny_corpus, write_recipe, write_stage_2_recipe
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+from tiny_models import LANGUAGE_MODEL, make_text_tokenizer
+from tiny_run import (
+    CONFIG,
+    build_tiny_corpus,
+    run_in_processes,
+    without_dropout,
+    write_recipe,
+    write_stage_2_recipe,
+)
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 pytest.importorskip("trl", reason="stage 2 trains with TRL and PEFT: pip install 'scmmgpt[train]'")
 
-from peft import PeftModel
+from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from trl import SFTConfig
 
-from scmmgpt.modeling_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellEncoder, ScMMGPTQFormer
+from scmmgpt.modeling_scmmgpt import (
+    ScMMGPTCellConfig,
+    ScMMGPTCellEncoder,
+    ScMMGPTForConditionalGeneration,
+    ScMMGPTQFormer,
+)
 from scmmgpt.training import stage1, stage2
 from scmmgpt.training.assembly import CorpusRows, assemble_config, assemble_processor, cell_collator
 from scmmgpt.training.collators import row_generator
@@ -145,6 +168,23 @@ def test_pretrained_towers_that_a_recipe_names_are_where_stage_2_begins(corpus, 
         assert all(torch.equal(begun[name], weight) for name, weight in expected.items()), tower
 
 
+def test_a_new_language_model_reads_its_own_tokens_and_the_qformer_those_that_it_learnt(corpus, finished, tmp_path):
+    start, theirs = AutoProcessor.from_pretrained(finished), make_text_tokenizer()
+    llm = {**LANGUAGE_MODEL, "vocab_size": len(theirs), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    LlamaForCausalLM(LlamaConfig(**llm, max_position_embeddings=512)).save_pretrained(tmp_path / "llm")
+    theirs.save_pretrained(tmp_path / "llm")
+    model = {"start_from": str(finished), "language_model": str(tmp_path / "llm")}
+    settings = read_recipe(write_stage_2_recipe(tmp_path, corpus, model=model, training=QUICK), Stage2Settings)
+
+    processor, model, rows = parts_of(settings, training_arguments(settings, SFTConfig, **LEAVE_TO_US), corpus)
+
+    assert processor.tokenizer.get_vocab() == theirs.get_vocab() != start.tokenizer.get_vocab()
+    assert processor.qformer_tokenizer.get_vocab() == start.tokenizer.get_vocab()
+    assert model.config.cell_token_id == theirs.convert_tokens_to_ids("<cell>")
+    row = next(row for row in CorpusRows(corpus) if row["cell_type"] in TYPES)
+    assert model(**rows.collate([row])).loss.isfinite()
+
+
 @pytest.mark.parametrize("tower", ["cell_encoder", "qformer"])
 def test_a_tower_is_named_once_beside_a_checkpoint_or_in_it(corpus, tmp_path, tower):
     recipe = write_stage_2_recipe(tmp_path, corpus, model={"start_from": "a", tower: "b"})
@@ -209,12 +249,10 @@ def test_adapters_alone_load_through_the_auto_class(adapted):
 
 
 def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_path):
-    from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
-
     model = ScMMGPTForConditionalGeneration(tiny_config())
     model.save_pretrained(tmp_path / "base")
     config = lora_config(model, Stage2Towers(**LORA), LoraSettings(rank=2), new_token_ids=[38, 39])
-    wrapped = __import__("peft").get_peft_model(model, config)
+    wrapped = get_peft_model(model, config)
     words = torch.tensor([[38, 39, 7]])
     for name, weight in wrapped.named_parameters():
         if "trainable_tokens_delta" in name:
@@ -228,11 +266,26 @@ def test_new_token_rows_are_learnt_and_saved_with_the_adapters(tiny_config, tmp_
     torch.testing.assert_close(loaded(input_ids=words).logits, expected)
 
 
-def test_lora_stays_in_the_tower_that_asked_for_it(tiny_config):
-    from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:Position ids are not supported")
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_a_prompt_can_be_tuned_in_front_of_cells(tiny_config, make_cells, kind):
+    base = ScMMGPTForConditionalGeneration(tiny_config())  # whose Q-Former has as many words as the LLM
+    tuned = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    words = torch.tensor([[6, 5, 5, 5, 5, 7, 8]] * 3)
+    prompt = {"input_ids": words, "attention_mask": torch.ones_like(words)}
 
+    output = tuned(**prompt, **make_cells(), labels=words)
+    output.loss.backward()
+
+    learnt = {name for name, weight in tuned.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert learnt == {"prompt_encoder.default.embedding.weight"}
+    assert not torch.allclose(output.loss, tuned(**prompt, **make_cells(seed=1), labels=words).loss)
+    assert tuned.generate(**prompt, **make_cells(), max_new_tokens=2, do_sample=False).shape == (3, 9)
+
+
+def test_lora_stays_in_the_tower_that_asked_for_it(tiny_config):
     config = lora_config(ScMMGPTForConditionalGeneration(tiny_config()), Stage2Towers(**LORA), LoraSettings())
-    wrapped = __import__("peft").get_peft_model(ScMMGPTForConditionalGeneration(tiny_config()), config)
+    wrapped = get_peft_model(ScMMGPTForConditionalGeneration(tiny_config()), config)
 
     assert {tower_of(name) for name, weight in wrapped.named_parameters() if weight.requires_grad} == {
         "language_model"
@@ -291,6 +344,66 @@ def test_flat_prompts_give_the_loss_of_padded_ones(collate, corpus, finished):
     flat = model(**padded, **flatten_prompts(texts)).language_loss
 
     torch.testing.assert_close(flat, model(**padded, **texts).language_loss, rtol=1e-4, atol=1e-5)
+
+
+STILL = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+
+
+def test_accumulated_batches_give_the_step_of_the_large_one_when_answers_differ_in_length(
+    tiny_config, make_cells, tmp_path
+):
+    lengths = (1, 9, 2, 4)
+    labels = torch.full((4, 15), -100)
+    for row, length in zip(labels, lengths, strict=True):
+        row[5 : 5 + length] = torch.arange(10, 10 + length)
+    words = labels.clamp(min=6)
+    words[:, :4] = 5
+    batch = {**make_cells((12, 7, 9, 5)), "input_ids": words, "labels": labels}
+    rows = [{name: value[i] for name, value in batch.items()} for i in range(4)]
+    config = tiny_config(cell={"hidden_dropout": 0.0}, qformer=STILL)
+    start = ScMMGPTForConditionalGeneration(config).state_dict()
+    found = {}
+    for size in (1, 2, 4):
+        model = ScMMGPTForConditionalGeneration(config)
+        model.load_state_dict(start)
+        steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size, "max_steps": 1}
+        arguments = TrainingArguments(
+            tmp_path, **steps, optim="sgd", learning_rate=0.1, logging_steps=1, use_cpu=True, report_to=[]
+        )
+        trainer = Trainer(model, arguments, train_dataset=rows)
+        trainer.train()
+        found[size] = trainer.state.log_history[0]["loss"], model.lm_head.weight.detach()
+
+    for size in (1, 2):
+        assert found[size][0] == pytest.approx(found[4][0], abs=1e-5)
+        torch.testing.assert_close(found[size][1], found[4][1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_step_is_the_same_however_it_is_divided_among_processes_and_accumulation(corpus, tmp_path):
+    losses = {}
+    for name, processes, batch, accumulated in (("whole", 1, 8, 1), ("parts", 1, 2, 4), ("processes", 2, 2, 2)):
+        training = {**QUICK, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+        data = {"text_to_cells": False}  # which draws noise
+        recipe = write_stage_2_recipe(
+            tmp_path, corpus, name, config=without_dropout(CONFIG), data=data, training=training
+        )
+        run_in_processes(processes, Path(stage2.__file__), recipe)
+        losses[name] = [entry[key] for entry in history(tmp_path / name)[:2] for key in ("loss", "language_loss")]
+
+    assert losses["parts"] == pytest.approx(losses["whole"], rel=1e-5)
+    assert losses["processes"] == pytest.approx(losses["whole"], rel=1e-5)
+
+
+def test_text_to_cell_counts_by_the_batchs_share_of_a_steps_answers(collate, corpus, finished):
+    model = AutoModelForMultimodalLM.from_pretrained(finished)
+    batch = collate([row for row in CorpusRows(corpus) if row["cell_type"] in TYPES][:4])
+    answers = (batch["labels"] != -100).sum()
+
+    alone, half = model(**batch), model(**batch, num_items_in_batch=2 * answers)
+
+    torch.testing.assert_close(half.language_loss, alone.language_loss / 2)
+    torch.testing.assert_close(half.loss, half.language_loss + half.cell_generation_loss / 2)
 
 
 def test_the_share_of_unlabelled_rows_is_kept_and_they_begin_again():

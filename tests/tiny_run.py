@@ -1,5 +1,8 @@
 """A corpus of two studies, labelled, and one without labels, and recipes small enough to train in seconds."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -78,3 +81,25 @@ def write_recipe(folder: Path, corpus: Corpus, name: str = "run", *, training: d
 
 
 write_stage_2_recipe = partial(write_recipe, evaluation={"num_generated_texts": 4, "num_generated_cells": 2})
+
+
+def without_dropout(config: dict) -> dict:
+    """Processes and accumulated batches would draw other masks than one large batch."""
+    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    return {
+        **config,
+        "cell_config": {**config["cell_config"], "hidden_dropout": 0.0},
+        "qformer_config": {**config["qformer_config"], **still},
+    }
+
+
+def run_in_processes(num_processes: int, script: Path, recipe: Path) -> None:
+    """A stage's script under torchrun."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
+    done = subprocess.run(
+        [*launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", script, "--config", recipe],
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]

@@ -60,7 +60,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
         check_reading(processor.gene_tokenizer, model)
         if read_length:
             processor.feature_extractor = processor.gene_tokenizer.with_settings(**read_length)
-        return processor
+        return _with_words_of_language_model(processor, model)
     num_query_tokens = model.config.get("qformer_config", {}).get("num_query_tokens", 32)
     processor = ScMMGPTProcessor(
         corpus.gene_tokenizer().with_settings(**{**model.gene_tokenizer, **read_length}),
@@ -104,10 +104,31 @@ def check_reading(genes: ScMMGPTGeneTokenizer, model: ModelSettings) -> None:
             )
 
 
+def _with_words_of_language_model(processor: ScMMGPTProcessor, model: ModelSettings) -> ScMMGPTProcessor:
+    """With the tokenizer of a new language model; the Q-Former goes on reading the tokens that it has learnt."""
+    if not isinstance(model, Stage2Model) or model.language_model is None:
+        return processor
+    theirs = _pretrained_tokenizer(model.language_model)
+    if theirs.get_vocab().items() <= processor.tokenizer.get_vocab().items():
+        return processor
+    joined = ScMMGPTProcessor(
+        processor.gene_tokenizer,
+        theirs,
+        qformer_tokenizer=processor.qformer_tokenizer or processor.tokenizer,
+        num_query_tokens=processor.num_query_tokens,
+    )
+    joined.annotation_files = processor.annotation_files
+    return joined
+
+
 def _text_tokenizer(model: ModelSettings, corpus: Corpus) -> PreTrainedTokenizerBase:
     source = model.tokenizer or (model.language_model if isinstance(model, Stage2Model) else None)
     if source is None:
         return train_text_tokenizer(_sample_texts(corpus), model.tokenizer_size)
+    return _pretrained_tokenizer(source)
+
+
+def _pretrained_tokenizer(source: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -195,8 +216,6 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
     """Rows -> genes: as the corpus holds them, or tokenised on the way from a corpus of counts."""
     data, genes, stored = settings.data, processor.gene_tokenizer, corpus.manifest["value_mode"]
     if stored == "counts" and genes.value_mode != "counts":
-        if data.max_genes is not None:
-            genes = genes.with_settings(max_genes=data.max_genes)
         return TokenizingCollator(genes, packed=data.packed)
     if stored != genes.value_mode:
         raise RecipeError(
@@ -207,8 +226,9 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
 
 
 def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, arguments: TrainingArguments) -> RowOrder:
-    """Training rows in the order of their batches, the same for any number of processes with the same global batch."""
-    data, global_batch = settings.data, arguments.train_batch_size * arguments.world_size
+    """Training rows in the order of steps, the same for every division of a step among processes and accumulation."""
+    data = settings.data
+    global_batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     batches = BatchSettings(
         batch_size=global_batch,
         seed=arguments.data_seed if arguments.data_seed is not None else arguments.seed,
@@ -237,6 +257,7 @@ def assemble_config(settings: RunSettings, processor: ScMMGPTProcessor) -> ScMMG
     if model.start_from is not None:
         config = ScMMGPTConfig.from_pretrained(model.start_from)
         _update(config, model.config)
+        config.cell_token_id = processor.cell_token_id
         return config
     chosen = {name: dict(value) if isinstance(value, dict) else value for name, value in model.config.items()}
     genes, text = processor.gene_tokenizer, processor.tokenizer

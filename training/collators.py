@@ -114,7 +114,7 @@ class CellTextCollator:
         return {
             **self.collate_cells(rows),
             **self.tokenize(texts),
-            "text_labels": text_labels(texts),
+            "text_groups": text_groups(texts),
             "text_lineage": self._lineages.of([row["cell_type_ontology_term_id"] for row in facts]),
         }
 
@@ -144,7 +144,7 @@ class Lineages:
         return lineages
 
 
-def text_labels(texts: list[str]) -> torch.Tensor:
+def text_groups(texts: list[str]) -> torch.Tensor:
     """A number for each text that is equal exactly where texts are equal, in every process."""
     digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)

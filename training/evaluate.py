@@ -37,6 +37,7 @@ from scmmgpt.training.evaluation.task_annotation import (
     learn_from_few,
     name_untrained,
 )
+from scmmgpt.training.evaluation.task_calls import label_sets, name_without_labels, turn_away_no_cells
 from scmmgpt.training.evaluation.task_embedding import cluster_study, retrieve
 from scmmgpt.training.evaluation.task_generation import generate_study
 from scmmgpt.training.evaluation.task_text import describe_study
@@ -46,7 +47,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 QuickTask = Literal["annotation", "candidates", "wording", "unknown types", "controls", "clustering", "retrieval"]
-Task = QuickTask | Literal["untrained types", "few-shot", "description", "generation"]
+Task = (
+    QuickTask
+    | Literal["without labels", "label sets", "guards", "untrained types", "few-shot", "description", "generation"]
+)
 QUICK_TASKS: tuple[QuickTask, ...] = get_args(QuickTask)
 ALL_TASKS: tuple[Task, ...] = tuple(task for tasks in get_args(Task) for task in get_args(tasks))
 # Baselines that are worth their time in tasks beyond plain annotation.
@@ -87,8 +91,8 @@ def evaluate(
     donor
         The column of `obs` with donors; None looks for a usual name.
     tasks
-        Some of annotation, candidates, wording, unknown types, controls, clustering, retrieval, untrained types,
-        few-shot, description, generation.
+        Some of annotation, candidates, wording, unknown types, controls, clustering, retrieval, without labels, label
+        sets, guards, untrained types, few-shot, description, generation.
     most_cells
         Larger data are cut to so many cells, drawn at random.
     seed
@@ -132,6 +136,9 @@ def study_records(
     trained = training.types if training is not None else None
     run: dict[str, Callable[[System], Record | list[Record] | None]] = {
         "annotation": lambda s: annotate_study(s, study, tree, trained_types=trained),
+        "without labels": lambda s: name_without_labels(s, study, tree),
+        "label sets": lambda s: label_sets(s, study, tree),
+        "guards": lambda s: turn_away_no_cells(s, study, tree, seed=seed),
         "candidates": lambda s: annotate_among_more(s, study, tree, seed=seed),
         "wording": lambda s: annotate_reworded(s, study, tree),
         "unknown types": lambda s: find_unknown(s, study),
@@ -172,6 +179,9 @@ def _takes_part(system: System, task: str) -> bool:
         return system.embed is not None
     if task == "description":
         return system.describe is not None
+    if task in ("without labels", "guards"):
+        # Variants of a model, which do nothing else, share its guards.
+        return system.annotate is not None and (task == "without labels" or system.predict is not None)
     if system.predict is None:
         return False
     method, _, variant = system.name.partition(", ")

@@ -34,7 +34,7 @@ from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.processing.prompting_scmmgpt import DESCRIPTIONS, description_question, is_missing, label_text
 from scmmgpt.training import stage1
 from scmmgpt.training.assembly import processor_to_train, text_encoder
-from scmmgpt.training.collators import CellCollator, CellTextCollator, text_labels
+from scmmgpt.training.collators import CellCollator, CellTextCollator, text_groups
 from scmmgpt.training.corpus.shards import to_stored_values
 from scmmgpt.training.data import RowSampler
 from scmmgpt.training.held_out import HeldOutCells, as_held_out, definition_of
@@ -230,7 +230,7 @@ class LabelCollator:
     collate: CellTextCollator
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        return {**self.collate(rows), "text_labels": text_labels([row["cell_type"] for row in rows])}
+        return {**self.collate(rows), "text_groups": text_groups([row["cell_type"] for row in rows])}
 
 
 @dataclass

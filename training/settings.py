@@ -86,7 +86,7 @@ class ModelSettings:
     cell_encoder, qformer
         Pretrained towers: directories or Hub names of a converted scGPT, a converted BERT. `start_from` brings its own.
     tokenizer, qformer_tokenizer
-        Text tokenizers; None trains a small one on the corpus's texts.
+        Text tokenizers; None trains a small one on the corpus's texts. `start_from` brings its own.
     tokenizer_size
         Pieces of a tokenizer that is trained.
     attention
@@ -109,7 +109,7 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for part in ("cell_encoder", "qformer"):
+        for part in ("cell_encoder", "qformer", "tokenizer", "qformer_tokenizer"):
             if self.start_from is not None and getattr(self, part) is not None:
                 raise ValueError(f"start_from brings a {part} of its own: give {part} or start_from, not both.")
 

@@ -3,6 +3,7 @@
     accelerate launch training/stage1.py --config training/recipes/tiny_stage1.yaml
     accelerate launch training/stage1.py --config training/recipes/tiny_stage1.yaml --dry-run
     accelerate launch --config_file training/recipes/accelerate/ddp.yaml training/stage1.py --config ...
+    torchrun --nproc_per_node 2 training/stage1.py --config ...     # on a CPU, where accelerate starts one process
 
 The same command again goes on from the last whole checkpoint. Every checkpoint is a loadable Hub repository.
 """
@@ -74,7 +75,7 @@ def hide_values(inputs: dict, share: float, mask_value: float) -> dict[str, torc
     hidden[:, 0] = False  # <cls> has no value
     return {
         "gene_values": values.masked_fill(hidden, mask_value),
-        "value_labels": torch.where(hidden, values, -100.0),
+        "target_values": torch.where(hidden, values, -100.0),
     }
 
 

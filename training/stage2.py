@@ -3,6 +3,7 @@
     accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml
     accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml --dry-run
     accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/stage2.py --config ...
+    torchrun --nproc_per_node 2 training/stage2.py --config ...     # on a CPU, where accelerate starts one process
 
 The same command again goes on from the last whole checkpoint. With LoRA, `adapter/` in the output holds a few MB that
 load onto the base, and the output itself is the merged model; without, it is the model.
@@ -56,12 +57,20 @@ ADAPTER, BASE, SAMPLES = "adapter", "base", "samples.jsonl"
 LEAVE_TO_US = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
 
 
-class Stage2Trainer(RunTrainer, SFTTrainer):
+class Stage2Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc] # TRL gives `loss_is_scaled_for_ga` the type of None
     """The trainer of stage 2, in TRL's place."""
 
     data_collator: ConversationCollator
     losses = ("language_loss", "cell_generation_loss")
     flops_of = staticmethod(stage_2_flops)
+
+    def losses_of(self, model, inputs):
+        """With every answer token of a step weighing the same in one direction, and every cell in the other."""
+        loss, outputs = super().losses_of(model, inputs)
+        language, cells = outputs.get("language_loss"), outputs.get("cell_generation_loss")
+        if language is not None and cells is not None:
+            loss = language + self.model.config.cell_generation_weight * cells
+        return loss, outputs
 
 
 @dataclass

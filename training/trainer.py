@@ -15,6 +15,7 @@ from scmmgpt.training.checkpoints import stop_at_nan, whole_or_absent
 from scmmgpt.training.data import RowSampler
 from scmmgpt.training.meter import RunMeter
 from scmmgpt.training.settings import RunSettings
+from scmmgpt.training.strict_yaml import RecipeError
 from scmmgpt.training.towers import parameter_groups
 
 
@@ -53,6 +54,7 @@ class RunTrainer(Trainer):
     model: PreTrainedModel
     losses: tuple[str, ...]
     flops_of: Callable[..., float]
+    loss_is_scaled_for_ga = False  # `losses_of` gives parts of a mean over the batches of a step
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class RunTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ):
+        _check_evaluation(args, settings, rows)
         step_flops = partial(self.flops_of, model.config, towers=settings.towers)
         data = {"train_dataset": rows.train, "eval_dataset": rows.eval, "data_collator": rows.collate}
         super().__init__(model, args, callbacks=[*callbacks], **data, **kwargs)
@@ -76,6 +79,8 @@ class RunTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.evaluation.patience))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if num_items_in_batch is not None:
+            inputs = inputs | {"num_items_in_batch": num_items_in_batch / self._num_counted_batches()}
         loss, outputs = self.losses_of(model, inputs)
         place = {"run": self.args.output_dir, "step": self.state.global_step, "process": self.args.process_index}
         stop_at_nan(loss.detach(), inputs, **place)
@@ -87,6 +92,12 @@ class RunTrainer(Trainer):
         """The loss of a batch, and its parts by name. Always the model's own: TRL's would leave out text -> cell."""
         loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
         return loss, outputs
+
+    def _num_counted_batches(self) -> int:
+        """Batches over which Trainer has counted what is to be learnt: those of a step, of all devices."""
+        accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+        devices = self.args.world_size * max(self.args.n_gpu, 1) if self.args.average_tokens_across_devices else 1
+        return accumulated * devices
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
@@ -128,3 +139,18 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         with whole_or_absent(str(self.args.output_dir), self.state.global_step):
             super()._save_checkpoint(model, trial)
+
+
+def _check_evaluation(args: TrainingArguments, settings: RunSettings, rows: Rows) -> None:
+    """What Trainer would find out later, in the words of a recipe."""
+    measures, patience = args.eval_strategy != "no", settings.evaluation.patience
+    if measures and rows.eval is None:
+        raise RecipeError(
+            "No labelled row of the corpus is held out to be measured on: set `training.eval_strategy: no`, or build the "
+            "corpus with a validation split of `data.scheme`."
+        )
+    if patience is not None and not (measures and args.metric_for_best_model):
+        raise RecipeError(
+            f"`evaluation.patience` is {patience}, and nothing says of what: set `training.eval_strategy` and "
+            "`training.metric_for_best_model`, such as eval_loss, or leave the patience out."
+        )

@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """One attention for every tower, and `torch_varlen`: torch's own flash kernels behind transformers' interface.
 
 `torch_varlen` needs no flash-attn package and no compiler. On a CPU, or in float32, the same call runs an exact
@@ -147,10 +160,14 @@ def attend(module: nn.Module, implementation: str | None, query, key, value, att
     A tensor that says of each pair who sees whom, (B, 1, Q, K), is understood by eager and sdpa alone: where flash or
     flex attention is chosen, sdpa gives the same numbers.
     """
+    is_cross_attention = getattr(module, "is_cross_attention", False)
+    if is_cross_attention and "flash" in (implementation or "") and attention_mask is not None:
+        # transformers' flash takes the padding of keys for that of the queries, where their numbers differ.
+        attention_mask = attention_mask.bool()[:, None, None]
     is_mask_of_pairs = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
     if is_mask_of_pairs and implementation != "eager":
         implementation = "sdpa"
-    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation or "eager", eager_attention_forward)
     return attention(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -14,11 +14,16 @@ The steps, in order, for N cells and C candidate labels:
    (confidence - k/n) / (1 - k/n). What all candidates have in common is never an answer.
 6. Cells without a known gene, and cells that look like no cell, are "unknown".
 
+Where a study is called as a whole, each cell's evidence is first averaged with that of its neighbours, steps 1 to 4 are
+taken for its communities, `held_labels_scmmgpt.py` chooses the labels that the study holds, and all steps are taken again
+for each cell among these. The numbers are those of the calibration's `consensus`.
+
 Steps 2 and 3 compare the cells of one study with each other. Whoever sees cells one by one (an endpoint) passes
 `prior_share=0`, and each cell is judged by itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,12 +34,14 @@ import torch
 from scipy.special import softmax
 from torch.nn.functional import embedding_bag
 
-from .back_off_scmmgpt import BackOff, Calls, call_cells
+from .back_off_scmmgpt import BackOff, Calls, call_cells, group_means
 from .calibration_scmmgpt import FILE_NAME as CALIBRATION_FILE
 from .calibration_scmmgpt import Calibration
 from .cell_matrix_scmmgpt import parts
 from .errors_scmmgpt import UserError
-from .labels_scmmgpt import Labels, LabelSet, ontology_labels, read_labels
+from .held_labels_scmmgpt import held_labels, name_agreement
+from .label_sets_scmmgpt import ROOT, label_sets
+from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, read_labels
 from .ontology_scmmgpt import EMPTY, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from .type_profiles_scmmgpt import FILE_NAME as PROFILES_FILE
@@ -63,6 +70,18 @@ class Candidates:
     embeds: np.ndarray
     term_ids: tuple[str | None, ...]
     candidate_of_profile: np.ndarray
+
+    def chosen(self, places: np.ndarray) -> "Candidates":
+        """Some of the labels; each type profile still counts for its own, or for none of them."""
+        new = np.full(len(self.labels) + 1, -1)  # the last place is that of profiles that count for nothing
+        new[places] = np.arange(len(places))
+        labels = self.labels.chosen(places)
+        return Candidates(
+            labels,
+            self.embeds[places],
+            tuple(self.term_ids[place] for place in places),
+            new[self.candidate_of_profile],
+        )
 
     @property
     def profiles(self) -> list[int]:
@@ -119,7 +138,7 @@ class CellAnnotator:
             return ontology_labels(self.ontology)
         terms = [self.ontology.find(name) for name in self.trained_types]
         known = [term.label if term else name for term, name in zip(terms, self.trained_types, strict=True)]
-        return read_labels(list(dict.fromkeys(known)), self.ontology)
+        return replace(read_labels(list(dict.fromkeys(known)), self.ontology), source=TRAINED_TYPES)
 
     def candidates(
         self, labels: LabelSet, embed_texts: EmbedTexts, *, tissue: str | None = None, with_profiles: bool = True
@@ -173,19 +192,32 @@ class CellAnnotator:
         scale: float,
         measured_genes: np.ndarray | None = None,
         prior_share: float | None = None,
+        of_study: bool = False,
     ) -> "Scorer":
         """Calibrated probabilities of the candidates, see `Scorer`.
 
         `scale` is the model's similarity scale, `measured_genes` the vocabulary rows of the genes that the study
         measured; cells with `agreement` need them. `prior_share` of a label's mean logit is what the prior correction
         takes away: None is the calibration's, and off where it does not apply; 0 judges every cell by itself.
+        `of_study` reads evidence that was averaged over neighbours by the calibration made for it.
         """
         cells = cells if isinstance(cells, CellEvidence) else CellEvidence(**cells)
         agreement = None
         if cells.agreement is not None and self.type_profiles is not None and measured_genes is not None:
             counting, norms = candidates.profiles, self.type_profiles.norms(measured_genes)
             agreement = Agreement(cells.agreement, norms[counting], candidates.candidate_of_profile[counting])
-        return Scorer(cells, candidates, self.calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+        calibration = self.calibration.of_study if of_study else self.calibration
+        return Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+
+    def held(self, scorer: "Scorer", communities: np.ndarray) -> "Scorer":
+        """The same probabilities of those labels alone that the study holds, see `held_labels`.
+
+        `communities` has the number of each cell's community, which speaks by the mean logits of its cells.
+        """
+        calibration = scorer.calibration
+        chances = softmax(group_means(scorer.logits, communities) / calibration.naming_temperature, axis=1)
+        names = name_agreement(scorer.candidates.term_ids, self.ontology)
+        return scorer.among(held_labels(chances, np.bincount(communities), names, calibration.least_share))
 
     def call(
         self, scorer: "Scorer", *, min_confidence: float | None = None, clusters: np.ndarray | None = None
@@ -201,6 +233,14 @@ class CellAnnotator:
         if least > 0 and clusters is None:
             calls = calls.with_unknown(np.asarray(scorer.cells.is_empty) | np.asarray(scorer.cells.is_implausible))
         return calls
+
+    def label_sets(self, scorer: "Scorer") -> np.ndarray:
+        """The set of labels of each cell, as text, see `label_sets`; the root for cells that look like none."""
+        scorer = scorer.whole
+        labels, cells = scorer.candidates.labels.labels, scorer.cells
+        gap = scorer.calibration.set_gap(len(labels))
+        sets = np.concatenate([label_sets(scorer.probabilities(rows), labels, gap) for rows in parts(len(cells))])
+        return np.where(np.asarray(cells.is_empty) | np.asarray(cells.is_implausible), ROOT, sets)
 
 
 def annotation_files(directory: Path) -> dict[str, Path]:
@@ -267,7 +307,9 @@ class Scorer:
         prior_share: float | None = None,
         agreement: Agreement | None = None,
     ):
-        self.cells, self.candidates = cells, candidates
+        self.cells, self.candidates, self.calibration = cells, candidates, calibration
+        self.whole: Scorer = self  # of which `among` takes some candidates
+        self._columns: slice | np.ndarray = slice(None)
         self.weights = (candidates.embeds * scale).astype(np.float32)
         self.bias = calibration.bias_of(candidates.labels.labels, candidates.term_ids)
         self.temperature = calibration.temperature(len(candidates.labels))
@@ -282,15 +324,21 @@ class Scorer:
     def logits(self, rows: slice | np.ndarray) -> np.ndarray:
         """Similarities after bias, prior correction and type profiles."""
         logits = np.asarray(self.cells.embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
-        if self.agreement is None or not self.profile_weight:
-            return logits
-        return logits + self.profile_weight * self.agreement.evidence(rows, logits.shape[1])
+        if self.agreement is not None and self.profile_weight:
+            logits += self.profile_weight * self.agreement.evidence(rows, logits.shape[1])
+        return logits
+
+    def among(self, places: np.ndarray) -> "Scorer":
+        """The same probabilities of some of the candidates alone, by index: what the others have is nobody's."""
+        fewer = copy(self)
+        fewer._columns, fewer.candidates = places, self.candidates.chosen(places)
+        return fewer
 
     def probabilities(self, rows: slice | np.ndarray) -> np.ndarray:
         """(rows, C); where the matching head was asked, its opinion is mixed in."""
         probabilities = softmax(self.logits(rows) / self.temperature, axis=1)
         if self.cells.match is None or self.cells.matched is None:
-            return probabilities
+            return probabilities[:, self._columns]
         return rerank(probabilities, self.cells.match[rows], self.cells.matched[rows], RERANK_WEIGHT)
 
     def _mean_logits(self) -> np.ndarray:

@@ -1,15 +1,18 @@
-"""Cells on disk: h5ad, zarr and h5mu, opened but not read."""
+"""Cells on disk: h5ad, zarr, h5mu and 10x `.h5`, opened but not read; folders with matrix.mtx are read whole."""
 
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from .cell_matrix_scmmgpt import Cells, Matrix, check_bounds, check_places
+from .cell_matrix_scmmgpt import Cells, Matrix, check_bounds, check_places, in_memory
 from .errors_scmmgpt import UserError
+from .features_scmmgpt import GENE, kind_of_type, not_read
+from .tenx_files_scmmgpt import TenxCells, is_tenx_file, is_tenx_folder, read_tenx_file, read_tenx_folder
 
 try:
     import anndata
@@ -38,11 +41,14 @@ def rna_modality(modalities: Any) -> str:
 
 
 def open_path(path: str) -> Cells:
-    """Matrices of an h5ad, zarr or h5mu file; of several modalities the one with gene expression."""
+    """Matrices of an h5ad, zarr, h5mu or 10x file or folder; of several modalities the one with gene expression."""
     if anndata is None:
         raise ImportError('Reading files needs anndata: pip install "anndata>=0.12".')
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no file {path}.")
+    if is_tenx_folder(path):
+        tenx = read_tenx_folder(path)
+        return Cells([in_memory("X", tenx.matrix, tenx.var, tenx.var.index.tolist())], tenx.barcodes)
     if os.path.isdir(path) and zarr is None:
         raise ImportError("Reading zarr stores needs zarr: pip install zarr.")
     close = None
@@ -52,12 +58,58 @@ def open_path(path: str) -> Cells:
         else:
             group = h5py.File(path, "r")
             close = group.close
-        modality = rna_modality(group["mod"]) if "mod" in group else None
-        return _from_group(group if modality is None else group["mod"][modality], modality, close)
+        if is_tenx_file(group):
+            return _from_tenx(group, close)
+        return _from_mudata(group["mod"], close) if "mod" in group else _from_group(group, None, close)
     except Exception as error:  # h5py, zarr and anndata each have their own ways to say "damaged"
         if close is not None:
             close()
-        raise UserError(f"{path} cannot be read as h5ad, zarr or h5mu; it may be truncated ({error}).") from error
+        if isinstance(error, UserError):
+            raise UserError(f"{path}: {error}") from error
+        raise UserError(
+            f"{path} cannot be read as h5ad, zarr, h5mu or 10x h5; it may be truncated ({error})."
+        ) from error
+
+
+def _from_tenx(file: Any, close: Callable[[], None] | None) -> Cells:
+    tenx = read_tenx_file(file)
+    shape = len(tenx.barcodes), len(tenx.var)
+    matrix = Matrix("X", shape, _explained("X", open_rows(tenx).rows), tenx.var, tenx.var.index.tolist())
+    return Cells([matrix], tenx.barcodes, close=close)
+
+
+def open_rows(tenx: TenxCells) -> "RowWiseMatrix":
+    """Rows of a 10x `.h5`: columns of features x cells on disk are rows of cells x features."""
+    return RowWiseMatrix(SimpleNamespace(group=tenx.matrix, shape=(len(tenx.barcodes), len(tenx.var))))
+
+
+def _from_mudata(modalities: Any, close: Callable[[], None] | None) -> Cells:
+    """Matrices of the modality with gene expression; of the others only the names are read."""
+    modality = rna_modality(modalities)
+    cells = _from_group(modalities[modality], modality, close)
+    others = [name for name in modalities if name != modality]
+    names_of = {name: (_index(modalities[name]["obs"]), _index(modalities[name]["var"])) for name in others}
+    note_other_modalities(cells, _index(modalities[modality]["obs"]), names_of)
+    return cells
+
+
+def note_other_modalities(cells: Cells, cell_names: Any, others: dict[str, tuple[Any, Any]]) -> None:
+    """Write down what MuData holds beside the RNA: modality -> (names of its cells, names of its features)."""
+    for modality, (_, feature_names) in others.items():
+        cells.set_aside |= not_read("mod", modality, list(feature_names))
+    cells.num_without_rna = len({name for names, _ in others.values() for name in names} - set(cell_names))
+
+
+def note_matrices_of_obsm(cells: Cells, obsm: Any) -> None:
+    """Write down matrices of proteins and the like that lie beside the genes."""
+    for key in obsm:
+        if kind_of_type(key) != GENE and not key.startswith("X_"):
+            matrix = obsm[key]
+            names = (
+                matrix.columns if hasattr(matrix, "columns") else getattr(matrix, "attrs", {}).get("column-order", ())
+            )
+            shape = getattr(matrix, "shape", ())
+            cells.set_aside |= not_read("obsm", key, list(names), shape[1] if len(shape) > 1 else len(names))
 
 
 def _from_group(group: Any, modality: str | None, close: Callable[[], None] | None) -> Cells:
@@ -72,13 +124,15 @@ def _from_group(group: Any, modality: str | None, close: Callable[[], None] | No
     uns = None
     with suppress(KeyError):
         uns = {"log1p": read_element(group["uns"]["log1p"])}
-    return Cells(matrices, _obs_names(group["obs"]), log_base(uns), modality, close)
+    cells = Cells(matrices, _index(group["obs"]), log_base(uns), modality, close)
+    note_matrices_of_obsm(cells, group.get("obsm", {}))
+    return cells
 
 
-def _obs_names(obs: Any) -> Any:
-    """Names of the cells; their other columns stay unread."""
+def _index(table: Any) -> Any:
+    """Names of the cells or of the features; their other columns stay unread."""
     read_element = anndata.io.read_elem
-    return read_element(obs[obs.attrs["_index"]]) if hasattr(obs, "keys") else read_element(obs).index
+    return read_element(table[table.attrs["_index"]]) if hasattr(table, "keys") else read_element(table).index
 
 
 def on_disk(name: str, element: Any, var: Any) -> Matrix:

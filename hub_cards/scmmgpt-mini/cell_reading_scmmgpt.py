@@ -7,9 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from .cell_files_scmmgpt import log_base, on_disk, open_path, rna_modality
+from .cell_files_scmmgpt import (
+    log_base,
+    note_matrices_of_obsm,
+    note_other_modalities,
+    on_disk,
+    open_path,
+    rna_modality,
+)
 from .cell_matrix_scmmgpt import Cells, CsrRows, Matrix, in_memory
 from .errors_scmmgpt import UserError
+from .features_scmmgpt import only_genes
 from .matrix_state_scmmgpt import MatrixState, count_bad_values, linear_values, recognise, recover_counts
 
 SAMPLE_BLOCKS, SAMPLE_ROWS = 4, 32
@@ -69,15 +77,26 @@ class ChosenMatrix(NamedTuple):
 def open_cells(cells: Any) -> Cells:
     """Everything about the cells that is known before any value is read.
 
-    They may be an AnnData (in memory, backed or a view), a MuData, a path to h5ad, zarr or h5mu, a table of cells x
-    genes, or a pair (matrix, gene names).
+    They may be an AnnData (in memory, backed or a view), a MuData, a path to h5ad, zarr, h5mu or to a file or
+    folder of 10x, a table of cells x genes, or a pair (matrix, gene names). Columns that are no genes are set aside.
     """
+    opened = _opened(cells)
+    try:
+        return only_genes(opened)
+    except UserError:
+        opened.close()
+        raise
+
+
+def _opened(cells: Any) -> Cells:
     if isinstance(cells, (str, os.PathLike)):
         return open_path(os.fspath(cells))
-    if hasattr(cells, "mod"):  # MuData
+    if hasattr(cells, "mod") and hasattr(cells, "obs_names"):  # MuData; a pandas table has a method `mod`
         modality = rna_modality(cells.mod)
-        opened = open_cells(cells.mod[modality])
+        opened = _opened(cells.mod[modality])
         opened.modality = modality
+        others = {name: (part.obs_names, part.var_names) for name, part in cells.mod.items() if name != modality}
+        note_other_modalities(opened, cells.mod[modality].obs_names, others)
         return opened
     if hasattr(cells, "var_names") and hasattr(cells, "obs_names"):
         return _from_anndata(cells)
@@ -89,7 +108,7 @@ def open_cells(cells: Any) -> Cells:
         matrix = matrix.reshape(1, -1) if matrix.ndim == 1 else matrix
         return Cells([in_memory("the matrix", matrix, None, list(var_names))])
     raise TypeError(
-        "`cells` must be an AnnData, a path to an h5ad, zarr or h5mu file, or a pair (matrix, gene names); "
+        "`cells` must be an AnnData, a path to an h5ad, zarr, h5mu or 10x file, or a pair (matrix, gene names); "
         f"got {type(cells).__name__}."
     )
 
@@ -199,4 +218,6 @@ def _from_anndata(adata: Any) -> Cells:
     if adata.raw is not None:
         raw_names = adata.raw.var_names.tolist()
         matrices.append(matrix("raw", lambda part: part.raw.X, len(raw_names), adata.raw.var, raw_names))
-    return Cells(matrices, adata.obs_names, log_base(adata.uns))
+    cells = Cells(matrices, adata.obs_names, log_base(adata.uns))
+    note_matrices_of_obsm(cells, adata.obsm)
+    return cells

@@ -69,11 +69,11 @@ def lineage_overlap(lineage_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return (is_above | is_above.T) & known[:, None] & known[None, :], jaccard
 
 
-def relations(num_pairs: int, text_labels, text_lineage, device) -> tuple[torch.Tensor, torch.Tensor | None]:
+def relations(num_pairs: int, text_groups, text_lineage, device) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Which pairs may not be negatives of each other, and how similar the others' texts are (None: not known)."""
     same = torch.eye(num_pairs, dtype=torch.bool, device=device)
-    if text_labels is not None:
-        same = same | (text_labels[:, None] == text_labels[None, :])
+    if text_groups is not None:
+        same = same | (text_groups[:, None] == text_groups[None, :])
     if text_lineage is None:
         return same, None
     related, similarity = lineage_overlap(text_lineage)
@@ -93,7 +93,7 @@ def contrast_loss(
     cell_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
     scale: torch.Tensor,
-    text_labels: torch.Tensor | None = None,
+    text_groups: torch.Tensor | None = None,
     text_lineage: torch.Tensor | None = None,
     target_temperature: float = 0.1,
 ) -> torch.Tensor:
@@ -105,7 +105,7 @@ def contrast_loss(
     rank, world = _world()
     num_pairs = len(cell_embeds)
     rows = torch.arange(num_pairs, device=cell_embeds.device) + rank * num_pairs
-    labels, lineage = (known if known is None else gather(known) for known in (text_labels, text_lineage))
+    labels, lineage = (known if known is None else gather(known) for known in (text_groups, text_lineage))
     excluded, similarity = relations(num_pairs * world, labels, lineage, cell_embeds.device)
     excluded, own = excluded[rows], torch.zeros(num_pairs, num_pairs * world, device=cell_embeds.device)
     own[torch.arange(num_pairs), rows] = 1.0

@@ -1,3 +1,16 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Genes and their values in, cell states out: scGPT's encoder, an AutoModel of its own.
 
 Two things go beyond scGPT, both off by default: pooled tokens that summarise all genes of a cell however many there
@@ -21,6 +34,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_scmmgpt import ScMMGPTAttention, takes_packed_sequences
+from .cell_layout_scmmgpt import check_cells, unpack_cells
 from .configuration_scmmgpt import ScMMGPTCellConfig
 from .tower_scmmgpt import ScMMGPTTower
 
@@ -30,7 +44,25 @@ IGNORE = -100
 
 @dataclass
 class ScMMGPTCellEncoderOutput(ModelOutput):
-    """States of a cell's tokens (B, L, D), 1 where `state_mask` is real; the `<cls>` state (B, D); predicted values."""
+    """What a cell encoder returns.
+
+    Parameters
+    ----------
+    loss
+        Mean squared error over the masked values, where `value_labels` were given.
+    last_hidden_state
+        States of each cell's tokens (B, L, D): `<cls>`, then pooled tokens if the encoder has any, then genes.
+    pooler_output
+        The state of `<cls>` (B, D).
+    state_mask
+        1 where `last_hidden_state` is real, 0 at padding (B, L).
+    value_predictions
+        The value of each gene (B, L), by a model that has a head for it.
+    hidden_states
+        What went into the first layer and came out of each; of packed cells one row (1, T, D).
+    attentions
+        Attention weights of each layer (B, heads, L, L): eager attention has them, no other.
+    """
 
     loss: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
@@ -39,54 +71,6 @@ class ScMMGPTCellEncoderOutput(ModelOutput):
     value_predictions: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-def unpack_cells(packed_1T: torch.Tensor, cell_cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lay packed cells out as padded rows; also return the mask, 1 = real."""
-    lengths = cell_cu_seqlens.diff()
-    mask_BL = torch.arange(int(lengths.max()), device=packed_1T.device) < lengths[:, None]
-    padded = packed_1T.new_zeros(*mask_BL.shape, *packed_1T.shape[2:])
-    padded[mask_BL] = packed_1T[0]
-    return padded, mask_BL.long()
-
-
-def check_cells(
-    gene_ids: torch.Tensor,
-    gene_values: torch.Tensor,
-    gene_mask: torch.Tensor | None,
-    cell_cu_seqlens: torch.Tensor | None,
-    vocab_size: int,
-):
-    """Refuse what would otherwise become a silent wrong answer. Not traced by torch.compile."""
-    if torch.compiler.is_compiling():
-        return
-    if gene_ids.numel() and (gene_ids.max() >= vocab_size or gene_ids.min() < 0):
-        raise ValueError(
-            f"Gene ids go from {int(gene_ids.min())} to {int(gene_ids.max())}, but this model's vocabulary has "
-            f"{vocab_size} entries. The cells were tokenised with another model's processor."
-        )
-    if not torch.isfinite(gene_values).all():
-        row = int((~torch.isfinite(gene_values)).nonzero()[0, 0])
-        raise ValueError(
-            f"`gene_values` holds NaN or infinity, first in row {row}. Clean the matrix before tokenising."
-        )
-    if gene_mask is not None and not gene_mask.any(-1).all():
-        row = int((~gene_mask.bool().any(-1)).nonzero()[0, 0])
-        raise ValueError(f"`gene_mask` hides every gene of cell {row}: an empty cell still needs its `<cls>` token.")
-    if cell_cu_seqlens is not None:
-        check_bounds(cell_cu_seqlens, gene_ids)
-
-
-def check_bounds(cell_cu_seqlens: torch.Tensor, gene_ids: torch.Tensor):
-    end, total = int(cell_cu_seqlens[-1]), gene_ids.shape[1]
-    if gene_ids.shape[0] != 1 or end != total:
-        raise ValueError(
-            f"`cell_cu_seqlens` ends at {end}, but `gene_ids` holds {gene_ids.shape[0]} x {total} genes. Packed cells "
-            "must be concatenated in one row."
-        )
-    if (cell_cu_seqlens.diff() < 1).any():
-        row = int((cell_cu_seqlens.diff() < 1).nonzero()[0, 0])
-        raise ValueError(f"`cell_cu_seqlens` gives cell {row} no token: an empty cell still needs its `<cls>` token.")
 
 
 class ScMMGPTGeneTable(nn.Embedding):
@@ -137,31 +121,36 @@ class ScMMGPTCellEmbeddings(nn.Module):
         self.gene_embeddings = ScMMGPTGeneTable(
             config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id
         )
-        self.gene_projection = (
-            nn.Identity()
-            if config.embedding_size == config.hidden_size
-            else nn.Linear(config.embedding_size, config.hidden_size, bias=False)
-        )
+        self.gene_projection: nn.Module = nn.Identity()
+        # CODEPATH: scGPT has one width, scmmgpt-mini a wide table over narrow layers.
+        if config.embedding_size != config.hidden_size:
+            self.gene_projection = nn.Linear(config.embedding_size, config.hidden_size, bias=False)
         self.gene_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # CODEPATH: scGPT's weights and scmmgpt-mini read values as they are.
         if config.value_encoding == "continuous":
             self.value_in = ScMMGPTValueScale(config)
             self.value_out = nn.Linear(config.hidden_size, config.hidden_size)
+        # CODEPATH: "bins" is scGPT's other published input style.
         elif config.value_encoding == "bins":
             self.value_bins = nn.Embedding(config.num_bins + 1, config.hidden_size)  # one more: the masked value
+        # CODEPATH: "none" is for encoders of ranked genes trained from scratch; all converted ones read values.
         if config.value_encoding != "none":
             self.value_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, gene_ids: torch.Tensor, gene_values: torch.Tensor) -> torch.Tensor:
         genes_BLD = self.gene_norm(self.gene_projection(self.gene_embeddings(gene_ids)))
+        # CODEPATH: as in the constructor.
         if self.config.value_encoding == "none":
             return self.dropout(genes_BLD)
+        # CODEPATH: scGPT's converted weights expect a value of their own at `<cls>`, scmmgpt-mini the processor's.
         if self.config.cls_value is not None:
-            assert self.config.cls_token_id is not None
-            gene_values = gene_values.masked_fill(gene_ids == self.config.cls_token_id, self.config.cls_value)
+            is_cls = torch.eq(gene_ids, self.config.cls_token_id)
+            gene_values = gene_values.masked_fill(is_cls, self.config.cls_value)
         return genes_BLD + self.dropout(self.embed_values(gene_values))
 
     def embed_values(self, gene_values: torch.Tensor) -> torch.Tensor:
+        # CODEPATH: as in the constructor.
         if self.config.value_encoding == "bins":
             masked = self.config.num_bins
             bins_BL = torch.where(gene_values < 0, masked, gene_values.long().clamp(max=masked - 1))
@@ -255,6 +244,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
     def __init__(self, config: ScMMGPTCellConfig):
         super().__init__(config)
         self.embeddings = ScMMGPTCellEmbeddings(config)
+        # CODEPATH: scmmgpt-mini has pooled tokens, scGPT none.
         if config.num_pooled_tokens:
             self.pooled_genes = ScMMGPTPooledGenes(config)
         self.layers = nn.ModuleList([ScMMGPTCellLayer(config) for _ in range(config.num_hidden_layers)])
@@ -277,7 +267,22 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         cell_cu_seqlens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCellEncoderOutput:
-        """Packed cells (one row, with `cell_cu_seqlens`) come back padded, with the same numbers."""
+        """States of the tokens of each cell, and of its `<cls>`.
+
+        Parameters
+        ----------
+        gene_ids
+            Ids in the gene vocabulary (B, L), `<cls>` first; of packed cells one row (1, T).
+        gene_values
+            The expression value of each gene, in the unit of the processor, in the shape of `gene_ids`.
+        gene_mask
+            1 where a gene is real, 0 at padding (B, L); None: all are.
+        cell_cu_seqlens
+            Where each packed cell begins, and the last one ends (B + 1,). Packed cells come back padded, with the
+            same numbers.
+        **kwargs
+            `output_hidden_states`, `output_attentions` and `return_dict`, as in all of transformers.
+        """
         check_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, self.config.vocab_size)
         if cell_cu_seqlens is not None and not self._runs_packed():
             gene_values, _ = unpack_cells(gene_values, cell_cu_seqlens)
@@ -289,6 +294,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
         else:
             embedded_BLD, state_mask = self._embed(gene_ids, gene_values, gene_mask)
             states_BLD = self.run_layers(embedded_BLD, state_mask, **kwargs)
+            # CODEPATH: scmmgpt-mini has the shortcut, scGPT none.
             if self.config.pooled_shortcut:
                 pooled = summary_tokens(embedded_BLD, self.config.num_pooled_tokens)
                 states_BLD = torch.cat([states_BLD[:, :1], pooled, gene_states(states_BLD, self.config)[:, 1:]], dim=1)
@@ -329,6 +335,7 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
             gene_mask = torch.ones_like(gene_ids)
         attended = slice(0, self.config.num_attended_genes and self.config.num_attended_genes + 1)
         states_BLD = self.embeddings(gene_ids[:, attended], gene_values[:, attended])
+        # CODEPATH: as in the constructor.
         if not self.config.num_pooled_tokens:
             return states_BLD, gene_mask[:, attended].long()
         pooled = self.pool(gene_ids, gene_values, gene_mask)
@@ -339,7 +346,20 @@ class ScMMGPTCellEncoder(ScMMGPTCellPreTrainedModel):
 
 
 class ScMMGPTCellEncoderForMaskedValues(ScMMGPTCellPreTrainedModel):
-    """Pre-train a cell encoder from scratch: predict the values that were hidden behind `mask_value`."""
+    """Pre-train a cell encoder from scratch: predict the values that were hidden behind `mask_value`.
+
+    Examples
+    --------
+    >>> config = ScMMGPTCellConfig(
+    ...     vocab_size=50, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, pad_token_id=0, cls_token_id=1
+    ... )
+    >>> model = ScMMGPTCellEncoderForMaskedValues(config).eval()
+    >>> genes, hidden = torch.tensor([[1, 7, 9]]), torch.tensor([[0.0, config.mask_value, 1.0]])
+    >>> labels = torch.tensor([[-100.0, 2.0, -100.0]])
+    >>> output = model(genes, hidden, value_labels=labels)
+    >>> output.value_predictions.shape, output.loss.shape
+    (torch.Size([1, 3]), torch.Size([]))
+    """
 
     accepts_loss_kwargs = False
 
@@ -359,6 +379,17 @@ class ScMMGPTCellEncoderForMaskedValues(ScMMGPTCellPreTrainedModel):
         cell_cu_seqlens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTCellEncoderOutput:
+        """The value of every gene, and how far off the hidden ones are.
+
+        Parameters
+        ----------
+        gene_ids, gene_mask, cell_cu_seqlens, **kwargs
+            As `ScMMGPTCellEncoder` takes them.
+        gene_values
+            Expression values (B, L), with the config's `mask_value` in the place of those to be predicted.
+        value_labels
+            The values to be predicted (B, L), -100 elsewhere; None: no loss.
+        """
         outputs = self.model(gene_ids, gene_values, gene_mask, cell_cu_seqlens, return_dict=True, **kwargs)
         predictions, loss = self.value_head(gene_states(outputs.last_hidden_state, self.config)), None
         if value_labels is not None:

@@ -150,7 +150,7 @@ class ScMMGPTPreTrainingOutput(_WithTexts, ModelOutput):
         ]
         if not parts:
             raise ValueError(
-                "Nothing to learn: the batch has neither text nor `value_labels` (or their weights are 0)."
+                "Nothing to learn: the batch has neither text nor `target_values` (or their weights are 0)."
             )
         return torch.stack(parts).sum()
 

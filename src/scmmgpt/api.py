@@ -17,13 +17,14 @@ import numpy as np
 
 from .arguments import shared_arguments
 from .cells import column_of
+from .consensus import MIN_CELLS, NUM_NEIGHBOURS, over_neighbours
 from .embedding import CellRun, EvidenceBatch, embed_batch
 from .errors import UserError
 from .input_warnings import cell_warnings
 from .loading import LoadedModel, ModelSource, load
 from .processing.calling_scmmgpt import CellEvidence, Scorer
 from .processing.encoding_scmmgpt import similarity_scale
-from .processing.labels_scmmgpt import Labels, LabelSet
+from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, LabelSet
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
 from .smoothing import smooth as smooth_embeds
@@ -73,7 +74,7 @@ def embed(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     """
     key = ResultKeys(key_added).embedding
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
@@ -96,6 +97,7 @@ def annotate(
     smooth: int = 0,
     rerank: int = 0,
     prior_share: float | None = None,
+    consensus: bool | None = None,
     report: str | os.PathLike | None = None,
     model: ModelSource = None,
     output: str | os.PathLike | None = None,
@@ -112,13 +114,13 @@ def annotate(
 ) -> AnnData:
     """Annotate each cell with one of the candidate labels and a calibrated confidence.
 
-    Writes `scmmgpt_cell_type`, `scmmgpt_cell_type_ontology_term_id`, `scmmgpt_confidence` and
-    `scmmgpt_second_choice` to `.obs`.
+    Writes `scmmgpt_cell_type`, `scmmgpt_cell_type_ontology_term_id`, `scmmgpt_confidence`, `scmmgpt_second_choice` and
+    `scmmgpt_candidates`, the labels that hold the truth for nine of ten cells of a new study, to `.obs`.
 
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     labels
         Names, {name: description}, a file with one name a line, or "cell-ontology" for all of its types. None: the
         types that the model was trained on.
@@ -136,6 +138,10 @@ def annotate(
     prior_share
         Share of a label's mean score over all cells to subtract from its scores, against labels that fit every
         cell; 0 scores each cell by itself. None: the model's own, and 0 under 100 cells or when one type dominates.
+    consensus
+        Decide over the study, from 100 cells on: neighbours speak for one another, and only types that the study
+        holds are called. None: unless the labels are a list of one's own, which says what the study holds. False
+        judges each cell by itself, and so do `cluster_key`, `rerank` and `prior_share=0`.
     report
         The path of an HTML report to write, in one file.
     """
@@ -146,27 +152,48 @@ def annotate(
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress, engine, address, workers)
-    verb = Verb.begin("annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys(names)))
+    verb = Verb.begin(
+        "annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys([*names, keys.candidates]))
+    )
     clusters = _clusters(verb.cells.obs, cluster_key)
     label_set = _label_set(verb, labels)
     annotator = verb.loaded.annotator
-    least = annotator.calibration.min_confidence if min_confidence is None else min_confidence
-    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share)
+    together = _is_consensus(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
+    calibration = annotator.calibration.of_study if together else annotator.calibration
+    least = calibration.min_confidence if min_confidence is None else min_confidence
+    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together)
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
     asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
     used = {name: getattr(scorer, name) for name in ("prior_share", "profile_weight", "temperature")}
-    used["implausible_cells"] = int(cells.is_implausible.sum())
+    used |= {"implausible_cells": int(cells.is_implausible.sum()), "consensus": together}
+    if together:
+        used["held_labels"] = scorer.candidates.labels.labels
     record = verb.record(run.gene_account, labels=label_set.source, num_candidates=len(label_set), **asked, **used)
     if page is not None:
         from .annotation_report import write_report
 
         write_report(page, verb, record, calls, cells.embeds, scorer, cluster_key)
     obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
+    obs[keys.candidates] = _column(annotator.label_sets(scorer))
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
 
 
+def _is_consensus(verb: Verb, asked: bool | None, labels: LabelSet, is_possible: bool) -> bool:
+    """Whether the study decides together, as was asked or as its labels and its size suggest."""
+    if asked and not is_possible:
+        raise UserError("consensus=True decides over the study: leave out cluster_key, rerank and prior_share=0.")
+    wanted = labels.source in (TRAINED_TYPES, CELL_ONTOLOGY) if asked is None else asked
+    return wanted and is_possible and verb.cells.num_cells >= MIN_CELLS
+
+
 def _score_cells(
-    verb: Verb, labels: LabelSet, tissue: str | None, smooth: int, rerank: int, prior_share: float | None
+    verb: Verb,
+    labels: LabelSet,
+    tissue: str | None,
+    smooth: int,
+    rerank: int,
+    prior_share: float | None,
+    together: bool,
 ) -> tuple[CellRun, CellEvidence, Scorer]:
     """The run, what it found of each cell, and the scores of the labels; warns of cells that look like none."""
     loaded, annotator = verb.loaded, verb.loaded.annotator
@@ -179,16 +206,22 @@ def _score_cells(
     texts = labels.texts(tissue) if rerank else []
     run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
     cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
+    scored, communities = cells, None
+    if together:
+        scored, communities = over_neighbours(cells, verb.cells, run.array, smooth or NUM_NEIGHBOURS)
+    elif smooth:
+        scored = replace(cells, embeds=smooth_embeds(cells.embeds, smooth))
     scorer = annotator.scorer(
-        replace(cells, embeds=smooth_embeds(cells.embeds, smooth)) if smooth else cells,
+        scored,
         candidates,
         scale=similarity_scale(loaded.model),
         measured_genes=run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None,
         prior_share=prior_share,
+        of_study=together,
     )
     for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
         verb.warn(warning)
-    return run, cells, scorer
+    return run, cells, scorer if communities is None else annotator.held(scorer, communities)
 
 
 def _label_set(verb: Verb, labels: Labels | None) -> LabelSet:
@@ -225,7 +258,7 @@ def search(
     Parameters
     ----------
     cells
-        Cells, the path of an h5ad or zarr, or the folder of an index.
+        AnnData or MuData, the path of a file of cells, or the folder of an index.
     text
         What to look for, in words.
     top
@@ -286,7 +319,7 @@ def describe(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     prompt
         The question about each cell; None: the description prompt of training.
     cluster_key
@@ -376,7 +409,7 @@ def chat(
     Parameters
     ----------
     adata
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     cluster_key
         A column of `.obs` with clusters to talk about instead of cells.
     select

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 # In the order in which every verb takes them.
 SHARED_ARGUMENTS = {
     "model": "A directory, a Hub repository, what `load` returned, or None for the model that comes with the package.",
-    "output": "An .h5ad or .zarr file to write; never the input. With a path as input, memory use does not grow with "
+    "output": "An .h5ad or .zarr file to write (.h5mu of an .h5mu); never the input. With a path as input, memory use does not grow with "
     "the file, and the same call resumes an interrupted one.",
     "key_added": "The name that results are written under.",
     "overwrite": "Replace results of the same name.",

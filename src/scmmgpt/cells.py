@@ -9,19 +9,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError
-from .storage import anndata_of, check_input, open_store, unreadable
+from .processing.cell_files_scmmgpt import rna_modality
+from .processing.tenx_files_scmmgpt import is_tenx_folder
+from .storage import anndata_of, check_input, open_store, read_cells, unreadable
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from mudata import MuData
+
+GRAPH = "connectivities"  # where scanpy keeps the graph of neighbours, in obsp
 
 
-def open_cells(data: AnnData | str | os.PathLike) -> CellsInMemory | CellsInFile:
-    """One way to read cells from AnnData, backed AnnData or a path."""
+def open_cells(data: AnnData | MuData | str | os.PathLike) -> CellsInMemory | CellsInFile:
+    """One way to read cells from AnnData, backed AnnData, MuData or a path."""
     if isinstance(data, str | os.PathLike):
-        return CellsInFile(check_input(data))
+        path = check_input(data)
+        return CellsInMemory(read_cells(path)) if is_tenx_folder(path) else CellsInFile(path)
+    if hasattr(data, "mod") and hasattr(data, "obs_names"):
+        if data.isbacked:
+            raise UserError("Backed MuData cannot be read in parts; give its path instead.")
+        return CellsInMemory(data.mod[rna_modality(data.mod)], source=data)
     if not all(hasattr(data, name) for name in ("obs", "var", "X", "n_obs")):
-        raise UserError(f"Expected AnnData or the path of an .h5ad or .zarr file, got {type(data).__name__}.")
+        raise UserError(f"Expected AnnData, MuData or the path of a file of cells, got {type(data).__name__}.")
     if data.isbacked:
         if data.is_view:
             raise UserError("A view of backed AnnData cannot be read in parts; call `.to_memory()` on it first.")
@@ -30,12 +40,13 @@ def open_cells(data: AnnData | str | os.PathLike) -> CellsInMemory | CellsInFile
 
 
 class CellsInMemory:
-    """Cells of an AnnData object."""
+    """Cells of an AnnData object; `source` is what it came in, and what the gene tokenizer reads."""
 
     path: Path | None = None
 
-    def __init__(self, adata: AnnData):
+    def __init__(self, adata: AnnData, source: Any = None):
         self.adata = adata
+        self.source = adata if source is None else source
         self.obs: pd.DataFrame = adata.obs
         self.num_cells: int = adata.n_obs
 
@@ -46,13 +57,22 @@ class CellsInMemory:
         return np.asarray(self.adata.obsm[key])
 
     @property
+    def has_graph(self) -> bool:
+        """Whether the data bring a graph of neighbours."""
+        return GRAPH in self.adata.obsp
+
+    def graph(self, rows: slice) -> Any:
+        """Those rows of it."""
+        return self.adata.obsp[GRAPH][rows]
+
+    @property
     def present(self) -> dict[str, set[str]]:
         """Names of the columns of `obs` and of the matrices in `obsm`."""
         return {"obs": set(self.adata.obs), "obsm": set(self.adata.obsm)}
 
 
 class CellsInFile:
-    """Cells of an .h5ad or .zarr file. `obs` and `var` are in memory, matrices are read row by row.
+    """Cells of an .h5ad, .zarr, .h5mu or 10x .h5 file. `obs` and `var` are in memory, matrices are read row by row.
 
     The file is open only while it is read, so that nobody has to close it.
     """
@@ -60,12 +80,16 @@ class CellsInFile:
     def __init__(self, path: Path):
         from anndata.io import read_elem
 
-        self.path = path
+        self.path = self.source = path
         try:
             with open_store(path) as store:
-                self.obs: pd.DataFrame = read_elem(store["obs"])
-                self._var: pd.DataFrame = read_elem(store["var"])
+                is_tenx = isinstance(store, dict)
+                self.obs: pd.DataFrame = store["obs"] if is_tenx else read_elem(store["obs"])
+                self._var: pd.DataFrame = store["var"] if is_tenx else read_elem(store["var"])
                 obsm = set(store["obsm"]) if "obsm" in store else set()
+                self.has_graph: bool = "obsp" in store and GRAPH in store["obsp"]
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
             raise unreadable(path, error) from error
         self.num_cells: int = len(self.obs)
@@ -79,6 +103,11 @@ class CellsInFile:
     def embedding(self, key: str) -> np.ndarray:
         with open_store(self.path) as store:
             return np.asarray(store["obsm"][key][:])
+
+    def graph(self, rows: slice) -> Any:
+        """Some rows of the graph of neighbours that the file brings, see `has_graph`."""
+        with open_store(self.path) as store:
+            return _read_rows(store["obsp"][GRAPH], rows)
 
 
 def column_of(obs: pd.DataFrame, name: str) -> pd.Series:

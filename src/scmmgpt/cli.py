@@ -18,6 +18,7 @@ from .cli_options import (
     BatchSize,
     Cells,
     ClusterKey,
+    Consensus,
     Device,
     Engine,
     Folder,
@@ -91,10 +92,10 @@ def info(
 @app.command(epilog="Example: scmmgpt doctor my.h5ad")
 def doctor(cells: Cells, model: Model = None, json: AsJson = False) -> None:
     """Show what would be read from a file: matrix, genes, species; with warnings."""
-    from .doctor import examine
+    from .doctor import examination_lines, examine
 
     result = examine(cells, model=model)
-    say(result, as_json=json, lines=pairs(result))
+    say(result, as_json=json, lines=examination_lines(result))
 
 
 @app.command(
@@ -113,6 +114,7 @@ def annotate(
     cluster_key: ClusterKey = None,
     smooth: Annotated[int, typer.Option(min=0, help="Average over so many nearest neighbours first.")] = 0,
     rerank: Annotated[int, typer.Option(min=0, help="Score so many best labels again with the matching head.")] = 0,
+    consensus: Consensus = None,
     report: Annotated[Path | None, typer.Option(help="An HTML report to write, in one file.")] = None,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
@@ -137,6 +139,7 @@ def annotate(
         cluster_key=cluster_key,
         smooth=smooth,
         rerank=rerank,
+        consensus=consensus,
         report=report,
         key_added=key_added,
         overwrite=overwrite,
@@ -151,7 +154,7 @@ def annotate(
     say(result | {"output": str(output), "report": report and str(report)}, as_json=json, lines=lines)
     if not json:
         say_table(result["cell_types"][:20], as_json=False)
-        say({}, as_json=False, lines=[f"Written to {output}", *([f"Report: {report}"] if report else [])])
+        say({}, as_json=False, lines=[f"Written to {output}"] + [f"Report: {report}"] * (report is not None))
 
 
 @app.command(epilog="Example: scmmgpt embed my.h5ad --output out.h5ad")
@@ -299,9 +302,8 @@ def generate(
     """Generate cells, as integer counts, from a text."""
     from . import api
 
-    adata = api.generate_cells(
-        text, num_cells, seed=seed, output=output, model=model, device=device, batch_size=batch_size
-    )
+    where: dict[str, Any] = {"output": output, "model": model, "device": device, "batch_size": batch_size}
+    adata = api.generate_cells(text, num_cells, seed=seed, **where)
     quality = adata.uns["scmmgpt"]["generate"]["quality"]
     lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *pairs(quality)]
     say({"output": str(output), "shape": list(adata.shape), "quality": quality}, as_json=json, lines=lines)
@@ -327,14 +329,9 @@ def corpus_build(
     """Build a training corpus: tokenise, split by group, index. Run the same command again to resume."""
     from .training.corpus.build import build_corpus
 
+    how: dict[str, Any] = {"num_processes": num_processes, "on_error": on_error}
     corpus = build_corpus(
-        sources,
-        output,
-        recipe=recipe,
-        processor=processor,
-        num_processes=num_processes,
-        on_error=on_error,
-        say=lambda line: typer.echo(line, err=True),
+        sources, output, recipe=recipe, processor=processor, say=lambda line: typer.echo(line, err=True), **how
     )
     card = (corpus.path / "README.md").read_text(encoding="utf-8")
     say({"output": str(output), "cells": len(corpus)}, as_json=json, lines=[card, f"Done: {output}"])

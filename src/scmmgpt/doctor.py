@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from .cells import open_cells
+from .console import pairs
 from .embedding import CELLS_PER_CHUNK
 from .hashes import hash_of_files
 from .hub_cards import EMBEDDED_MODEL
 from .input_warnings import cell_warnings, dispersion, input_warnings
 from .loading import damage_refused, find_model
+from .processing.input_account_scmmgpt import set_aside_lines
 from .verb import UNTRAINED, versions
 
 
@@ -23,10 +25,9 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     directory = find_model(model)
     with damage_refused(directory):
         gene_tokenizer = processing.ScMMGPTProcessor.from_pretrained(directory).gene_tokenizer
-    source = opened.path if opened.path is not None else opened.adata
     num_genes: list[int] = []
     num_implausible, spread = 0, None
-    for features in gene_tokenizer.iter_chunks(source, CELLS_PER_CHUNK, return_tensors="np"):
+    for features in gene_tokenizer.iter_chunks(opened.source, CELLS_PER_CHUNK, return_tensors="np"):
         is_gene = gene_tokenizer.is_gene(features["gene_ids"], features["gene_mask"])
         num_genes += is_gene.sum(axis=1).tolist()
         num_implausible += int(gene_tokenizer.looks_implausible(**features).sum())
@@ -36,6 +37,11 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     account["embeddings"] = sorted(opened.present["obsm"])
     account["warnings"] = [*input_warnings(account), *cell_warnings(num_implausible, len(num_genes), spread, account)]
     return account
+
+
+def examination_lines(account: dict[str, Any]) -> list[str]:
+    """What was found in the cells, for people; features that were set aside in words."""
+    return [*pairs({name: value for name, value in account.items() if name != "set_aside"}), *set_aside_lines(account)]
 
 
 def describe_installation(model: Any = None) -> dict[str, Any]:

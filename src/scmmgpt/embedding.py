@@ -55,7 +55,7 @@ class CellRun:
     @property
     def source(self) -> Any:
         """What the gene tokenizer reads."""
-        return self.cells.path if self.cells.path is not None else self.cells.adata
+        return self.cells.source
 
     def compute(self, what: str, make: MakeCompute) -> Arrays:
         """Arrays over all cells, filled chunk by chunk by the computation that `make` makes from a model.
@@ -72,6 +72,10 @@ class CellRun:
                 arrays[name][rows] = values
             self.workspace.finish(what, rows.stop)
         return arrays or self.workspace.reopen(what)
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array over the cells that is made anew from finished ones: on disk where those are."""
+        return self.workspace.array(f"derived-{name}", shape, dtype)
 
     def _computed(self, what: str, make: MakeCompute) -> Iterator[tuple[slice, Arrays]]:
         if self.engine is None:

@@ -23,6 +23,7 @@ _EXTRA_OF_MODULE = {
     "sacrebleu": "eval",
     "scanpy": "eval",
     "scib_metrics": "scib",
+    "scvi": "scvi",
     "sklearn": "eval",
     "tiledbsoma": "census",
     "trl": "train",

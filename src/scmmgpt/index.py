@@ -229,7 +229,7 @@ def build_index(
     Parameters
     ----------
     atlas
-        Cells, or the path of an h5ad or zarr.
+        AnnData or MuData, or the path of a file of cells.
     output
         The folder of the index, which must not exist yet.
     """

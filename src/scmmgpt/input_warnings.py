@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .processing.features_scmmgpt import PANEL_BY_NAMES
 from .processing.matrix_state_scmmgpt import recover_counts
 
 _FEW_COVERED = 0.5
@@ -37,6 +38,12 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{account['duplicate_cell_names']} cell names are repeated; adata.obs_names_make_unique() helps."
         )
+    found += [
+        f"{one['number']} rows are taken for antibodies by names such as {one['names'][0]}, and not read; say what each "
+        "row is in var['feature_types'] to be sure."
+        for one in (account.get("set_aside") or {}).values()
+        if one["why"] == PANEL_BY_NAMES
+    ]
     return found
 
 

@@ -24,6 +24,20 @@ def nearest_neighbours(embeds: np.ndarray, num_neighbours: int) -> sparse.csr_ar
     return sparse.csr_array((weights, columns.ravel(), offsets), shape=(num_cells, num_cells))
 
 
+def graph_weights(graph: sparse.csr_array, rows: np.ndarray, own: float) -> sparse.csr_array:
+    """Some rows of a neighbour graph as weights that sum to one, `own` of it the cell's own.
+
+    A cell without neighbours has all of its own weight.
+    """
+    graph = sparse.csr_array(graph, dtype=np.float32)
+    graph.data = np.nan_to_num(graph.data, posinf=0).clip(min=0)
+    total = np.asarray(graph.sum(axis=1)).ravel()
+    others = np.divide(1 - own, total, out=np.zeros_like(total), where=total > 0)
+    places = np.arange(len(rows))
+    itself = sparse.csr_array((np.where(total > 0, own, 1).astype(np.float32), (places, rows)), shape=graph.shape)
+    return sparse.csr_array(sparse.diags_array(others) @ graph + itself)
+
+
 def smooth(embeds: np.ndarray, num_neighbours: int) -> np.ndarray:
     """Mean embedding of each cell's neighbourhood.
 

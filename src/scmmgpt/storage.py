@@ -1,4 +1,4 @@
-"""Files of cells: read a part at a time, written beside the target and renamed, never over the input."""
+"""Files of cells, of several modalities the RNA: read a part at a time, written beside the target and renamed, never over the input."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy import sparse
 
 from . import atomic_files
 from .errors import UserError, first_line
+from .processing.cell_files_scmmgpt import open_rows, rna_modality
+from .processing.tenx_files_scmmgpt import TenxCells, is_tenx_file, is_tenx_folder, read_tenx_file, read_tenx_folder
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".zarr")
+INPUT_SUFFIXES = (*SUFFIXES, ".h5mu", ".h5")
 _HALF_WRITTEN = ".half-written"
 
 
@@ -31,16 +35,22 @@ def check_input(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.exists():
         raise UserError(f"There is no file {str(path)!r}.")
-    if path.suffix == ".h5mu":
-        raise UserError(f"{path.name} is MuData; save one modality first: mudata.read(...)['rna'].write_h5ad(...).")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{str(path)!r} is not a file of cells; expected a name that ends in .h5ad or .zarr.")
+    if path.suffix not in INPUT_SUFFIXES and not is_tenx_folder(path):
+        raise UserError(
+            f"{str(path)!r} is not a file of cells; expected a name that ends in {', '.join(INPUT_SUFFIXES)}, or a "
+            "folder with matrix.mtx, features.tsv and barcodes.tsv."
+        )
     return path
 
 
 def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
-    """The path of an output that can be written, found out before any work is done."""
+    """The path of an output that can be written, found out before any work is done.
+
+    An .h5mu may be copied whole, with results in its RNA; every other input gives cells of one modality.
+    """
     path = Path(path)
+    if source is not None and source.suffix == ".h5mu":
+        suffixes = (*suffixes, ".h5mu")
     if path.suffix not in suffixes:
         raise UserError(f"The output {str(path)!r} must end in {' or '.join(suffixes)}.")
     if source is not None and path.exists() and path.samefile(source):
@@ -130,9 +140,8 @@ def merged(old: Any, new: dict) -> dict:
 def write_with_additions(source: Path, output: Path, additions: Additions) -> None:
     """Copy a file and add to the copy. Matrices are never loaded, so memory stays flat."""
     with written_by_rename(output) as temporary:
-        if source.suffix == output.suffix and _has_modern_layout(source):
-            copy = shutil.copytree if source.is_dir() else shutil.copyfile
-            copy(source, temporary)
+        if _can_be_copied(source, output):
+            _copy(source, temporary)
             temporary.chmod(temporary.stat().st_mode | 0o200)  # a read-only input gives a read-only copy
             with open_store(temporary, "r+") as store:
                 _add_to_store(store, additions)
@@ -140,6 +149,23 @@ def write_with_additions(source: Path, output: Path, additions: Additions) -> No
             adata = read_cells(source)
             additions.write_into(adata)
             write_cells(adata, temporary)
+
+
+def _can_be_copied(source: Path, output: Path) -> bool:
+    is_same_format = source.suffix == output.suffix or (source.suffix, output.suffix) == (".h5mu", ".h5ad")
+    return is_same_format and not is_tenx_folder(source) and _has_modern_layout(source)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.suffix == target.suffix:
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+        return
+    import h5py
+
+    with open_store(source) as rna, h5py.File(target, "w") as copy:
+        for name in rna:
+            rna.copy(name, copy)
+        copy.attrs.update(rna.attrs)
 
 
 def write_cells(adata: AnnData, path: Path) -> None:
@@ -171,8 +197,14 @@ def save_cells(adata: AnnData, path: Path) -> None:
 def read_cells(path: Path, backed: bool = False) -> AnnData:
     """The whole file as AnnData; a file that is not one is refused by name."""
     import anndata
+    from anndata.io import read_elem
 
     try:
+        if is_tenx_folder(path):
+            return _whole(_tenx_store(read_tenx_folder(path)))
+        if path.suffix in (".h5mu", ".h5"):
+            with open_store(path) as store:
+                return _whole(store) if isinstance(store, dict) else read_elem(store)
         if path.suffix == ".zarr":
             return _read_zarr_but_matrices(path) if backed else anndata.read_zarr(path)
         return anndata.read_h5ad(path, backed="r" if backed else None)
@@ -205,6 +237,10 @@ def anndata_of(store: Any, read: Callable[[Any], Any], tables: dict[str, Any]) -
     return adata
 
 
+def _whole(store: dict[str, Any]) -> AnnData:
+    return anndata_of(store, lambda matrix: matrix[:], {name: store[name] for name in ("obs", "var")})
+
+
 def read_summary(path: Path) -> AnnData:
     """What a person is told of a file: obs and uns, no matrix."""
     from anndata import AnnData
@@ -220,19 +256,47 @@ def unreadable(path: Path, error: BaseException) -> UserError:
 
 @contextmanager
 def open_store(path: Path, mode: Literal["r", "r+"] = "r") -> Iterator[Any]:
-    """The h5py or zarr group of a file of cells."""
+    """The h5py or zarr group of a file of cells; of several modalities that of the RNA.
+
+    A 10x file has no groups like AnnData's: its tables and its matrix come in a dict.
+    """
     if path.suffix == ".zarr":
         import zarr
 
         # What was consolidated cannot be edited; it is consolidated again after an edit.
-        yield zarr.open_group(path, mode=mode, use_consolidated=False if mode != "r" else None)
+        yield _of_rna(zarr.open_group(path, mode=mode, use_consolidated=False if mode != "r" else None))
         if mode != "r":
             zarr.consolidate_metadata(path)
         return
     import h5py
 
     with h5py.File(path, mode) as store:
-        yield store
+        yield _tenx_store(read_tenx_file(store)) if is_tenx_file(store) else _of_rna(store)
+
+
+def _tenx_store(cells: TenxCells) -> dict[str, Any]:
+    import pandas as pd
+
+    obs = pd.DataFrame(index=pd.Index(cells.barcodes, dtype=object))
+    return {"obs": obs, "var": cells.var, "X": TenxRows(cells)}
+
+
+class TenxRows:
+    """Rows of a matrix of 10x, which keeps whole numbers of several widths, as the float32 of AnnData."""
+
+    def __init__(self, cells: TenxCells):
+        in_memory = sparse.issparse(cells.matrix)
+        self._read = (lambda start, stop: cells.matrix[start:stop]) if in_memory else open_rows(cells).rows
+        self.shape = (len(cells.barcodes), len(cells.var))
+
+    def __getitem__(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
+        if isinstance(rows, slice):
+            return self._read(*rows.indices(self.shape[0])[:2]).astype(np.float32)
+        return sparse.vstack([self._read(row, row + 1) for row in rows], format="csr").astype(np.float32)
+
+
+def _of_rna(store: Any) -> Any:
+    return store["mod"][rna_modality(store["mod"])] if "mod" in store else store
 
 
 def _has_modern_layout(path: Path) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .processing.input_account_scmmgpt import set_aside_lines
 from .processing.labels_scmmgpt import UNKNOWN
 from .processing.result_keys_scmmgpt import ResultKeys
 
@@ -39,7 +40,7 @@ def annotation_summary(adata: AnnData, key_added: str) -> tuple[dict[str, Any], 
         "settings": _plain(details["settings"]),
         "notes": [str(note) for note in np.atleast_1d(details.get("notes", [])) if str(note)],
     }
-    return result, [gene_line(genes)]
+    return result, [gene_line(genes), *set_aside_lines(genes)]
 
 
 def gene_line(account: dict[str, Any]) -> str:

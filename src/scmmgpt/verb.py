@@ -159,11 +159,12 @@ class Verb:
     def _own_anndata(self) -> AnnData:
         if isinstance(self.given, str | os.PathLike):
             return read_cells(Path(self.given))
+        given = self.cells.adata if isinstance(self.cells, CellsInMemory) else self.given
         if self.destination.inplace:
-            if self.given.is_view:
+            if given.is_view:
                 raise UserError("A view cannot be changed in place; call `.copy()` on it first.")
-            return self.given
-        return self.given.to_memory() if self.given.isbacked else self.given.copy()
+            return given
+        return given.to_memory() if given.isbacked else given.copy()
 
 
 def _engine(execution: Execution, cells: CellsInMemory | CellsInFile) -> RayEngine | None:

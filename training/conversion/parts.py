@@ -57,7 +57,7 @@ def from_parts(
     for part, trained in ((model.model.cell_encoder, encoder), (model.model.qformer, reader)):
         if trained is not None:
             take_weights(part, trained)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     if cell is None:
         return model, None
@@ -91,7 +91,7 @@ def join_language_model(config: ScMMGPTConfig, text: str, **kwargs: Any) -> ScMM
     config.take_llm(llm.config)
     # transformers calls the base a Module
     model = ScMMGPTForConditionalGeneration(config, cast(PreTrainedModel, llm.base_model))
-    model.hf_quantizer = getattr(llm, "hf_quantizer", None)  # which knows how to save what it made
+    model.hf_quantizer = getattr(llm, "hf_quantizer", None)  # type: ignore[assignment] # which knows how to save what it made
     for name, part in [*model.model.named_children(), ("cell_decoder", model.cell_decoder)]:
         if name != "language_model":
             part.to(head.weight.device, llm.dtype)

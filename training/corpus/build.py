@@ -125,7 +125,13 @@ def _prepare(output: Path, recipe: CorpusRecipe, processor) -> BuildJob:
 def _gene_tokenizer(processor, settings: dict) -> ScMMGPTGeneTokenizer:
     """The tokenizer that was named, with the recipe's settings."""
     if not isinstance(processor, ScMMGPTGeneTokenizer):
-        processor = ScMMGPTGeneTokenizer.from_pretrained(processor or EMBEDDED_MODEL)
+        try:
+            processor = ScMMGPTGeneTokenizer.from_pretrained(processor or EMBEDDED_MODEL)
+        except OSError as error:
+            raise CorpusError(
+                f"{str(processor)!r} is no folder or Hub repository with a gene tokenizer: --processor names a model of "
+                "scmmgpt, or what `scmmgpt convert` made."
+            ) from error
     return processor.with_settings(**settings)
 
 

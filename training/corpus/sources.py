@@ -21,7 +21,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scmmgpt.errors import UserError, require
+from scmmgpt.processing.cell_files_scmmgpt import rna_modality
 from scmmgpt.processing.cell_reading_scmmgpt import Cells, ChosenMatrix, Matrix, choose_matrix, open_cells
+from scmmgpt.processing.features_scmmgpt import only_genes
 
 CENSUS_PREFIX = "census:"
 _SOMA_LAYERS = ("raw", "counts", "data")  # the Census calls counts "raw"; an experiment made from h5ad "data"
@@ -87,7 +89,7 @@ class CellSource(ABC):
 
 @dataclass(frozen=True)
 class FileSource(CellSource):
-    """An AnnData file on disk, h5ad or zarr."""
+    """A file on disk: h5ad, zarr, or the RNA of h5mu."""
 
     @cached_property
     def cells(self) -> Cells:
@@ -99,7 +101,8 @@ class FileSource(CellSource):
             import zarr
 
             return zarr.open_group(self.uri, mode="r")
-        return h5py.File(self.uri, "r")
+        file = h5py.File(self.uri, "r")
+        return file["mod"][rna_modality(file["mod"])] if "mod" in file else file
 
     @cached_property
     def _obs(self) -> pd.DataFrame:
@@ -149,7 +152,7 @@ class SomaSource(CellSource):
     @cached_property
     def cells(self) -> Cells:
         matrix = Matrix(self.layer, (self.num_cells, len(self.var)), self._read, self.var, list(self.var.index))
-        return Cells([matrix])
+        return only_genes(Cells([matrix]))
 
     @cached_property
     def _cell_ids(self) -> np.ndarray:
@@ -248,7 +251,7 @@ def _uris_at(place: str) -> list[str]:
 
 
 def _may_hold_cells(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".h5ad"
+    return path.is_dir() or path.suffix in (".h5ad", ".h5mu")
 
 
 def _is_zarr(path: Path) -> bool:

@@ -27,7 +27,7 @@ from .expression import (
     principal_space,
     upper_symbols,
 )
-from .systems import Predict, System
+from .systems import Annotation, Predict, System
 from .type_tree import TypeTree
 
 if TYPE_CHECKING:
@@ -217,6 +217,19 @@ def baseline_systems(
         System(f"{name}{suffix}", predict=_predict_by(method, training, tree, exact_labels), is_baseline=True)
         for name, method in (METHODS if methods is None else methods).items()
     ]
+
+
+def naming_system(training: TrainingCells, tree: TypeTree) -> System:
+    """Nearest class mean among all types of the training cells: what it says when nobody gives it labels."""
+    name = "nearest class mean"
+    labels = sorted(training.types)
+    predict = _predict_by(METHODS[name], training, tree, exact_labels=True)
+
+    def annotate(cells: AnnData, given: Sequence[str] | None) -> Annotation:
+        asked = labels if given is None else list(given)
+        return Annotation(np.array(asked, object)[predict(cells, asked).argmax(1)].astype(str))
+
+    return System(f"{name}, all trained types", annotate=annotate, is_baseline=True)
 
 
 def components_system(seed: int = 0) -> System:

@@ -8,12 +8,14 @@ against scikit-learn.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
+
+from scmmgpt.processing.labels_scmmgpt import UNKNOWN
 
 from .type_tree import TypeTree
 
@@ -39,6 +41,51 @@ def balanced_accuracy(truth: Labels, predicted: Labels) -> float:
     """Recall averaged over the types that occur in `truth`."""
     true_positive, num_true, _ = _counts_per_true_type(truth, predicted)
     return float(np.mean(true_positive / num_true))
+
+
+def hierarchical_f1(truth: Labels, predicted: Labels, tree: TypeTree) -> float:
+    """F1 between the lineages of the true and the given type, averaged over a type's cells, then over the true types.
+
+    A lineage is the type with its ancestors in the Cell Ontology, without the root and the other terms that describe
+    nearly any cell (`UNINFORMATIVE_TERMS`), so that strangers share nothing. "unknown" scores 0, as does any name that
+    the ontology does not know, unless it is the very name of the type.
+    """
+    shared = _by_pair(truth, predicted, lambda true, named: _f1_of_sets(tree.lineage(true), tree.lineage(named)))
+    return float(pd.Series(shared).groupby(np.asarray(truth, object)).mean().mean())
+
+
+def meant_types(predicted: Labels, types: Sequence[str], tree: TypeTree, *, finer_counts: bool) -> np.ndarray:
+    """The given names in the words of a study: of its own `types` the same term, else the name as it was.
+
+    With `finer_counts` a name means the nearest type above it, as "CD4 T cell" does "T cell" where the study stops
+    there.
+    """
+    same = {tree.find(name) or name: name for name in types}
+    meant = {
+        name: (tree.nearest_of(name, types) if finer_counts else same.get(tree.find(name))) or name
+        for name in set(predicted)
+    }
+    return np.array([meant[name] for name in predicted], object).astype(str)
+
+
+def set_metrics(truth: Labels, sets: Sequence[Set[str]], tree: TypeTree) -> dict[str, float]:
+    """How often sets of names, one a cell, hold the true type, how large they are, and how many say nothing.
+
+    A set holds a type that it names (`exact_coverage`) or that lies below a term that it names (`coverage`), so that
+    the root holds every type; the share of sets that name nothing better is `share_of_root`.
+    """
+    held = [frozenset(names) for names in sets]
+    exact = _by_pair(truth, held, lambda true, names: (tree.find(true) or true) in {tree.find(n) or n for n in names})
+    above = _by_pair(
+        truth, held, lambda true, names: not tree.ancestors(true).keys().isdisjoint(map(tree.find, names))
+    )
+    is_root = [not frozenset().union(*map(tree.lineage, names)) - {UNKNOWN} for names in held]
+    return {
+        "coverage": float(np.mean(exact | above)),
+        "exact_coverage": float(np.mean(exact)),
+        "mean_set_size": float(np.mean([len(names) for names in held])),
+        "share_of_root": float(np.mean(is_root)),
+    }
 
 
 def per_type_table(truth: Labels, predicted: Labels) -> list[dict]:
@@ -147,6 +194,10 @@ def auroc(score: Numbers, positive: Numbers) -> float:
         return float("nan")
     rank_sum = rankdata(score)[positive].sum()
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def _f1_of_sets(first: Set, second: Set) -> float:
+    return 2 * len(first & second) / max(len(first) + len(second), 1)
 
 
 def _counts_per_true_type(truth: Labels, predicted: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from scipy.stats import hypergeom
 from .metrics import Labels
 
 NUM_NEIGHBOURS = 15
+LISI_NEIGHBOURS = 90  # as scIB: three times the perplexity
 RESOLUTIONS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
 
 
@@ -101,7 +102,10 @@ def scib_scores(embedding: np.ndarray, types: Labels, batches: Labels | None = N
     scores["scib_asw"] = scib_metrics.silhouette_label(embedding, types)
     scores["scib_graph_connectivity"] = scib_metrics.graph_connectivity(neighbours, types)
     if batches is not None:
-        scores["scib_asw_batch"] = scib_metrics.silhouette_batch(embedding, types, np.asarray(batches).astype(str))
+        batches = np.asarray(batches).astype(str)
+        scores["scib_asw_batch"] = scib_metrics.silhouette_batch(embedding, types, batches)
+        around = pynndescent(np.asarray(embedding, np.float32), n_neighbors=min(LISI_NEIGHBOURS, len(types) - 1))
+        scores["scib_ilisi"] = scib_metrics.ilisi_knn(around, batches)
     return {name: float(value) for name, value in scores.items()}
 
 

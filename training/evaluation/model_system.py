@@ -9,11 +9,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .systems import System
+from scmmgpt.processing.result_keys_scmmgpt import ResultKeys
+
+from .systems import Annotation, System
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,6 +23,22 @@ if TYPE_CHECKING:
     from scmmgpt.loading import LoadedModel
     from scmmgpt.processing.calibration_scmmgpt import Calibration
     from scmmgpt.processing.calling_scmmgpt import CellEvidence, EmbedTexts, Scorer
+
+
+def annotating_system(loaded: LoadedModel, name: str | None = None, **asked: Any) -> System:
+    """What `scmmgpt.annotate` writes with these arguments, and nothing else of the model."""
+    from scmmgpt import api
+
+    keys = ResultKeys()
+
+    def annotate(cells: AnnData, labels: Sequence[str] | None) -> Annotation:
+        annotated = api.annotate(cells, labels, model=loaded, progress=False, overwrite=True, **asked)
+        settings = annotated.uns[keys.name]["annotate"]["settings"]
+        return Annotation(
+            annotated.obs[keys.cell_type].astype(str).to_numpy(), num_turned_away=int(settings["implausible_cells"])
+        )
+
+    return System(name or loaded.name, annotate=annotate)
 
 
 def model_system(
@@ -86,6 +104,7 @@ def model_system(
         embed_text=embed_texts,
         describe=describe if can_write else None,
         generate=generate if can_write else None,
+        annotate=annotating_system(loaded, prior_share=prior_share).annotate,
     )
 
 

@@ -15,14 +15,34 @@ from .results import Record, read_records
 
 # Metric shown first for each task: the picture shows it, the table starts with these.
 LEADING = {
-    "annotation": ["accuracy", "macro_f1", "balanced_accuracy", "exact_or_parent", "ontology_distance", "ece"],
-    "candidates": ["accuracy", "macro_f1", "exact_or_parent", "exact_or_parent_at_80_coverage", "ece"],
+    "annotation": ["accuracy", "macro_f1", "hierarchical_f1", "balanced_accuracy", "exact_or_parent", "ece"],
+    "without labels": [
+        "accuracy_finer",
+        "macro_f1_finer",
+        "hierarchical_f1",
+        "accuracy",
+        "macro_f1",
+        "share_unknown",
+        "names_per_type",
+        "share_not_of_blood",
+    ],
+    "watched types": ["right", "taken_for_it"],
+    "label sets": ["coverage", "exact_coverage", "mean_set_size", "share_of_root"],
+    "guards": ["turned_away", "caught"],
+    "candidates": [
+        "accuracy",
+        "macro_f1",
+        "hierarchical_f1",
+        "exact_or_parent",
+        "exact_or_parent_at_80_coverage",
+        "ece",
+    ],
     "wording": ["accuracy", "macro_f1", "chance", "reworded_types"],
     "unknown types": ["unknown_auroc", "unknown_auroc_std"],
     "untrained types": ["accuracy", "macro_f1", "chance", "cells_of_untrained_types"],
     "controls": ["accuracy", "balanced_accuracy", "mean_confidence", "chance"],
     "few-shot": ["macro_f1", "macro_f1_std", "accuracy"],
-    "clustering": ["avg_bio", "ari", "nmi", "asw", "avg_batch"],
+    "clustering": ["avg_bio", "ari", "nmi", "asw", "avg_batch", "scib_asw_batch", "scib_ilisi"],
     "retrieval": ["cell_to_text_r@1", "text_to_cell_r@1", "text_to_cell_precision@20", "text_to_cell_r@1_blind"],
     "description": ["fact_precision", "type_precision", "tissue_precision", "gene_precision", "bleu_4", "rougeL"],
     "leakage": ["test_cells_in_training", "test_cells_judged"],
@@ -37,7 +57,17 @@ LEADING = {
     ],
 }
 # Conditions that tell rows of one task apart, and so become columns.
-SHOWN_CONDITIONS = ("candidates", "wording", "among", "control", "shots")
+SHOWN_CONDITIONS = (
+    "candidates",
+    "wording",
+    "among",
+    "control",
+    "shots",
+    "labels",
+    "sets_by",
+    "type",
+    "most_often_taken_for",
+)
 
 
 def markdown_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
@@ -152,7 +182,20 @@ def _number(record: Record, metric: str, rivals: Sequence[Record]) -> str:
 
 # The smaller the better; nothing is best of chance, counts and confidence.
 _SMALLER = ("ontology_distance", "ece", "mmd", "sliced_wasserstein", "gromov_wasserstein", "area_under", "_distance")
-_NEITHER = ("chance", "_blind", "mean_confidence", "reworded_types", "_std", "nearest_training_ratio", "duplicates")
+_NEITHER = (
+    "chance",
+    "share_",
+    "names",
+    "turned_away",
+    "taken_for_it",
+    "set_size",
+    "_blind",
+    "mean_confidence",
+    "reworded_types",
+    "_std",
+    "nearest_training_ratio",
+    "duplicates",
+)
 
 
 def _best(metric: str, rivals: Sequence[Record]) -> float:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from scmmgpt.errors import UserError
 from scmmgpt.hashes import hash_of_files
+from scmmgpt.processing.features_scmmgpt import features_of
 
 from .metrics import FEWEST_DONORS
 from .type_tree import TypeTree
@@ -92,6 +93,8 @@ def open_study(
         Where labels are looked up.
     """
     adata = data if hasattr(data, "obs") else read_cells(Path(data))
+    is_gene = features_of(adata.var, adata.var_names).is_gene
+    adata = adata if is_gene.all() else adata[:, is_gene].copy()  # the model does so itself; baselines must too
     obs = adata.obs
     if label not in obs:
         raise UserError(_no_such_column(label, obs))
@@ -133,6 +136,12 @@ def read_cells(path: Path) -> AnnData:
         return read_h5ad(path)
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read as h5ad: {error}") from error
+
+
+def study_of_cells(obs: pd.DataFrame, name: str) -> np.ndarray:
+    """The study of each cell of a file called `name`: what is left out together."""
+    column = next((column for column in ("study_profile", "dataset") if column in obs), None)
+    return np.full(len(obs), name, object) if column is None else obs[column].astype(str).to_numpy()
 
 
 def _no_such_column(label: str, obs: pd.DataFrame) -> str:

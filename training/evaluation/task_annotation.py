@@ -42,7 +42,7 @@ def annotate_study(
 def label_metrics(
     study: Study, labels: Sequence[str], scores: np.ndarray, tree: TypeTree
 ) -> tuple[dict[str, float], dict[str, metrics.Interval]]:
-    """Accuracy, macro-F1, balanced accuracy, distance in the tree and calibration of one matrix of scores."""
+    """Accuracy, macro-F1, balanced accuracy, nearness in the tree and calibration of one matrix of scores."""
     truth, named, confidence = study.truth, _named(labels, scores), scores.max(1)
     correct = named == truth
     near = metrics.exact_or_parent_hits(truth, named, tree)
@@ -52,6 +52,7 @@ def label_metrics(
         "macro_f1": metrics.macro_f1(truth, named),
         "balanced_accuracy": metrics.balanced_accuracy(truth, named),
         "exact_or_parent": float(near.mean()),
+        "hierarchical_f1": metrics.hierarchical_f1(truth, named, tree),
         "ontology_distance": distance,
         "share_in_ontology": placed,
         "ece": metrics.expected_calibration_error(confidence, correct),

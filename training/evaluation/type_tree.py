@@ -62,6 +62,15 @@ class TypeTree:
         found = self.find(name)
         return {key: steps for key, steps in self._steps_up(found).items() if steps} if found else {}
 
+    @lru_cache(maxsize=100_000)  # noqa: B019
+    def lineage(self, name: str) -> frozenset[str]:
+        """Ids of the type and its ancestors, without those that say nothing, the root above all.
+
+        A name that the ontology does not know stands for itself alone.
+        """
+        found = self.find(name)
+        return frozenset(self._steps_up(found).keys() - UNINFORMATIVE_TERMS) if found else frozenset([name])
+
     def distance(self, first: str, second: str) -> float:
         """Fewest is-a steps, up or down, between two types; NaN when either is unknown or nothing joins them."""
         if first == second:

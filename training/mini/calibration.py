@@ -1,27 +1,38 @@
-"""Fit `calibration.json` of the embedded model: prior correction, bias, profiles, temperatures, abstention.
+"""Fit `calibration.json` of the embedded model: prior correction, bias, profiles, temperatures, abstention, sets.
 
     python -m scmmgpt.training.mini.calibration DEVELOPMENT_MODEL_DIR --output hub_cards/scmmgpt-mini/calibration.json
 
 Everything is fitted on the development studies with a model that has not seen them. The shipped model, which has, is
 read with the same numbers: its own confidence on these studies would be too good.
+
+The numbers of single cells come first; then, under "consensus", those for studies that are called as a whole, among the
+types that the model was trained on. There a call is right if the true type is the called one or one below it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from anndata import AnnData
 from scipy.special import log_softmax
 
+from scmmgpt.cells import CellsInMemory
+from scmmgpt.consensus import over_neighbours
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.calibration_scmmgpt import Calibration
+from scmmgpt.processing.calling_scmmgpt import CellEvidence, Scorer
+from scmmgpt.processing.label_sets_scmmgpt import MISS_RATE, fitted_gap, nearest_labels, set_sizes, share_held
 from scmmgpt.processing.labels_scmmgpt import ontology_labels
-from scmmgpt.training.evaluation.metrics import expected_calibration_error, macro_f1
+from scmmgpt.training.evaluation.metrics import expected_calibration_error, hierarchical_f1, macro_f1
+from scmmgpt.training.evaluation.type_tree import TypeTree
 from scmmgpt.training.mini.development import EmbeddedStudy, embed_studies, read_studies
 from scmmgpt.training.mini.recipe import RECIPE, CellFolder, RecipeFile, read_recipe
 
@@ -33,6 +44,13 @@ CHOICES = {
 NUMBERS_OF_CANDIDATES = (5, 30, 300, 3000)
 TEMPERATURES = np.geomspace(0.2, 8.0, 60)
 COVERAGE = 0.8
+OF_STUDY_CHOICES = {
+    "profile_weight": (0.0, 30.0, 60.0, 90.0),
+    "prior_share": (0.0, 0.25, 0.5),
+    "naming_temperature": (1.0, 1.5, 2.0, 2.5, 3.0),
+}
+# A study that names few types well is better named than not: its neighbours have already spoken.
+OF_STUDY_COVERAGE = 0.98
 
 
 class Studies:
@@ -66,7 +84,8 @@ def fit(studies: Studies) -> Calibration:
             best = max((_with(studies, best, name, value) for value in values), key=lambda one: merit(studies, one))
     pairs = tuple((float(number), temperature(studies, best, number)) for number in NUMBERS_OF_CANDIDATES)
     best = replace(best, temperature_by_candidates=pairs)
-    return replace(best, min_confidence=threshold(studies, best))
+    gaps = tuple((float(number), gap(studies, best, number)) for number in NUMBERS_OF_CANDIDATES)
+    return replace(best, min_confidence=threshold(studies, best), set_gap_by_candidates=gaps)
 
 
 def _with(studies: Studies, calibration: Calibration, name: str, value: float) -> Calibration:
@@ -123,6 +142,140 @@ def threshold(studies: Studies, calibration: Calibration) -> float:
     )
 
 
+@dataclass
+class WholeStudy:
+    """A study as `annotate` calls it when nobody lists its types, and what is true of it.
+
+    Attributes
+    ----------
+    known
+        (types, names) whether each candidate is a type of the study or stands above it.
+    """
+
+    study: EmbeddedStudy
+    cells: CellEvidence
+    communities: np.ndarray
+    names: list[str]
+    nearest: dict[str, str | None]
+    known: np.ndarray
+    tree: TypeTree
+
+    @classmethod
+    def of(cls, study: EmbeddedStudy, names: list[str], tree: TypeTree) -> WholeStudy:
+        """Neighbours and communities found once, whatever the calibration."""
+        cells, communities = over_neighbours(study.scores.cells, CellsInMemory(AnnData(shape=(len(study.truth), 0))))
+        nearest = {name: tree.nearest_of(name, study.types) for name in names}
+        above = [{tree.find(name), *tree.ancestors(name)} for name in study.types]
+        known = np.array([[tree.find(name) in lineage for name in names] for lineage in above])
+        return cls(study, cells, communities, names, nearest, known, tree)
+
+    def scorer(self, calibration: Calibration) -> Scorer:
+        """The scores of all trained types."""
+        scores = replace(self.study.scores, cells=self.cells)
+        return scores.scorer(self.names, replace(calibration, consensus=None))
+
+    def held(self, calibration: Calibration) -> Scorer:
+        """The scores of those that the study holds."""
+        annotator = replace(self.study.scores.loaded.annotator, calibration=calibration)
+        return annotator.held(self.scorer(calibration), self.communities)
+
+    def meant(self, held: Scorer) -> np.ndarray:
+        """The type of the study that each cell's call means, or the call itself."""
+        types = np.array([self.nearest[label] or label for label in held.candidates.labels.labels], object)
+        return types[held.probabilities(slice(None)).argmax(axis=1)].astype(str)
+
+    def merit(self, calibration: Calibration) -> float:
+        """Mean of accuracy, macro-F1 and hierarchical F1; nothing for more than twice as many names as types."""
+        held, truth = self.held(calibration), self.study.truth
+        names = np.array(held.candidates.labels.labels, object)[held.probabilities(slice(None)).argmax(axis=1)]
+        if len(set(names)) > 2 * len(self.study.types):
+            return 0.0
+        meant = self.meant(held)
+        scores = np.mean(meant == truth), macro_f1(truth, meant), hierarchical_f1(truth, names, self.tree)
+        return float(np.mean(scores))
+
+
+def fit_of_study(studies: Sequence[WholeStudy], of_cells: Calibration) -> Calibration:
+    """As `fit`, for studies that are called as a whole."""
+
+    def merit_of_study(calibration: Calibration) -> float:
+        return float(np.mean([study.merit(calibration) for study in studies]))
+
+    best = replace(of_cells, consensus=None)
+    for name, values in OF_STUDY_CHOICES.items():
+        best = max((replace(best, **{name: value}) for value in values), key=merit_of_study)  # type: ignore[arg-type]
+    held = [study.held(best) for study in studies]
+    right = [study.meant(one) == study.study.truth for study, one in zip(studies, held, strict=True)]
+    value = max(TEMPERATURES, key=lambda value: sum(map(partial(_likelihood, value=value), held, right)))
+    least = [np.quantile(_confidence(one, value), 1 - OF_STUDY_COVERAGE) for one in held]
+    best = replace(best, temperature_by_candidates=((1.0, float(value)),), min_confidence=float(np.mean(least)))
+    return replace(best, set_gap_by_candidates=((1.0, fitted_gap([set_distances(study, best) for study in studies])),))
+
+
+def _confidence(held: Scorer, value: float) -> np.ndarray:
+    """The confidence of each cell's call at some temperature."""
+    held = copy(held)
+    held.temperature = value
+    return held.probabilities(slice(None)).max(axis=1)
+
+
+def _likelihood(held: Scorer, right: np.ndarray, value: float) -> float:
+    """Mean log likelihood that the calls are right where they are, under the confidences at some temperature."""
+    confidence = _confidence(held, value).clip(1e-6, 1 - 1e-6)
+    return float(np.log(np.where(right, confidence, 1 - confidence)).mean())
+
+
+def set_distances(study: WholeStudy, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
+    """The distances of each cell's nearest labels, and which of them hold its type."""
+    order, distance = nearest_labels(study.scorer(calibration).probabilities(slice(None)))
+    types = np.searchsorted(study.study.types, study.study.truth)
+    return distance, np.take_along_axis(study.known[types], order, axis=1)
+
+
+def gap(studies: Studies, calibration: Calibration, number: int) -> float:
+    """The gap of the label sets among so many candidates; types that are not among them are left out."""
+    generator, found = np.random.default_rng(2), []
+    for study in studies.studies:
+        labels = studies.candidates(study, number, generator)
+        known = np.isin(study.truth, labels)
+        logits = studies.logits(study, labels, calibration)[known] / calibration.temperature(len(labels))
+        order, distance = nearest_labels(np.exp(log_softmax(logits, axis=1)))
+        found.append((distance, np.array(labels, object)[order] == study.truth[known][:, None]))
+    return fitted_gap(found)
+
+
+def report_sets(pairs: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> None:
+    """Each study with a gap fitted on the others, beside sets that hold nine tenths of the probability."""
+    for i, (name, (distance, holds)) in enumerate(zip(names, pairs, strict=True)):
+        value = fitted_gap([pair for j, pair in enumerate(pairs) if j != i])
+        sizes = set_sizes(distance, value)
+        plain = np.exp(-distance) / np.exp(-distance).sum(axis=1, keepdims=True)
+        before = plain.cumsum(axis=1) - plain
+        held = (holds & (before < 1 - MISS_RATE)).any(axis=1)
+        print(
+            f"  {name}: sets hold {share_held(distance, holds, value):.2f}, {_mean_size(sizes):.1f} labels, root "
+            f"{np.mean(sizes == 0):.2f}; softmax {held.mean():.2f}, {(before < 1 - MISS_RATE).sum(1).mean():.1f} labels"
+        )
+
+
+def _mean_size(sizes: np.ndarray) -> float:
+    return float(sizes[sizes > 0].mean()) if (sizes > 0).any() else 0.0
+
+
+def content_of(calibration: Calibration) -> dict[str, Any]:
+    """The numbers as the file keeps them."""
+    pairs = {
+        name: [(number, round(value, 3)) for number, value in getattr(calibration, name)]
+        for name in ("temperature_by_candidates", "set_gap_by_candidates")
+        if np.isfinite([value for _, value in getattr(calibration, name)]).all()
+    }
+    plain = {
+        name: getattr(calibration, name)
+        for name in ("prior_share", "profile_weight", "least_share", "naming_temperature")
+    }
+    return pairs | plain | {"min_confidence": round(calibration.min_confidence, 3)}
+
+
 def _bias_for(output: Path, bias: dict[str, float]) -> dict[str, float]:
     """The same bias for the types of the model whose directory the file is written to: it was trained on more."""
     config = output.parent / "config.json"
@@ -137,7 +290,8 @@ def main(model: Path, data: CellFolder, output: Annotated[Path, typer.Option()],
     loaded = load(model)
     if not (loaded.training_summary or {}).get("development"):
         raise typer.BadParameter(f"{model} has seen the development studies: train one with --development")
-    cells = read_studies(list(read_recipe(config).development_studies), data)
+    recipe = read_recipe(config)
+    cells = read_studies(recipe.development_studies, recipe.sources, data, loaded.ontology)
     studies = Studies(loaded, list(embed_studies(loaded, cells)))
     calibration = fit(studies)
     print(f"merit {merit(studies, Calibration(prior_share=0.0)):.3f} -> {merit(studies, calibration):.3f}")
@@ -147,14 +301,15 @@ def main(model: Path, data: CellFolder, output: Annotated[Path, typer.Option()],
         confidence, correct = (np.concatenate(part) for part in zip(*pairs, strict=True))
         pooled = expected_calibration_error(confidence, correct)
         print(f"{number or 'own'} candidates: ECE {np.mean(errors):.3f} by study, {pooled:.3f} pooled")
-    content = {
-        "temperature_by_candidates": [
-            (number, round(value, 3)) for number, value in calibration.temperature_by_candidates
-        ],
+    whole = [
+        WholeStudy.of(study, list(loaded.annotator.label_set().labels), TypeTree.load()) for study in studies.studies
+    ]
+    of_study = fit_of_study(whole, calibration)
+    print("Sets of labels for studies called as a whole")
+    report_sets([set_distances(study, of_study) for study in whole], [study.name for study in studies.studies])
+    content = content_of(calibration) | {
         "class_bias": _bias_for(output, calibration.class_bias),
-        "prior_share": calibration.prior_share,
-        "profile_weight": calibration.profile_weight,
-        "min_confidence": round(calibration.min_confidence, 3),
+        "consensus": content_of(of_study),
     }
     output.write_text(json.dumps(content, indent=1) + "\n")
 

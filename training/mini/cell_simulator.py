@@ -6,7 +6,7 @@ between two studies of one type: gene effects of a platform, ambient RNA, depth,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,10 +18,12 @@ from scmmgpt.processing.gene_layout_scmmgpt import pad_tokens
 from scmmgpt.processing.gene_vocabulary_scmmgpt import CLS_ID, FIRST_GENE_ID
 from scmmgpt.training.strict_yaml import CHECKED
 
+from .measured_cells import MeasuredCells
 from .profiles import WHOLE_TRANSCRIPTOME, Profiles
 
 TARGET_SUM = 1e4
 PANEL_STEPS_PER_OCTAVE = 4
+AMPLIFIED_COPIES = 50  # reads of one transcript, where the protocol cannot tell them apart
 
 
 @checked_dataclass(config=CHECKED, frozen=True)
@@ -40,8 +42,15 @@ class SimulatorSettings:
         Largest share of transcripts from the study's mean profile.
     mixing_rate
         Share of cells mixed with another profile of the same type.
+    amplified_rate, amplification
+        Share of cells whose transcripts were amplified before they were counted, as full-length protocols do, and the
+        standard deviation of the log number of copies.
     panel_rate, panel_genes
         Share of cells that see a gene panel, and its smallest and largest size.
+    measured_rate
+        Share of a profile's cells that are taken as they were counted, where its source holds cells with counts.
+    thinning_rate
+        Share of these that lose transcripts, down to the library of a drawn cell.
     """
 
     library_median: float = 2_500
@@ -51,8 +60,12 @@ class SimulatorSettings:
     cell_noise: float = 0.58
     ambient: float = 0.15
     mixing_rate: float = 0.5
+    amplified_rate: float = 0.0
+    amplification: float = 1.0
     panel_rate: float = 0.35
     panel_genes: tuple[int, int] = (200, 4_000)
+    measured_rate: float = 0.0
+    thinning_rate: float = 0.5
 
 
 @dataclass
@@ -67,12 +80,16 @@ class DrawnCell:
 
 @dataclass
 class CellSimulator:
-    """Draws cells: first the type, by the root of its number of profiles, then the profile, then the cell."""
+    """Draws cells: first the type, by the root of its number of profiles, then the profile, then the cell.
+
+    `counted` are the cells that stand behind some of the profiles, by family of studies.
+    """
 
     profiles: Profiles
     medians: np.ndarray
     masses: np.ndarray
     settings: SimulatorSettings = field(default_factory=SimulatorSettings)
+    counted: Mapping[str, MeasuredCells] = field(default_factory=dict)
 
     def __post_init__(self):
         table = self.profiles.table
@@ -91,6 +108,11 @@ class CellSimulator:
             np.float32
         )
         self.variability = np.log(log_share.var(0) + 1e-4).astype(np.float32)
+        self.counted_of_row = {
+            row: (family, np.flatnonzero(cells.profiles == row))
+            for family, cells in self.counted.items()
+            for row in np.unique(cells.profiles)
+        }
 
     def draw_rows(self, number: int, generator: np.random.Generator) -> np.ndarray:
         """Profiles for so many cells."""
@@ -99,20 +121,44 @@ class CellSimulator:
 
     def draw_cell(self, row: int, generator: np.random.Generator, whole: bool = False) -> DrawnCell:
         """A new cell of the profile `row`; `whole` never hides genes behind a panel."""
+        if row in self.counted_of_row and generator.random() < self.settings.measured_rate:
+            return self._counted(row, generator, whole)
         settings = self.settings
         share, measured = self._mixed(row, generator)
         share = self._with_ambient(share, measured, row, generator)
         spread = np.float32(np.hypot(generator.uniform(0, settings.platform_noise), settings.cell_noise))
         share = share * np.exp(spread * generator.standard_normal(len(share), dtype=np.float32))
-        library = generator.lognormal(np.log(settings.library_median), settings.library_spread)
-        library = np.clip(library, *settings.library_range)
-        on_panel = not whole and measured.sum() >= WHOLE_TRANSCRIPTOME and generator.random() < settings.panel_rate
-        if on_panel:
+        library = self._library(generator)
+        if self._on_panel(measured, whole, generator):
             measured, whole = self._panel(row, measured, generator), share.sum()
             share = np.where(measured, share, 0)
             # Targeted assays often read their genes deeper than a whole transcriptome would.
             library = max(library * share.sum() / whole * generator.choice([1, 1, 2, 4]), 30)
         return self._pick(share, measured, int(library), generator)
+
+    def _counted(self, row, generator, whole) -> DrawnCell:
+        """A cell as it was counted, or with fewer transcripts, or fewer genes."""
+        family, members = self.counted_of_row[row]
+        cells = self.counted[family]
+        cell = cells.counts[generator.choice(members)]
+        genes, counts, measured = cell.indices, cell.data.astype(np.int64), cells.measured
+        share = self._library(generator) / counts.sum()
+        if share < 1 and generator.random() < self.settings.thinning_rate:
+            counts = generator.binomial(counts, share)
+        if self._on_panel(measured, whole, generator):
+            panel = self._panel(row, measured, generator)
+            if (counts * panel[genes]).sum():
+                counts, measured = counts * panel[genes], panel
+        kept = counts > 0
+        return self.as_drawn(genes[kept], counts[kept], measured)
+
+    def _library(self, generator) -> float:
+        settings = self.settings
+        library = generator.lognormal(np.log(settings.library_median), settings.library_spread)
+        return float(np.clip(library, *settings.library_range))
+
+    def _on_panel(self, measured, whole, generator) -> bool:
+        return not whole and measured.sum() >= WHOLE_TRANSCRIPTOME and generator.random() < self.settings.panel_rate
 
     def _mixed(self, row, generator) -> tuple[np.ndarray, np.ndarray]:
         profiles, settings = self.profiles, self.settings
@@ -145,7 +191,11 @@ class CellSimulator:
     def _pick(self, share, measured, library, generator) -> DrawnCell:
         bounds = np.cumsum(share, dtype=np.float64)
         picked = np.searchsorted(bounds, generator.random(library) * bounds[-1], side="right")
-        return self.as_drawn(*np.unique(np.minimum(picked, len(share) - 1), return_counts=True), measured)
+        genes, counts = np.unique(np.minimum(picked, len(share) - 1), return_counts=True)
+        if generator.random() < self.settings.amplified_rate:
+            copies = np.exp(self.settings.amplification * generator.standard_normal(len(counts)))
+            counts = np.ceil(AMPLIFIED_COPIES * counts * copies).astype(np.int64)
+        return self.as_drawn(genes, counts, measured)
 
     def as_drawn(self, genes: np.ndarray, counts: np.ndarray, measured: np.ndarray) -> DrawnCell:
         """A cell of these counts, with its values and its order."""

@@ -17,7 +17,7 @@ from scmmgpt.modeling_scmmgpt.losses_scmmgpt import contrast_loss
 from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.training import stage1
 from scmmgpt.training.assembly import assemble_config, assemble_pretraining_model
-from scmmgpt.training.collators import Lineages, text_labels
+from scmmgpt.training.collators import Lineages, text_groups
 from scmmgpt.training.stage1 import Stage1Trainer
 from scmmgpt.training.trainer import Rows
 
@@ -59,7 +59,7 @@ class CellTextBatches:
             labels = {"text_of_cell": torch.from_numpy(text_of_cell)}
         else:
             texts = [self.texts.draw(term, generator, tissue) for term, tissue in zip(terms, tissues, strict=True)]
-            labels = {"text_labels": text_labels(texts)}
+            labels = {"text_groups": text_groups(texts)}
         batch = {**pad_cells(cells), **self.tokenize(texts), **labels, "text_lineage": self.lineages.of(list(terms))}
         return batch | self._ontology_pairs(generator)
 

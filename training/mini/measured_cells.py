@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -26,26 +25,33 @@ class MeasuredCells:
         (N, G) over the genes of the vocabulary.
     profiles
         (N,) the profile that each cell went into.
+    measured
+        (G,) genes that were measured.
     """
 
     counts: sp.csr_matrix
     profiles: np.ndarray
+    measured: np.ndarray
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether these are whole transcriptomes, not a panel."""
+        return self.measured.sum() >= WHOLE_TRANSCRIPTOME
 
 
 def read_measured_cells(
-    files: Iterable[Path], identifier: GeneIdentifier, profiles: Profiles
+    sources: Iterable[tuple[str, anndata.AnnData]], identifier: GeneIdentifier, profiles: Profiles
 ) -> dict[str, MeasuredCells]:
-    """By family of studies: the cells of all files that hold counts of whole transcriptomes and went into a profile."""
+    """By family of studies: the cells of all sources that hold counts and went into a profile."""
     table, num_genes = profiles.table, profiles.share.shape[1]
-    row_of = {key: i for i, key in enumerate(zip(table.study, table.original, strict=True))}
+    row_of = {key: i for i, key in enumerate(zip(table.family, table.study, table.original, strict=True))}
     families = {}
-    for path in files:
-        cells = anndata.read_h5ad(path)
+    for family, cells in sources:
         matrix, columns = on_vocabulary(cells, identifier, num_genes)
         belongs = np.full(cells.n_obs, -1)
-        for row, members in rows_by_profile(cells.obs, path.stem):
-            belongs[members] = row_of.get((row["study"], row["original"]), -1)
-        mine = np.flatnonzero(belongs >= 0)
-        if holds_counts(cells) and columns.sum() >= WHOLE_TRANSCRIPTOME and len(mine):
-            families[path.stem] = MeasuredCells(matrix[mine], belongs[mine])
+        for row, members in rows_by_profile(cells.obs, family):
+            belongs[members] = row_of.get((family, row["study"], row["original"]), -1)
+        mine = np.flatnonzero((belongs >= 0) & (np.diff(matrix.indptr) > 0))
+        if holds_counts(cells) and len(mine):
+            families[family] = MeasuredCells(matrix[mine], belongs[mine], columns)
     return families

@@ -6,17 +6,18 @@ simulator in `cell_simulator.py` redraws cells from it at every step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scmmgpt.processing.features_scmmgpt import features_of
 from scmmgpt.processing.gene_identity_scmmgpt import GeneIdentifier, gene_name_columns
 from scmmgpt.training.evaluation.expression import TARGET_SUM, linear_expression
+from scmmgpt.training.evaluation.study import study_of_cells
 
 UNKNOWN = "unknown"
 WHOLE_TRANSCRIPTOME = 5_000  # genes measured: below this a study is a panel and says nothing about gene statistics
@@ -61,30 +62,32 @@ class Profiles:
         return Profiles(self.table[kept].reset_index(drop=True), self.share[kept], self.measured[kept], self.medians)
 
 
-def read_profiles(files: Sequence[Path], identifier: GeneIdentifier, num_genes: int) -> Profiles:
-    """Profiles of every labelled h5ad; cells without a Cell Ontology term are left out.
+def read_profiles(
+    sources: Iterable[tuple[str, anndata.AnnData]], identifier: GeneIdentifier, num_genes: int
+) -> Profiles:
+    """Profiles of all labelled cells; those without a Cell Ontology term are left out.
 
     Parameters
     ----------
-    files
-        AnnData with `cell_type`, `cell_type_ontology_term_id`, `cell_type_original` and, where a file holds several
-        studies, `study_profile`.
+    sources
+        Name of the family of studies, and AnnData with `cell_type`, `cell_type_ontology_term_id`,
+        `cell_type_original` and, where it holds several studies, `study_profile` or `dataset`; with `is_mean` rows are
+        means of many cells and say nothing about the values in one.
     identifier
         Places genes in the vocabulary.
     num_genes
         Genes of that vocabulary.
     """
     tables, shares, measured, values = [], [], [], _ValuesByGene(num_genes)
-    for path in files:
-        cells = anndata.read_h5ad(path)
+    for family, cells in sources:
         matrix, columns = on_vocabulary(cells, identifier, num_genes)
-        rows = rows_by_profile(cells.obs, path.stem)
+        rows = rows_by_profile(cells.obs, family)
         for row, members in rows:
             total = np.asarray(matrix[members].sum(0)).ravel()
             tables.append(row)
             shares.append((total / total.sum()).astype(np.float32))
             measured.append(columns)
-        if columns.sum() >= WHOLE_TRANSCRIPTOME:
+        if columns.sum() >= WHOLE_TRANSCRIPTOME and "is_mean" not in cells.obs:
             values.add(matrix)
     return Profiles(pd.DataFrame(tables), np.array(shares), np.array(measured), values.medians())
 
@@ -93,6 +96,8 @@ def on_vocabulary(
     cells: anndata.AnnData, identifier: GeneIdentifier, num_genes: int
 ) -> tuple[sp.csr_matrix, np.ndarray]:
     """Linear values of the cells over the vocabulary's genes, and which of these were measured."""
+    is_gene = features_of(cells.var, cells.var_names).is_gene
+    cells = cells if is_gene.all() else cells[:, is_gene]
     rows = identifier.match(gene_name_columns(cells.var, cells.var_names)).rows
     known = np.flatnonzero(rows >= 0)
     selector = sp.csr_matrix((np.ones(len(known), np.float32), (known, rows[known])), shape=(cells.n_vars, num_genes))
@@ -104,7 +109,7 @@ def on_vocabulary(
 def rows_by_profile(obs: pd.DataFrame, name: str) -> list[tuple[dict, np.ndarray]]:
     """What the table says of each profile of a file called `name`, and the cells that go into it."""
     obs = obs.reset_index(drop=True).astype(str)
-    obs["study"] = obs.get("study_profile", name)
+    obs["study"] = study_of_cells(obs, name)
     obs = obs[obs.cell_type_ontology_term_id != UNKNOWN]
     found = []
     for (study, original), members in obs.groupby(["study", "cell_type_original"], sort=True).groups.items():

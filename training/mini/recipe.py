@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
+import anndata
 import typer
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.settings import (
     DataSettings,
     ModelConfig,
@@ -26,6 +28,7 @@ from scmmgpt.training.settings import (
 from scmmgpt.training.strict_yaml import CHECKED, read_settings
 
 from .cell_simulator import SimulatorSettings
+from .profile_tables import ProfileTable, read_profile_table
 
 RECIPE = Path("training/recipes/mini.yaml")
 # What the scripts of this folder take alike.
@@ -37,11 +40,23 @@ CellFolder: TypeAlias = Annotated[
 
 @dataclass(config=CHECKED, frozen=True)
 class Source:
-    """A file of cells and the licence that lets a model trained on it be shared."""
+    """A file of cells, or a table of mean profiles, and the licence that lets a model trained on it be shared."""
 
     file: str
     licence: str
     simulated: bool = False
+    table: ProfileTable | None = None
+
+    @property
+    def family(self) -> str:
+        """What the file is called, without its endings."""
+        return self.file.rpartition("/")[2].split(".")[0]
+
+    def read(self, data: Path, ontology: Ontology) -> anndata.AnnData:
+        """Its cells, or the columns of its table as cells."""
+        if self.table is not None:
+            return read_profile_table(data / self.file, self.table, ontology)
+        return anndata.read_h5ad(data / self.file)
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -54,6 +69,10 @@ class Stage1Part:
         Types of the whole ontology whose wordings are contrasted with one another at every step.
     shortcut_only
         Cells are embedded by the shortcut of their pooled tokens alone, at half the cost; the Q-Former's queries wait.
+    train_gene_vectors
+        False leaves them as they begin: components of the profiles.
+    tree_weight
+        Weight of the hierarchical cross-entropy over the ontology beside the contrast.
     config
         Fields of the model's configuration that this part changes.
     training
@@ -66,6 +85,8 @@ class Stage1Part:
     config: ModelConfig = Field(default_factory=dict)
     ontology_text_weight: float = 0.5
     shortcut_only: bool = False
+    train_gene_vectors: bool = True
+    tree_weight: float = 0.0
 
 
 @dataclass(config=CHECKED, frozen=True)

@@ -56,7 +56,7 @@ def main(
     """Train the embedded model, from profiles to a model directory."""
     recipe = read_recipe(config).cut_to(steps)
     ontology, names = Ontology.read(EMBEDDED_MODEL / ONTOLOGY_FILE), GeneNames.read(EMBEDDED_MODEL / GENE_NAMES_FILE)
-    profiles, genes, ensembl_ids = corpus_profiles(recipe, data, names)
+    profiles, genes, ensembl_ids = corpus_profiles(recipe, data, names, ontology)
     if towers is None:
         processor = build_processor(recipe, genes, ensembl_ids, profiles, names, ontology)
     else:
@@ -64,7 +64,13 @@ def main(
     medians, masses = processor.gene_tokenizer.gene_statistics.values()
     if development:
         profiles = profiles.without(recipe.development_studies)
-    simulator = CellSimulator(profiles, medians, masses, recipe.simulator)
+    with_cells = [source for source in recipe.sources if not source.simulated and source.table is None]
+    counted = read_measured_cells(
+        ((source.family, source.read(data, ontology)) for source in with_cells),
+        GeneIdentifier(genes, ensembl_ids, names),
+        profiles,
+    )
+    simulator = CellSimulator(profiles, medians, masses, recipe.simulator, counted)
 
     history: list[dict] = []
     folder = output / "stage1"
@@ -76,9 +82,8 @@ def main(
         model.config.training_summary = about(history)
         export(model, processor, folder, dtype=torch.float16)
     if not stage1_only:
-        sources = [data / source.file for source in recipe.sources if not source.simulated]
-        measured = read_measured_cells(sources, GeneIdentifier(genes, ensembl_ids, names), profiles)
-        compose = ConversationBatches(simulator, ontology, processor, recipe.stage2, recipe.tissue_names, measured)
+        whole = {family: cells for family, cells in counted.items() if cells.are_whole}
+        compose = ConversationBatches(simulator, ontology, processor, recipe.stage2, recipe.tissue_names, whole)
         history += second_stage(recipe, compose, about, towers or folder, output)
     print(json.dumps({"losses": [entry["loss"] for entry in history]}))
 
@@ -102,12 +107,14 @@ def second_stage(
     return history + more
 
 
-def corpus_profiles(recipe: MiniRecipe, data: Path, names: GeneNames) -> tuple[Profiles, list[str], list[str]]:
+def corpus_profiles(
+    recipe: MiniRecipe, data: Path, names: GeneNames, ontology: Ontology
+) -> tuple[Profiles, list[str], list[str]]:
     """The profiles of all sources over the genes that any of them expresses."""
     known = [(gene.symbol, gene.ensembl_id) for gene in vocabulary_genes(data.parent / "genes")]
-    files = [data / source.file for source in recipe.sources]
+    sources = ((source.family, source.read(data, ontology)) for source in recipe.sources)
     identifier = GeneIdentifier([symbol for symbol, _ in known], [gene_id for _, gene_id in known], names)
-    profiles = read_profiles(files, identifier, len(known))
+    profiles = read_profiles(sources, identifier, len(known))
     seen = profiles.masses > 0
     profiles = Profiles(profiles.table, profiles.share[:, seen], profiles.measured[:, seen], profiles.medians[seen])
     kept = [gene for gene, is_seen in zip(known, seen, strict=True) if is_seen]

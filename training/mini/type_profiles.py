@@ -40,7 +40,9 @@ def type_profiles(profiles: Profiles, num_genes: int = NUM_GENES) -> TypeProfile
 def main(model: Path, data: CellFolder, config: RecipeFile = RECIPE) -> None:
     """Write the type profiles of the model in a directory."""
     recipe, loaded = read_recipe(config), load(model)
-    profiles, genes, _ = corpus_profiles(recipe, data, GeneNames.read(EMBEDDED_MODEL / GENE_NAMES_FILE))
+    profiles, genes, _ = corpus_profiles(
+        recipe, data, GeneNames.read(EMBEDDED_MODEL / GENE_NAMES_FILE), loaded.ontology
+    )
     if genes != loaded.processor.gene_tokenizer.genes:
         raise typer.BadParameter(f"{model} knows other genes than the sources of {config}")
     if (loaded.training_summary or {})["development"]:

@@ -1,0 +1,329 @@
+"""Every file that people have gives the same answer for the same cells."""
+
+import gzip
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import input_variants
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from scipy.io import mmwrite
+
+import scmmgpt
+from scmmgpt import cells as cell_access
+from scmmgpt.doctor import examination_lines, examine
+from scmmgpt.errors import UserError
+from scmmgpt.loading import load
+from scmmgpt.storage import read_cells
+
+ANTIBODIES = ["CD19_TotalSeqB", "CD14_TotalSeqB", "CD4_TotalSeqB"]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def cells() -> ad.AnnData:
+    """Real cells with high counts of three antibodies in rows beside the genes, as `read_10x_h5` gives them."""
+    rna = ad.read_h5ad(Path(__file__).parent / "data" / "pbmc_facs_300.h5ad")[:40]
+    antibodies = np.random.default_rng(0).poisson(200, (rna.n_obs, len(ANTIBODIES)))
+    matrix = sparse.hstack([sparse.csr_matrix(rna.X), sparse.csr_matrix(antibodies)], format="csr")
+    names = [*rna.var_names, *ANTIBODIES]
+    types = ["Gene Expression"] * rna.n_vars + ["Antibody Capture"] * len(ANTIBODIES)
+    var = pd.DataFrame({"gene_ids": names, "feature_types": types}, index=names)
+    return ad.AnnData(matrix.astype(np.float32), obs=pd.DataFrame(index=rna.obs_names), var=var)
+
+
+# ---- writers of the formats
+
+
+def write_h5ad(cells, folder):
+    cells.write_h5ad(folder / "cells.h5ad")
+    return folder / "cells.h5ad"
+
+
+def write_column_wise_h5ad(cells, folder):
+    other = cells.copy()
+    other.X = other.X.tocsc()
+    return write_h5ad(other, folder)
+
+
+def write_zarr(cells, folder):
+    return input_variants.write_zarr(cells, folder / "cells.zarr")
+
+
+def as_mudata(cells) -> mudata.MuData:
+    is_gene = (cells.var["feature_types"] == "Gene Expression").to_numpy()
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData({"prot": cells[:, ~is_gene].copy(), "rna": cells[:, is_gene].copy()})
+
+
+def write_h5mu(cells, folder):
+    with mudata.set_options(pull_on_update=False):
+        as_mudata(cells).write(folder / "cells.h5mu")
+    return folder / "cells.h5mu"
+
+
+def _write_matrix(group, cells):
+    matrix = cells.X.tocsr().astype(np.int32)
+    group["barcodes"] = np.array(cells.obs_names, dtype="S")
+    group["shape"] = np.array(cells.shape[::-1], dtype=np.int32)
+    group["data"], group["indices"], group["indptr"] = matrix.data, matrix.indices.astype(np.int64), matrix.indptr
+
+
+def write_h5_of_version_3(cells, folder):
+    with h5py.File(folder / "filtered_feature_bc_matrix.h5", "w") as file:
+        group = file.create_group("matrix")
+        _write_matrix(group, cells)
+        for name, column in {"id": "gene_ids", "feature_type": "feature_types"}.items():
+            group[f"features/{name}"] = cells.var[column].to_numpy(dtype="S")
+        group["features/name"] = np.array(cells.var_names, dtype="S")
+    return folder / "filtered_feature_bc_matrix.h5"
+
+
+def write_h5_of_version_2(cells, folder):
+    with h5py.File(folder / "filtered_gene_bc_matrices_h5.h5", "w") as file:
+        group = file.create_group("GRCh38")
+        _write_matrix(group, cells)
+        group["genes"] = cells.var["gene_ids"].to_numpy(dtype="S")
+        group["gene_names"] = np.array(cells.var_names, dtype="S")
+    return folder / "filtered_gene_bc_matrices_h5.h5"
+
+
+def _write_lines(path, lines):
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+def write_matrix_folder(cells, folder, prefix="", features="features.tsv", packed=".gz"):
+    folder = folder / "filtered_feature_bc_matrix"
+    folder.mkdir()
+    mmwrite(folder / "matrix.mtx", cells.X.T.astype(np.int32))
+    text = (folder / "matrix.mtx").read_text()
+    (folder / "matrix.mtx").unlink()
+    _write_lines(folder / f"{prefix}matrix.mtx{packed}", text.splitlines())
+    _write_lines(folder / f"{prefix}barcodes.tsv{packed}", cells.obs_names)
+    columns = [cells.var["gene_ids"], cells.var_names, cells.var["feature_types"]]
+    columns = columns if features == "features.tsv" else columns[:2]
+    _write_lines(folder / f"{prefix}{features}{packed}", map("\t".join, zip(*columns, strict=True)))
+    return folder
+
+
+WRITERS = {
+    "h5ad": write_h5ad,
+    "column-wise h5ad": write_column_wise_h5ad,
+    "zarr": write_zarr,
+    "h5mu": write_h5mu,
+    "10x h5, version 3": write_h5_of_version_3,
+    "10x h5, version 2": write_h5_of_version_2,
+    "10x folder": write_matrix_folder,
+    "10x folder of version 2": lambda cells, folder: write_matrix_folder(cells, folder, "", "genes.tsv", ""),
+    "10x folder with a prefix": lambda cells, folder: write_matrix_folder(cells, folder, "GSM1_blood_"),
+}
+EVERY_FORMAT = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
+
+
+# ---- one answer
+
+
+@pytest.fixture(scope="module")
+def of_genes_alone(cells, loaded) -> ad.AnnData:
+    genes = cells[:, cells.var["feature_types"] == "Gene Expression"].copy()
+    return scmmgpt.annotate(scmmgpt.embed(genes, model=loaded, progress=False), model=loaded, progress=False)
+
+
+@EVERY_FORMAT
+def test_calls_and_embeddings_are_the_same_to_the_bit(cells, loaded, of_genes_alone, tmp_path, write):
+    path = write(cells, tmp_path)
+
+    embedded = scmmgpt.embed(path, model=loaded, progress=False)
+    annotated = scmmgpt.annotate(path, model=loaded, progress=False)
+
+    np.testing.assert_array_equal(embedded.obsm["X_scmmgpt"], of_genes_alone.obsm["X_scmmgpt"])
+    for column in ("scmmgpt_cell_type", "scmmgpt_confidence", "scmmgpt_second_choice"):
+        assert annotated.obs[column].tolist() == of_genes_alone.obs[column].tolist()
+    (told,) = annotated.uns["scmmgpt"]["genes"]["set_aside"].values()
+    assert (told["kind"], told["number"], list(told["names"])) == ("antibody", 3, ANTIBODIES)
+
+
+@EVERY_FORMAT
+def test_the_processor_reads_the_same_tokens(cells, loaded, tmp_path, write):
+    path = write(cells, tmp_path)
+    genes = cells[:, cells.var["feature_types"] == "Gene Expression"].copy()
+
+    found, expected = (loaded.processor.gene_tokenizer(source) for source in (path, genes))
+
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+@EVERY_FORMAT
+def test_an_output_holds_the_cells_and_the_results(cells, loaded, tmp_path, write):
+    path = write(cells, tmp_path)
+
+    scmmgpt.embed(path, output=tmp_path / "out.h5ad", model=loaded, progress=False)
+
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert written.obs_names.tolist() == cells.obs_names.tolist()
+    assert "X_scmmgpt" in written.obsm
+    assert written.n_vars in (cells.n_vars, cells.n_vars - len(ANTIBODIES))
+    assert (written.X[:, :100] != cells.X[:, :100]).nnz == 0
+
+
+@pytest.mark.parametrize("write", [write_h5_of_version_3, write_h5mu], ids=["10x h5", "h5mu"])
+def test_cells_of_a_file_are_read_row_by_row(cells, tmp_path, write, monkeypatch):
+    opened = cell_access.open_cells(write(cells, tmp_path))
+    monkeypatch.setattr("scmmgpt.cells.read_cells", lambda *_: pytest.fail("the whole file is read"))
+
+    chosen = opened.rows(np.array([5, 2, 7]))
+
+    assert isinstance(opened, cell_access.CellsInFile)
+    assert chosen.obs_names.tolist() == [cells.obs_names[row] for row in (5, 2, 7)]
+    assert (chosen.X[:, :100] != cells[[5, 2, 7]].X[:, :100]).nnz == 0
+
+
+def test_doctor_says_what_it_found(cells, tmp_path):
+    account = examine(write_matrix_folder(cells, tmp_path))
+
+    lines = examination_lines(account)
+
+    assert account["num_genes"] == cells.n_vars - 3
+    assert any(
+        line.startswith("set aside: 3 of kind antibody (var['feature_types'] says Antibody Capture): CD19_TotalSeqB")
+        for line in lines
+    )
+
+
+# ---- MuData
+
+
+def test_mudata_gives_the_rna_with_the_results(cells, loaded, of_genes_alone):
+    given = as_mudata(cells)
+
+    result = scmmgpt.embed(given, model=loaded, progress=False)
+
+    np.testing.assert_array_equal(result.obsm["X_scmmgpt"], of_genes_alone.obsm["X_scmmgpt"])
+    assert result.n_vars == given["rna"].n_vars
+    assert "X_scmmgpt" not in given["rna"].obsm
+
+
+def test_mudata_is_changed_in_place_if_asked(cells, loaded):
+    given = as_mudata(cells)
+
+    scmmgpt.embed(given, model=loaded, inplace=True, progress=False)
+
+    assert "X_scmmgpt" in given["rna"].obsm
+
+
+def test_an_h5mu_output_keeps_every_modality(cells, loaded, tmp_path):
+    path = write_h5mu(cells, tmp_path)
+
+    scmmgpt.embed(path, output=tmp_path / "out.h5mu", model=loaded, progress=False)
+
+    with mudata.set_options(pull_on_update=False):
+        written = mudata.read_h5mu(tmp_path / "out.h5mu")
+    assert set(written.mod) == {"prot", "rna"}
+    assert "X_scmmgpt" in written["rna"].obsm
+
+
+def test_only_an_h5mu_input_has_an_h5mu_output(cells, loaded, tmp_path):
+    with pytest.raises(UserError, match="must end in"):
+        scmmgpt.embed(write_h5ad(cells, tmp_path), output=tmp_path / "out.h5mu", model=loaded, progress=False)
+
+
+def test_cells_that_have_no_rna_are_counted(cells, loaded):
+    given = as_mudata(cells)
+    with mudata.set_options(pull_on_update=False):
+        given = mudata.MuData({"prot": given["prot"], "rna": given["rna"][:30].copy()})
+
+    result = scmmgpt.embed(given, model=loaded, progress=False)
+
+    assert result.n_obs == 30
+    assert result.uns["scmmgpt"]["genes"]["cells_without_rna"] == 10
+
+
+# ---- what cannot be read
+
+
+def _folder_without_barcodes(cells, folder):
+    folder = write_matrix_folder(cells, folder)
+    (folder / "barcodes.tsv.gz").unlink()
+    return folder
+
+
+def _folder_of_too_few_barcodes(cells, folder):
+    folder = write_matrix_folder(cells, folder)
+    _write_lines(folder / "barcodes.tsv.gz", cells.obs_names[:-1])
+    return folder
+
+
+def _folder_of_peaks(cells, folder):
+    folder = write_matrix_folder(cells, folder)
+    (folder / "features.tsv.gz").rename(folder / "peaks.bed.gz")
+    return folder
+
+
+def _folder_cut_short(cells, folder):
+    folder = write_matrix_folder(cells, folder, packed="")
+    content = (folder / "matrix.mtx").read_bytes()
+    (folder / "matrix.mtx").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+def _h5_of_two_genomes(cells, folder):
+    path = write_h5_of_version_2(cells, folder)
+    with h5py.File(path, "r+") as file:
+        file.copy("GRCh38", "mm10")
+    return path
+
+
+def _h5_that_points_outside(cells, folder):
+    path = write_h5_of_version_3(cells, folder)
+    with h5py.File(path, "r+") as file:
+        file["matrix/indptr"][3] = 10**9
+    return path
+
+
+def _h5_of_something_else(cells, folder):
+    with h5py.File(folder / "weights.h5", "w") as file:
+        file["weights"] = np.zeros(3)
+    return folder / "weights.h5"
+
+
+REFUSED = {
+    "no barcodes": (_folder_without_barcodes, "must hold one barcodes.tsv"),
+    "too few barcodes": (_folder_of_too_few_barcodes, "the tables beside it name"),
+    "peaks": (_folder_of_peaks, "gene activities first"),
+    "cut short": (_folder_cut_short, "cannot be read"),
+    "two genomes": (_h5_of_two_genomes, "several genomes"),
+    "bounds outside the entries": (_h5_that_points_outside, "damaged"),
+    "no cells at all": (_h5_of_something_else, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("shape", REFUSED)
+def test_what_cannot_be_read_is_refused_by_its_name(cells, loaded, tmp_path, shape):
+    write, reason = REFUSED[shape]
+    path = write(cells, tmp_path)
+
+    with pytest.raises(UserError, match=reason) as from_verb:
+        scmmgpt.embed(path, model=loaded, progress=False)
+    with pytest.raises(UserError, match=reason):
+        loaded.processor.gene_tokenizer(path)
+
+    assert path.name in str(from_verb.value)
+
+
+def test_rows_of_a_10x_file_are_rows_of_its_matrix(cells, tmp_path):
+    whole = read_cells(write_h5_of_version_3(cells, tmp_path))
+
+    assert whole.X.dtype == np.float32
+    assert (whole.X != cells.X).nnz == 0
+    assert whole.var["feature_types"].tolist() == cells.var["feature_types"].tolist()
