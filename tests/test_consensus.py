@@ -283,6 +283,16 @@ def test_the_graph_of_the_data_may_leave_cells_alone(blood, loaded):
     assert np.isfinite(found.obs["scmmgpt_confidence"]).all()
 
 
+def test_genes_of_the_cells_and_of_the_measured_profile_speak_for_a_call(blood, loaded, tmp_path):
+    found = annotated(blood, loaded, labels=["B cell", "T cell", "monocyte"], report=tmp_path / "page.html")
+
+    table = found.uns["scmmgpt"]["annotate"]["evidence"]
+    genes = dict(zip(table["cell_type"], table["genes"], strict=True))
+    assert {"CD79A", "CD79B", "MS4A1", "CD74", "HLA-DRA"} & set(genes["B cell"].split(", "))
+    assert all(name != other for name, other in zip(table["cell_type"], table["against"], strict=True))
+    assert genes["B cell"] in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("option", [{"cluster_key": "cell_type"}, {"rerank": 1}, {"prior_share": 0}], ids=str)
 def test_what_contradicts_a_common_decision_is_refused(blood, loaded, option):
     with pytest.raises(UserError, match="consensus"):
