@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import zipfile
 from pathlib import Path
 
 import anndata
@@ -16,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from scmmgpt.loading import EMBEDDED_MODEL, load
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.ontology_scmmgpt import Ontology
+from scmmgpt.training.mini import consensus_markers
 from scmmgpt.training.mini.cell_simulator import CellSimulator, SimulatedBatches, SimulatorSettings, pad_cells
+from scmmgpt.training.mini.consensus_markers import read_consensus_markers
 from scmmgpt.training.mini.development import TEST_STUDIES
 from scmmgpt.training.mini.gene_tables import family_orthologs
 from scmmgpt.training.mini.guard import guard_numbers
@@ -25,6 +29,7 @@ from scmmgpt.training.mini.profile_tables import ProfileTable, read_profile_tabl
 from scmmgpt.training.mini.profiles import Profiles, read_profiles
 from scmmgpt.training.mini.recipe import read_recipe
 from scmmgpt.training.mini.texts import TypeTexts, marker_genes
+from scmmgpt.training.mini.type_profiles import LENGTH, steady_differences, type_profiles
 from scmmgpt.training.strict_yaml import RecipeError
 
 ROOT = Path(__file__).parents[1]
@@ -323,6 +328,69 @@ def test_texts_of_a_type_vary_and_some_do_not_give_its_name_away():
     assert len(drawn_texts) > 8
     assert any("T cell" in text for text in drawn_texts)
     assert any("T cell" not in text and "T-cell" not in text and "T lymphocyte" not in text for text in drawn_texts)
+
+
+# ---- type profiles
+
+
+def profiles_of_two_studies() -> Profiles:
+    """Two types in two studies; gene 0 tells the types apart, gene 1 the studies."""
+    share = np.full((4, NUM_GENES), 1e-4, np.float32)
+    share[[0, 1], 0] = 5e-3
+    share[[0, 2], 1] = 0.3
+    table = pd.DataFrame(
+        {"study": ["one", "two", "one", "two"], "term_id": ["CL:0000236", "CL:0000236", "CL:0000084", "CL:0000084"]}
+    )
+    return Profiles(table, share, np.ones_like(share, bool), np.ones(NUM_GENES))
+
+
+def test_what_differs_between_the_studies_of_a_type_does_not_speak_for_it():
+    types, differences = steady_differences(profiles_of_two_studies())
+
+    assert types == ["CL:0000084", "CL:0000236"]
+    assert differences[1, 0] > 1
+    assert abs(differences[1, 1]) < 0.05 * differences[1, 0]
+
+
+def test_markers_speak_for_types_beside_their_profiles_and_for_those_without():
+    markers = {}
+    for term_id, gene in (("CL:0000236", 7), ("CL:0000576", 8)):
+        markers[term_id] = np.zeros(NUM_GENES, np.float32)
+        markers[term_id][gene] = 1.0
+
+    found = type_profiles(profiles_of_two_studies(), markers, num_genes=NUM_GENES)
+
+    row = dict(zip(found.term_ids, found.differences, strict=True))
+    assert set(row) == {"CL:0000084", "CL:0000236", "CL:0000576"}
+    assert row["CL:0000236"][0] > 0
+    assert row["CL:0000576"][8] == row["CL:0000576"].max() > 0
+    np.testing.assert_allclose(np.linalg.norm(found.differences, axis=1), LENGTH, rtol=1e-5)
+
+
+def write_wheel(path: Path, content) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(consensus_markers.TABLE, pickle.dumps(content))
+    return path
+
+
+def test_consensus_markers_are_weighted_and_those_of_a_single_source_left_out(tmp_path):
+    scores = {"CD19": 16.0, "MS4A1": 9.0, "ABSENT": 4.0}
+    content = {
+        "consensus": {"CL:0000236": scores, "CL:0000084": {"CD3D": 5.0}},
+        "n_sources": {"CL:0000236": 5, "CL:0000084": 1},
+    }
+
+    found = read_consensus_markers(write_wheel(tmp_path / "table.whl", content), ["CD3D", "CD19", "MS4A1"])
+
+    assert set(found) == {"CL:0000236"}
+    np.testing.assert_allclose(found["CL:0000236"], [0, 0.8, 0.6])
+
+
+def test_a_marker_table_that_would_run_something_is_refused(tmp_path):
+    path = write_wheel(tmp_path / "table.whl", {"consensus": Path("home")})
+
+    with pytest.raises(pickle.UnpicklingError, match="not just numbers and names"):
+        read_consensus_markers(path, ["CD3D"])
 
 
 # ---- what it was trained on

@@ -27,7 +27,6 @@ from scmmgpt.modeling_scmmgpt import (
     ScMMGPTQFormer,
 )
 from scmmgpt.processing import ScMMGPTProcessor
-from scmmgpt.processing.pipeline_scmmgpt import PIPELINES
 from scmmgpt.training.conversion.parts import join_language_model
 
 CELL = [5, 5, 5, 5]
@@ -335,4 +334,4 @@ def test_a_tokenizer_that_has_outgrown_its_model_is_refused_when_both_are_loaded
         load(tmp_path, device="cpu", generative=generative)
     task = "cell-to-text" if generative else "cell-annotation"
     with pytest.raises(ValueError, match="the model has vectors for"):
-        pipeline(task, model=str(tmp_path), pipeline_class=PIPELINES[task][0])
+        pipeline(task, model=str(tmp_path), trust_remote_code=True)

@@ -1,15 +1,18 @@
 """What is no cell gets no name: noise and counts under wrong names are unknown, empty droplets are warned of."""
 
+import os
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
+import torch
 
 import scmmgpt
 from scmmgpt.hub_cards.handler import EndpointHandler
 from scmmgpt.input_warnings import NOISE_DISPERSION, dispersion
-from scmmgpt.processing.plausibility_scmmgpt import MIN_GENES
+from scmmgpt.processing.calling_scmmgpt import TokenEvidence
+from scmmgpt.processing.plausibility_scmmgpt import MIN_GENES, resembles_a_type, saturated
 from scmmgpt.training.evaluation.out_of_distribution import (
     noise_of_the_mean,
     noise_over_all_genes,
@@ -118,3 +121,54 @@ def test_a_panel_of_few_genes_is_never_judged(cells, model):
     panel = changed(cells, shuffled_gene_names)[:, :MIN_GENES].copy()
 
     assert not tokenizer.looks_implausible(**tokenizer(panel, return_tensors="np")).any()
+
+
+def test_a_cell_whose_genes_are_as_high_as_some_type_says_resembles_it_and_others_do_not():
+    generator = np.random.default_rng(0)
+    differences = generator.normal(0, 0.3, (3_000, 40)).astype(np.float32)
+    gene_ids = np.tile(np.arange(3_000), (3, 1))
+    like_a_type = 1 + differences[:, 7] + generator.normal(0, 1, 3_000)
+    values = np.stack([like_a_type, generator.permutation(like_a_type), np.ones(3_000)]).astype(np.float32)
+
+    found = resembles_a_type(values, gene_ids, np.ones_like(gene_ids, bool), saturated(torch.from_numpy(differences)))
+
+    assert found.tolist() == [True, False, False]
+
+
+def test_one_marker_alone_is_no_resemblance():
+    """Of hundreds of types one always has a large difference in the gene that a noisy cell happens to show."""
+    differences = np.random.default_rng(0).normal(0, 0.5, (1_000, 40)).astype(np.float32)
+    differences[5, 7] = 20.0
+    values = np.ones((1, 1_000), np.float32)
+    values[0, 5] = 2.0
+
+    found = resembles_a_type(
+        values, np.arange(1_000)[None], np.ones((1, 1_000), bool), saturated(torch.from_numpy(differences))
+    )
+
+    assert not found.any()
+
+
+def test_padding_and_the_other_cells_do_not_change_what_a_cell_resembles(cells, model):
+    tokenizer, profiles = model.processor.feature_extractor, model.annotator.type_profiles
+    evidence = TokenEvidence(tokenizer, profiles)
+    both = anndata.concat([cells[:20], changed(cells[:20], shuffled_gene_names)], index_unique="-")
+    together = evidence(tokenizer(both, return_tensors="np"))["is_implausible"]
+
+    alone = [evidence(tokenizer(both[i], return_tensors="np"))["is_implausible"][0] for i in range(both.n_obs)]
+
+    assert together.tolist() == alone
+
+
+@pytest.mark.skipif("SCMMGPT_DATA" not in os.environ, reason="SCMMGPT_DATA names no cells")
+@pytest.mark.parametrize("organ", ["brain (cortex, hippocampus, striatum, cerebellum)", "kidney"])
+def test_cells_of_a_full_length_protocol_keep_their_names(organ, model):
+    path = Path(os.environ["SCMMGPT_DATA"]) / "../dev2/real/mouse_tabula_muris_facs_18organs.h5ad"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not beside SCMMGPT_DATA")
+    atlas = anndata.read_h5ad(path)
+    tokens = model.processor.feature_extractor(atlas[atlas.obs.tissue == organ], return_tensors="np")
+
+    lost = TokenEvidence(model.processor.feature_extractor, model.annotator.type_profiles)(tokens)["is_implausible"]
+
+    assert lost.mean() <= 0.02

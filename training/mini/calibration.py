@@ -2,7 +2,7 @@
 
     python -m scmmgpt.training.mini.calibration DEVELOPMENT_MODEL_DIR --output hub_cards/scmmgpt-mini/calibration.json
 
-Everything is fitted on the development studies with a model that has not seen them. The shipped model, which has, is
+Everything is fitted on those development studies that the model has not seen. The shipped model, which has, is
 read with the same numbers: its own confidence on these studies would be too good.
 
 The numbers of single cells come first; then, under "consensus", those for studies that are called as a whole, among the
@@ -207,8 +207,10 @@ def fit_of_study(studies: Sequence[WholeStudy], of_cells: Calibration) -> Calibr
     held = [study.held(best) for study in studies]
     right = [study.meant(one) == study.study.truth for study, one in zip(studies, held, strict=True)]
     value = max(TEMPERATURES, key=lambda value: sum(map(partial(_likelihood, value=value), held, right)))
-    least = [np.quantile(_confidence(one, value), 1 - OF_STUDY_COVERAGE) for one in held]
-    best = replace(best, temperature_by_candidates=((1.0, float(value)),), min_confidence=float(np.mean(least)))
+    # The confidence that so many cells reach on average over the studies, which may differ in how many do.
+    steps = [np.quantile(_confidence(one, value), np.linspace(0, 1, 1001)) for one in held]
+    least = float(np.quantile(np.concatenate(steps), 1 - OF_STUDY_COVERAGE))
+    best = replace(best, temperature_by_candidates=((1.0, float(value)),), min_confidence=least)
     return replace(best, set_gap_by_candidates=((1.0, fitted_gap([set_distances(study, best) for study in studies])),))
 
 
@@ -290,8 +292,9 @@ def main(model: Path, data: CellFolder, output: Annotated[Path, typer.Option()],
     loaded = load(model)
     if not (loaded.training_summary or {}).get("development"):
         raise typer.BadParameter(f"{model} has seen the development studies: train one with --development")
-    recipe = read_recipe(config)
-    cells = read_studies(recipe.development_studies, recipe.sources, data, loaded.ontology)
+    recipe, seen = read_recipe(config), set((loaded.training_summary or {})["studies"])
+    names = [name for name in recipe.development_studies if name not in seen]
+    cells = read_studies(names, recipe.sources, data, loaded.ontology)
     studies = Studies(loaded, list(embed_studies(loaded, cells)))
     calibration = fit(studies)
     print(f"merit {merit(studies, Calibration(prior_share=0.0)):.3f} -> {merit(studies, calibration):.3f}")
