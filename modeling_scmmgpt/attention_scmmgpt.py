@@ -167,7 +167,7 @@ def attend(module: nn.Module, implementation: str | None, query, key, value, att
     is_mask_of_pairs = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
     if is_mask_of_pairs and implementation != "eager":
         implementation = "sdpa"
-    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation or "eager", eager_attention_forward)
     return attention(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -279,7 +279,7 @@ class ScMMGPTQFormer(ScMMGPTTower):
                 attention_mask=cell_mask,
                 encoder_hidden_states=cell_states,
             )
-        if input_ids is not None:
+        if attention_mask is not None:
             joint = joint_mask(mode, num_queries, attention_mask)
         for layer in self.layers:
             # By position: of what comes by keyword, reentrant checkpointing loses the gradients.

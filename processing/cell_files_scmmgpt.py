@@ -108,7 +108,7 @@ def note_matrices_of_obsm(cells: Cells, obsm: Any) -> None:
             names = (
                 matrix.columns if hasattr(matrix, "columns") else getattr(matrix, "attrs", {}).get("column-order", ())
             )
-            shape = getattr(matrix, "shape", ())
+            shape: tuple[int, ...] = getattr(matrix, "shape", ())
             cells.set_aside |= not_read("obsm", key, list(names), shape[1] if len(shape) > 1 else len(names))
 
 

@@ -136,7 +136,7 @@ def not_read(place: str, key: str, names: Sequence[str], number: int | None = No
 
 
 def _set_aside(features: Features, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    places = {kind: np.flatnonzero(features.kinds == kind) for kind in features.why}
+    places = {kind: np.flatnonzero(features.kinds == kind).tolist() for kind in features.why}
     return {kind: entry_of_account(kind, features.why[kind], [names[at] for at in places[kind]]) for kind in places}
 
 

@@ -7,55 +7,76 @@ cells, or a second name for what another one already says, does not.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
 from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
 
+# How many times more than any other a type must add that stands above or below one that is held: two names for the
+# same cells are worse than one.
+RELATED = 5
 
-def name_agreement(term_ids: Sequence[str | None], ontology: Ontology) -> np.ndarray:
-    """(C, C): how far each two labels say the same, from 0 to 1; free text agrees with itself alone."""
-    place: dict[str, int] = {}
-    rows, columns = [], []
-    for row, term_id in enumerate(term_ids):
-        lineage_of_row = {term_id, *ontology.ancestors(term_id)} if term_id else set()
-        for ancestor in sorted(lineage_of_row - UNINFORMATIVE_TERMS):
-            rows.append(row)
-            columns.append(place.setdefault(ancestor, len(place)))
-    lineage = sparse.csr_array((np.ones(len(rows), np.float32), (rows, columns)), (len(term_ids), len(place)))
-    sizes = np.asarray(lineage.sum(axis=1)).ravel()
-    agreement = 2 * (lineage @ lineage.T).toarray() / np.maximum(sizes[:, None] + sizes, 1)
-    np.fill_diagonal(agreement, 1)
-    return agreement
+
+@dataclass(frozen=True)
+class Lineages:
+    """What C labels have in common in the ontology.
+
+    `agreement` (C, C) is how far each two say the same, from 0 to 1: free text agrees with itself alone. `is_above`
+    (C, C) whether the first is a type above the second.
+    """
+
+    agreement: np.ndarray
+    is_above: np.ndarray
+
+    @classmethod
+    def of(cls, term_ids: Sequence[str | None], ontology: Ontology) -> "Lineages":
+        place: dict[str, int] = {}
+        rows, columns = [], []
+        for row, term_id in enumerate(term_ids):
+            lineage = {term_id, *ontology.ancestors(term_id)} if term_id else set()
+            for ancestor in sorted(lineage - UNINFORMATIVE_TERMS):
+                rows.append(row)
+                columns.append(place.setdefault(ancestor, len(place)))
+        counts = sparse.csr_array((np.ones(len(rows), np.float32), (rows, columns)), (len(term_ids), len(place)))
+        shared, sizes = (counts @ counts.T).toarray(), np.asarray(counts.sum(axis=1)).ravel()
+        agreement = 2 * shared / np.maximum(sizes[:, None] + sizes, 1)
+        np.fill_diagonal(agreement, 1)
+        return cls(agreement, (shared == sizes[:, None]) & (sizes[:, None] > 0) & (sizes[:, None] < sizes))
 
 
 def held_labels(
-    probabilities: np.ndarray, num_cells: np.ndarray, agreement: np.ndarray, least_share: float
+    probabilities: np.ndarray, num_cells: np.ndarray, lineages: Lineages, least_share: float
 ) -> np.ndarray:
     """The labels that a study holds, by index, in order: those that each add at least `least_share` to what is said.
 
-    `probabilities` (K, C) are those of its K communities, `num_cells` (K,) their sizes.
+    `probabilities` (K, C) are those of its K communities, `num_cells` (K,) their sizes. Of a type and one above it both
+    are held only where each adds several times that.
     """
-    said = (probabilities + probabilities @ agreement) / 2
+    said = (probabilities + probabilities @ lineages.agreement) / 2
     weight = num_cells / num_cells.sum()
+
+    def lost(label: int, others: list[int]) -> float:
+        """What would no longer be said without a label."""
+        return float(weight @ np.maximum(said[:, label] - said[:, others].max(axis=1, initial=0), 0))
+
     held: list[int] = []
-    best = np.zeros(len(said))
     while True:
+        best = said[:, held].max(axis=1, initial=0)
         gain = weight @ np.maximum(said - best[:, None], 0)
         chosen = int(gain.argmax())
         if held and gain[chosen] <= least_share:
+            break
+        for label in list(held):
+            others = [one for one in held if one != label]
+            if lost(label, [*others, chosen]) <= least_share:
+                held = others
+        held.append(chosen)
+    while True:
+        related = [one for one in held if lineages.is_above[one, held].any() or lineages.is_above[held, one].any()]
+        losses = {one: lost(one, [other for other in held if other != one]) for one in sorted(related)}
+        weakest = min(losses, key=lambda one: losses[one], default=None)
+        if weakest is None or losses[weakest] > RELATED * least_share:
             return np.array(sorted(held))
-        held = [*_still_needed(held, chosen, said, weight, least_share), chosen]
-        best = said[:, held].max(axis=1)
-
-
-def _still_needed(held: list[int], new: int, said: np.ndarray, weight: np.ndarray, least_share: float) -> list[int]:
-    """What is left of the labels once `new` is there: without those that it replaces."""
-    kept = list(held)
-    for label in held:
-        others = [one for one in kept if one != label] + [new]
-        lost = weight @ np.maximum(said[:, label] - said[:, others].max(axis=1), 0)
-        if lost <= least_share:
-            kept.remove(label)
-    return kept
+        held.remove(weakest)

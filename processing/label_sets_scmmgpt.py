@@ -50,24 +50,17 @@ def fitted_gap(studies: Sequence[tuple[np.ndarray, np.ndarray]], miss_rate: floa
 
     Each study is the distances (N, k) of its cells' nearest labels and which of these hold the cell's type.
     """
-    limits = [_limits(distance, holds) for distance, holds in studies]
-    needed = (np.minimum(*each) for each in limits)
-    steps = [
-        np.quantile(values[np.isfinite(values)], np.linspace(0, 1, 201))
-        for values in needed
-        if np.isfinite(values).any()
-    ]
-    for gap in np.unique(np.concatenate([[0.0], *steps])):
-        missed = sum(float(np.mean(np.minimum(*each) > gap)) for each in limits)
-        if (missed + 1) / (len(limits) + 1) <= miss_rate:
-            return float(gap)
-    return float("inf")
+    needed = [np.sort(_needed(distance, holds)) for distance, holds in studies]
+    gaps = np.unique(np.concatenate([[0.0], *(values[np.isfinite(values)] for values in needed)]))
+    missed = sum(1 - np.searchsorted(values, gaps, side="right") / len(values) for values in needed)
+    enough = np.flatnonzero((missed + 1) / (len(needed) + 1) <= miss_rate)
+    return float(gaps[enough[0]]) if len(enough) else float("inf")
 
 
-def _limits(distance: np.ndarray, holds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From which gap on each cell's set holds its type, and from which it is the root."""
-    root = distance[:, MOST_LABELS] if distance.shape[1] > MOST_LABELS else np.full(len(distance), np.inf)
-    return np.where(holds, distance, np.inf).min(axis=1), root
+def _needed(distance: np.ndarray, holds: np.ndarray) -> np.ndarray:
+    """From which gap on each cell's set holds its type, or is the root."""
+    held = np.where(holds, distance, np.inf).min(axis=1)
+    return np.minimum(held, distance[:, MOST_LABELS]) if distance.shape[1] > MOST_LABELS else held
 
 
 def share_held(distance: np.ndarray, holds: np.ndarray, gap: float) -> float:

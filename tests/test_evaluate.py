@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import anndata
 import numpy as np
@@ -464,6 +464,15 @@ def test_descriptions_are_compared_with_the_words_of_training(study):
     records = describe_study(PERFECT, study, TREE, most=8)
 
     assert {r.conditions["cells"] for r in records} == {8}
+
+
+def test_a_system_of_counts_takes_no_part_where_there_are_none(study):
+    of_counts = replace(System("of counts", embed=programs), needs_counts=True)
+    logged = study.cells.copy()
+    logged.X = logged.X.log1p()
+
+    assert len(study_records([of_counts], study, TREE, tasks=["clustering"])) == 1
+    assert study_records([of_counts], replace(study, cells=logged), TREE, tasks=["clustering"]) == []
 
 
 def test_a_task_says_that_a_system_lacks_what_it_asks_for(study):

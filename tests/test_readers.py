@@ -1,5 +1,6 @@
 """Every file that people have gives the same answer for the same cells."""
 
+import base64
 import gzip
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pandas as pd
 import pytest
 from scipy import sparse
 from scipy.io import mmwrite
+from transformers import pipeline
 
 import scmmgpt
 from scmmgpt import cells as cell_access
 from scmmgpt.doctor import examination_lines, examine
 from scmmgpt.errors import UserError
+from scmmgpt.hub_cards.handler import EndpointHandler
 from scmmgpt.loading import load
 from scmmgpt.storage import read_cells
 
@@ -199,6 +202,20 @@ def test_doctor_says_what_it_found(cells, tmp_path):
         line.startswith("set aside: 3 of kind antibody (var['feature_types'] says Antibody Capture): CD19_TotalSeqB")
         for line in lines
     )
+
+
+def test_pipeline_and_endpoint_set_the_same_features_aside(cells, of_genes_alone, loaded, tmp_path):
+    labels = ["B cell", "monocyte", "T cell"]
+    expected = scmmgpt.annotate(of_genes_alone, labels, model=loaded, prior_share=0, overwrite=True, progress=False)
+    file = base64.b64encode(write_h5ad(cells, tmp_path).read_bytes()).decode()
+    request = {"task": "annotate", "cells": {"h5ad": file}, "labels": labels}
+
+    in_pipeline = pipeline("cell-annotation", model=str(scmmgpt.EMBEDDED_MODEL), device="cpu", trust_remote_code=True)
+    called = in_pipeline(cells, labels=labels).obs["scmmgpt_cell_type"]
+    answered = EndpointHandler(str(scmmgpt.EMBEDDED_MODEL), device="cpu")({"inputs": request})["calls"]
+
+    assert called.tolist() == expected.obs["scmmgpt_cell_type"].tolist()
+    assert [call["cell_type"] for call in answered] == expected.obs["scmmgpt_cell_type"].tolist()
 
 
 # ---- MuData

@@ -30,6 +30,7 @@ def report() -> Report:
     rows = type_rows(labels, np.full(60, "CL:0000084", dtype=object), confidence)
     for row in rows:
         row["genes"] = [{"gene": HOSTILE, "percent": 90, "elsewhere": 3}]
+        row["evidence"], row["against"], row["candidates"] = HOSTILE, HOSTILE, (HOSTILE, 80)
     return Report(
         title=HOSTILE,
         num_cells=60,

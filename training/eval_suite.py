@@ -278,7 +278,7 @@ def main() -> None:
     if "SCMMGPT_DATA" not in os.environ:
         raise SystemExit("SCMMGPT_DATA is not set: name the folder that the recipe's files lie in.")
     data = Path(os.environ["SCMMGPT_DATA"])
-    models = {}
+    models: dict[str, Sequence[System]] = {}
     for given in arguments.model:
         part, _, directory = given.partition("=")
         loaded = load(directory)

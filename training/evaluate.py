@@ -21,7 +21,7 @@ from scmmgpt.errors import UserError, require
 from scmmgpt.loading import ModelSource
 from scmmgpt.training.corpus.checks import DuplicateSettings, near_duplicates
 from scmmgpt.training.evaluation.baselines import TrainingCells, baseline_systems, components_system
-from scmmgpt.training.evaluation.expression import linear_expression, upper_symbols
+from scmmgpt.training.evaluation.expression import holds_counts, linear_expression, upper_symbols
 from scmmgpt.training.evaluation.model_system import model_system
 from scmmgpt.training.evaluation.report import write_report
 from scmmgpt.training.evaluation.results import Record, file_name, provenance, read_records, record_for, write_results
@@ -156,7 +156,7 @@ def study_records(
             records += generate_study(generators, study, training=training, tree=tree, seed=seed)
             continue
         for system in systems:
-            if _takes_part(system, task):
+            if _takes_part(system, task, study):
                 outcome = run[task](system)
                 records += outcome if isinstance(outcome, list) else [outcome] if outcome else []
     return records
@@ -174,7 +174,9 @@ def leakage_record(training: TrainingCells, study: Study) -> Record:
     )
 
 
-def _takes_part(system: System, task: str) -> bool:
+def _takes_part(system: System, task: str, study: Study) -> bool:
+    if system.needs_counts and not holds_counts(study.cells):
+        return False
     if task in ("clustering", "few-shot"):
         return system.embed is not None
     if task == "description":

@@ -39,7 +39,7 @@ from .calibration_scmmgpt import FILE_NAME as CALIBRATION_FILE
 from .calibration_scmmgpt import Calibration
 from .cell_matrix_scmmgpt import parts
 from .errors_scmmgpt import UserError
-from .held_labels_scmmgpt import held_labels, name_agreement
+from .held_labels_scmmgpt import Lineages, held_labels
 from .label_sets_scmmgpt import ROOT, label_sets
 from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, read_labels
 from .ontology_scmmgpt import EMPTY, Ontology
@@ -217,8 +217,8 @@ class CellAnnotator:
         """
         calibration = scorer.calibration
         chances = softmax(group_means(scorer.logits, communities) / calibration.naming_temperature, axis=1)
-        names = name_agreement(scorer.candidates.term_ids, self.ontology)
-        return scorer.among(held_labels(chances, np.bincount(communities), names, calibration.least_share))
+        lineages = Lineages.of(scorer.candidates.term_ids, self.ontology)
+        return scorer.among(held_labels(chances, np.bincount(communities), lineages, calibration.least_share))
 
     def call(
         self, scorer: "Scorer", *, min_confidence: float | None = None, clusters: np.ndarray | None = None

@@ -73,7 +73,7 @@ class Matrix(NamedTuple):
             shape=(self.shape[0], int(kept.sum())),
             read=read,
             var=None if self.var is None else self.var[kept],
-            var_names=[self.var_names[place] for place in np.flatnonzero(kept)],
+            var_names=[self.var_names[place] for place in np.flatnonzero(kept).tolist()],
             set_aside=set_aside,
         )
 

@@ -144,8 +144,9 @@ class ScMMGPTCellEmbeddings(nn.Module):
         if self.config.value_encoding == "none":
             return self.dropout(genes_BLD)
         # CODEPATH: scGPT's converted weights expect a value of their own at `<cls>`, scmmgpt-mini the processor's.
-        if self.config.cls_value is not None:
-            gene_values = gene_values.masked_fill(gene_ids == self.config.cls_token_id, self.config.cls_value)
+        cls, cls_value = self.config.cls_token_id, self.config.cls_value
+        if cls is not None and cls_value is not None:
+            gene_values = gene_values.masked_fill(gene_ids == cls, cls_value)
         return genes_BLD + self.dropout(self.embed_values(gene_values))
 
     def embed_values(self, gene_values: torch.Tensor) -> torch.Tensor:

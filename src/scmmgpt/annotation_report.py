@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .embedding import CELLS_PER_CHUNK
+from .evidence import genes_of_groups
 from .processing.back_off_scmmgpt import Calls
 from .processing.calling_scmmgpt import Scorer
 from .processing.labels_scmmgpt import UNKNOWN
 from .report import (
     MAX_POINTS_FOR_UMAP,
-    GroupGenes,
     Report,
     cluster_unknown,
     drawn_cells,
@@ -26,9 +25,6 @@ from .report import (
 if TYPE_CHECKING:
     from .verb import Verb
 
-# Cells whose genes are looked at: enough for stable percentages, few enough for any file.
-_MAX_CELLS_FOR_GENES = 6_000
-_MIN_CELLS_PER_GROUP = 20
 _CLUSTER_COLUMNS = ("leiden", "louvain", "seurat_clusters", "cluster", "clusters")
 
 
@@ -39,21 +35,26 @@ def write_report(
     calls: Calls,
     embeds: np.ndarray,
     scorer: Scorer,
+    sets: np.ndarray,
     cluster_key: str | None,
 ) -> None:
-    """Write the page of one run of `annotate`."""
+    """Write the page of one run of `annotate`; `sets` are the label sets of the cells."""
     labels = calls.labels.astype(str)
     unknown = np.flatnonzero(labels == UNKNOWN)
     groups = labels.astype(object)
     clusters = _unknown_clusters(verb, embeds, unknown, cluster_key)
     groups[unknown] = [f"{UNKNOWN}\t{cluster}" for cluster in clusters]
     names, group_of_cell = np.unique(groups.astype(str), return_inverse=True)
-    genes = _genes_of_groups(verb, group_of_cell, len(names))
+    genes = genes_of_groups(verb, group_of_cell, len(names))
     number_of = {name: number for number, name in enumerate(names)}
     rows = type_rows(labels, calls.term_ids, calls.confidence)
-    for row in rows:
-        row["genes"] = genes.top(number_of[row["label"]]) if row["label"] in number_of else []
     details = record["annotate"]
+    evidence = details["evidence"]
+    speaks = {name: (against, speaking) for name, against, speaking in zip(*evidence.values(), strict=True)}
+    for row in rows:
+        row["against"], row["evidence"] = speaks.get(row["label"], ("", ""))
+        row["candidates"] = _most_frequent(sets[labels == row["label"]])
+        row["genes"] = genes.top(number_of[row["label"]]) if row["label"] in number_of else []
     Report(
         title=verb.cells.path.name if verb.cells.path else "Annotation of cells",
         num_cells=len(labels),
@@ -107,26 +108,10 @@ def _nearest(cells: np.ndarray, scorer: Scorer) -> list[tuple[str, float]]:
     return [(labels[index], round(float(mean[index]), 3)) for index in np.argsort(-mean)[:3]]
 
 
-def _genes_of_groups(verb: Verb, group_of_cell: np.ndarray, num_groups: int) -> GroupGenes:
-    """Sums over the same number of cells of each group, as the model sees them."""
-    gene_tokenizer = verb.loaded.processor.gene_tokenizer
-    most = max(_MIN_CELLS_PER_GROUP, _MAX_CELLS_FOR_GENES // num_groups)
-    shuffled = np.random.default_rng(0).permutation(len(group_of_cell))
-    chosen = np.sort(
-        np.concatenate([shuffled[group_of_cell[shuffled] == group][:most] for group in range(num_groups)])
-    )
-    genes = GroupGenes.empty(gene_tokenizer.genes, num_groups)
-    for start in range(0, len(chosen), CELLS_PER_CHUNK):
-        rows = chosen[start : start + CELLS_PER_CHUNK]
-        features = gene_tokenizer(verb.cells.rows(rows), return_tensors="np")
-        cell, place = np.nonzero(gene_tokenizer.is_gene(features["gene_ids"], features["gene_mask"]))
-        genes.add(
-            group_of_cell[rows],
-            gene_tokenizer.gene_rows(features["gene_ids"][cell, place]),
-            features["gene_values"][cell, place],
-            cell,
-        )
-    return genes
+def _most_frequent(sets: np.ndarray) -> tuple[str, int]:
+    """The most frequent label set, and the percentage of the cells that have it."""
+    names, counts = np.unique(sets.astype(str), return_counts=True)
+    return str(names[counts.argmax()]), round(100 * float(counts.max()) / len(sets))
 
 
 def _readable(figures: dict[str, Any]) -> dict[str, Any]:

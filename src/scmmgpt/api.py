@@ -20,6 +20,7 @@ from .cells import column_of
 from .consensus import MIN_CELLS, NUM_NEIGHBOURS, over_neighbours
 from .embedding import CellRun, EvidenceBatch, embed_batch
 from .errors import UserError
+from .evidence import evidence_table
 from .input_warnings import cell_warnings
 from .loading import LoadedModel, ModelSource, load
 from .processing.calling_scmmgpt import CellEvidence, Scorer
@@ -169,12 +170,14 @@ def annotate(
     if together:
         used["held_labels"] = scorer.candidates.labels.labels
     record = verb.record(run.gene_account, labels=label_set.source, num_candidates=len(label_set), **asked, **used)
+    record["annotate"]["evidence"] = evidence_table(verb, calls)
+    sets = annotator.label_sets(scorer)
     if page is not None:
         from .annotation_report import write_report
 
-        write_report(page, verb, record, calls, cells.embeds, scorer, cluster_key)
+        write_report(page, verb, record, calls, cells.embeds, scorer, sets, cluster_key)
     obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
-    obs[keys.candidates] = _column(annotator.label_sets(scorer))
+    obs[keys.candidates] = _column(sets)
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
 
 

@@ -122,7 +122,7 @@ def divided(embeds: np.ndarray, number: int, most_cells: int | None = None) -> l
 
     The group that is spread most is halved first.
     """
-    groups, whole = [_Group(embeds, np.arange(len(embeds)))], []
+    groups, whole = [_Group(embeds, np.arange(len(embeds)))], list[_Group]()
     while groups:
         too_large = [group for group in groups if most_cells is not None and len(group) > most_cells]
         if not too_large and len(groups) + len(whole) >= number:

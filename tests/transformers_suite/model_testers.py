@@ -44,10 +44,10 @@ def cell_inputs(num_cells: int = NUM_CELLS) -> dict[str, torch.Tensor]:
     return {"gene_ids": gene_ids, "gene_values": gene_values, "gene_mask": torch.ones_like(gene_ids)}
 
 
-def value_labels() -> dict[str, torch.Tensor]:
-    labels = torch.full((NUM_CELLS, NUM_GENES), -100.0)
-    labels[:, 1::2] = 1.5
-    return {"value_labels": labels}
+def masked_values() -> torch.Tensor:
+    values = torch.full((NUM_CELLS, NUM_GENES), -100.0)
+    values[:, 1::2] = 1.5
+    return values
 
 
 def text_inputs(length: int = TEXT_LENGTH) -> dict[str, torch.Tensor]:
@@ -103,7 +103,7 @@ class MaskedValuesTester(CellEncoderTester):
     is_training = True
 
     def get_labels(self):
-        return value_labels()
+        return {"value_labels": masked_values()}
 
 
 class QFormerTester(ModelTester):
@@ -128,7 +128,7 @@ class JointTester(ModelTester):
     config_class = ScMMGPTConfig
     text_model = "llama"
     hidden_size = LANGUAGE_MODEL["hidden_size"]
-    seq_length = TEXT_LENGTH
+    num_hidden_states_types = 3  # of three towers
 
     def get_config(self):
         return ScMMGPTConfig(
@@ -154,14 +154,16 @@ class JointTester(ModelTester):
 
 class ModelOfTowersTester(JointTester):
     model_class = ScMMGPTModel
+    seq_length = NUM_QUERIES  # of the states that it returns first
     is_training = False
 
 
 class PreTrainingTester(JointTester):
     model_class = ScMMGPTForPreTraining
+    seq_length = NUM_QUERIES  # of the states that it returns first
 
     def get_labels(self):
-        return value_labels()
+        return {"target_values": masked_values()}
 
 
 class GenerationTester(JointTester):
@@ -181,14 +183,7 @@ class GenerationTester(JointTester):
         return {**inputs, **cell_inputs(num_placeholders // NUM_QUERIES)} if num_placeholders else inputs
 
     def get_labels(self):
-        text = text_inputs()
-        return {
-            "labels": torch.randint(CELL_TOKEN + 1, NUM_WORDS, (NUM_CELLS, self.seq_length)),
-            "cell_prompt_ids": text["input_ids"],
-            "cell_prompt_mask": text["attention_mask"],
-            "target_gene_ids": torch.arange(2, NUM_GENE_IDS),
-            "target_counts": torch.randint(0, 6, (NUM_CELLS, NUM_GENE_IDS - 2)),
-        }
+        return {"labels": torch.arange(self.seq_length).add(CELL_TOKEN + 1).expand(NUM_CELLS, -1)}
 
 
 class OurModel:

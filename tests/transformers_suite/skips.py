@@ -15,7 +15,17 @@ SKIPS = [
     (
         ["CellEncoderTest", "CellEncoderForMaskedValuesTest"],
         ["test_resize_tokens_embeddings"],
-        "it writes to `input_ids`, and genes are `gene_ids`; tests/test_cell_encoder.py resizes the gene table",
+        "it writes to `input_ids`, and genes are `gene_ids`; tests/test_placement.py resizes the gene table",
+    ),
+    (
+        ["ModelTest", "ForPreTrainingTest"],
+        ["test_resize_tokens_embeddings"],
+        "it looks for the new size in the LLM's config, and the words are the Q-Former's; tests/test_placement.py resizes",
+    ),
+    (
+        ["CellEncoderTest", "CellEncoderForMaskedValuesTest", "QFormerTest"],
+        ["test_reverse_loading_mapping"],
+        "it sets fields that only mixtures of experts have, which our configs refuse; no weight is renamed at loading",
     ),
     (
         ["ForConditionalGenerationTest"],

@@ -60,7 +60,7 @@ def meant_types(predicted: Labels, types: Sequence[str], tree: TypeTree, *, fine
     With `finer_counts` a name means the nearest type above it, as "CD4 T cell" does "T cell" where the study stops
     there.
     """
-    same = {tree.find(name) or name: name for name in types}
+    same = {tree.find(name): name for name in types if tree.find(name)}
     meant = {
         name: (tree.nearest_of(name, types) if finer_counts else same.get(tree.find(name))) or name
         for name in set(predicted)
@@ -237,7 +237,7 @@ def _cells_of_donors(donors: Labels | None) -> list[np.ndarray] | None:
     return members if len(members) >= FEWEST_DONORS else None
 
 
-def _by_pair(truth: Labels, predicted: Labels, compare: Callable) -> np.ndarray:
+def _by_pair(truth: Labels, predicted: Labels | Sequence[Set[str]], compare: Callable) -> np.ndarray:
     """`compare(true, given)` for every cell, asked once for each distinct pair."""
     pairs = list(zip(truth, predicted, strict=True))
     answer = {pair: compare(*pair) for pair in set(pairs)}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scmmgpt.processing.label_sets_scmmgpt import BETWEEN
 from scmmgpt.processing.result_keys_scmmgpt import ResultKeys
 
 from .systems import Annotation, System
@@ -34,9 +35,9 @@ def annotating_system(loaded: LoadedModel, name: str | None = None, **asked: Any
     def annotate(cells: AnnData, labels: Sequence[str] | None) -> Annotation:
         annotated = api.annotate(cells, labels, model=loaded, progress=False, overwrite=True, **asked)
         settings = annotated.uns[keys.name]["annotate"]["settings"]
-        return Annotation(
-            annotated.obs[keys.cell_type].astype(str).to_numpy(), num_turned_away=int(settings["implausible_cells"])
-        )
+        sets = [frozenset(text.split(BETWEEN)) for text in annotated.obs[keys.candidates].astype(str)]
+        names = annotated.obs[keys.cell_type].astype(str).to_numpy()
+        return Annotation(names, sets, num_turned_away=int(settings["implausible_cells"]))
 
     return System(name or loaded.name, annotate=annotate)
 

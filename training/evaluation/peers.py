@@ -21,7 +21,7 @@ from huggingface_hub.constants import HF_HOME
 
 from scmmgpt.errors import UserError, require
 
-from .expression import holds_counts, upper_symbols
+from .expression import upper_symbols
 from .systems import Annotation, System
 from .type_tree import TypeTree
 
@@ -95,7 +95,7 @@ def cell_consensus(tree: TypeTree, folder: Path | None = None) -> System:
         names = np.array([meanings[key][0] for key in said["key"]], object).astype(str)
         return Annotation(names, synonyms={first: others for first, *others in meanings.values()})
 
-    return System(CELL_CONSENSUS.replace("==", " "), annotate=annotate, is_baseline=True)
+    return System(f"CellConsensus {CELL_CONSENSUS.partition('==')[2]}", annotate=annotate, is_baseline=True)
 
 
 def _environment(requirement: str, folder: Path) -> Path:
@@ -104,7 +104,7 @@ def _environment(requirement: str, folder: Path) -> Path:
     python = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     if not (home / "complete").exists():
         venv.create(home, clear=True, with_pip=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
         installed = subprocess.run(command, capture_output=True, text=True)
         if installed.returncode:
             why = (installed.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -144,8 +144,6 @@ def scvi_system(seed: int = 0, seconds: int = SCVI_SECONDS) -> System:
         import scvi
         from lightning.pytorch.callbacks import Timer
 
-        if not holds_counts(cells):
-            raise UserError("scVI models counts, and X holds none.")
         scvi.settings.seed = seed
         copied = cells.copy()
         batch = "donor_id" if "donor_id" in copied.obs and copied.obs["donor_id"].nunique() > 1 else None
@@ -154,4 +152,4 @@ def scvi_system(seed: int = 0, seconds: int = SCVI_SECONDS) -> System:
         model.train(callbacks=[Timer(duration={"seconds": seconds})], enable_progress_bar=False, logger=False)
         return np.asarray(model.get_latent_representation())
 
-    return System("scVI, five minutes on the study", embed=embed, is_baseline=True)
+    return System("scVI, trained on the study", embed=embed, is_baseline=True, needs_counts=True)

@@ -56,6 +56,7 @@ LEADING = {
         "nearest_training_ratio",
     ],
 }
+ANSWER = "most_often_taken_for"  # a result in words
 # Conditions that tell rows of one task apart, and so become columns.
 SHOWN_CONDITIONS = (
     "candidates",
@@ -80,9 +81,8 @@ def markdown_table(records: Sequence[Record], metrics: Sequence[str] | None = No
     conditions = [c for c in SHOWN_CONDITIONS if len({r.conditions.get(c) for r in records}) > 1]
     rows = []
     for record in records:
-        rivals = [
-            r for r in records if r.study == record.study and _setting(r, conditions) == _setting(record, conditions)
-        ]
+        asked = [c for c in conditions if c != ANSWER]
+        rivals = [r for r in records if r.study == record.study and _setting(r, asked) == _setting(record, asked)]
         rows.append(
             [
                 record.study + (" (simulated)" if record.conditions.get("simulated") else ""),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scmmgpt import storage
 from scmmgpt.errors import UserError
 from scmmgpt.hashes import hash_of_files
 from scmmgpt.processing.features_scmmgpt import features_of
@@ -92,7 +93,7 @@ def open_study(
     tree
         Where labels are looked up.
     """
-    adata = data if hasattr(data, "obs") else read_cells(Path(data))
+    adata = read_cells(Path(data)) if isinstance(data, str | os.PathLike) else data
     is_gene = features_of(adata.var, adata.var_names).is_gene
     adata = adata if is_gene.all() else adata[:, is_gene].copy()  # the model does so itself; baselines must too
     obs = adata.obs
@@ -127,15 +128,8 @@ def open_study(
 
 
 def read_cells(path: Path) -> AnnData:
-    """The cells of an h5ad file."""
-    from anndata import read_h5ad
-
-    if not path.is_file():
-        raise UserError(f"There is no file {str(path)!r}.")
-    try:
-        return read_h5ad(path)
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be read as h5ad: {error}") from error
+    """The cells of a file of any format."""
+    return storage.read_cells(storage.check_input(path))
 
 
 def study_of_cells(obs: pd.DataFrame, name: str) -> np.ndarray:
@@ -176,7 +170,8 @@ def _ontology_notes(types: Sequence[str], tree: TypeTree) -> list[str]:
 def _sha256(data: AnnData | str | os.PathLike) -> str:
     """Of the file, or of labels and matrix for cells in memory."""
     if isinstance(data, str | os.PathLike):
-        return hash_of_files([Path(data)])
+        place = Path(data)
+        return hash_of_files(sorted(filter(Path.is_file, place.rglob("*"))) if place.is_dir() else [place])
     digest, matrix = hashlib.sha256(), data.X
     digest.update("\n".join(map(str, [*data.obs_names, *data.var_names])).encode())
     for part in (matrix.data, matrix.indices) if hasattr(matrix, "indices") else (np.asarray(matrix),):

@@ -78,6 +78,8 @@ class System:
         (text, number of cells, seed) -> AnnData of counts.
     annotate
         (cells, labels or None) -> what it writes for a person, who gave these labels or none.
+    needs_counts
+        It takes no part in studies whose X holds none.
     """
 
     name: str
@@ -88,6 +90,7 @@ class System:
     generate: Generate | None = None
     annotate: Annotate | None = None
     is_baseline: bool = False
+    needs_counts: bool = False
 
     def renamed(self, name: str) -> System:
         """The same functions under another name."""

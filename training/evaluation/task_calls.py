@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def _watched(system: System, study: Study, names: np.ndarray, meant: np.ndarray)
         wrong = Counter(sorted(names[mine & (meant != name)])).most_common(1)
         other, times = wrong[0] if wrong else ("", 0)
         values = {"right": float(np.mean(meant[mine] == name)), "taken_for_it": times / int(mine.sum())}
-        conditions = {"type": name, "of_type": int(mine.sum()), "most_often_taken_for": other}
+        conditions: dict[str, Any] = {"type": name, "of_type": int(mine.sum()), "most_often_taken_for": other}
         records.append(record_for("watched types", system, study, values, **conditions))
     return records
 
@@ -112,7 +113,7 @@ def likeliest(scores: np.ndarray, labels: Sequence[str], mass: float) -> list[fr
 
 
 def _record_of_sets(
-    system: System, study: Study, sets: Sequence[frozenset[str]], tree: TypeTree, **conditions: str
+    system: System, study: Study, sets: Sequence[frozenset[str]], tree: TypeTree, **conditions: Any
 ) -> Record:
     return record_for("label sets", system, study, metrics.set_metrics(study.truth, sets, tree), **conditions)
 

@@ -207,8 +207,10 @@ def fit_of_study(studies: Sequence[WholeStudy], of_cells: Calibration) -> Calibr
     held = [study.held(best) for study in studies]
     right = [study.meant(one) == study.study.truth for study, one in zip(studies, held, strict=True)]
     value = max(TEMPERATURES, key=lambda value: sum(map(partial(_likelihood, value=value), held, right)))
-    least = [np.quantile(_confidence(one, value), 1 - OF_STUDY_COVERAGE) for one in held]
-    best = replace(best, temperature_by_candidates=((1.0, float(value)),), min_confidence=float(np.mean(least)))
+    # The confidence that so many cells reach on average over the studies, which may differ in how many do.
+    steps = [np.quantile(_confidence(one, value), np.linspace(0, 1, 1001)) for one in held]
+    least = float(np.quantile(np.concatenate(steps), 1 - OF_STUDY_COVERAGE))
+    best = replace(best, temperature_by_candidates=((1.0, float(value)),), min_confidence=least)
     return replace(best, set_gap_by_candidates=((1.0, fitted_gap([set_distances(study, best) for study in studies])),))
 
 

@@ -1,0 +1,301 @@
+"""A study decides together: neighbours, communities, the labels it holds, the sets that hold the truth."""
+
+import warnings
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from scipy import sparse
+
+import scmmgpt
+from scmmgpt.cells import CellsInMemory
+from scmmgpt.consensus import divided, over_neighbours
+from scmmgpt.errors import UserError
+from scmmgpt.loading import load
+from scmmgpt.processing.calibration_scmmgpt import Calibration
+from scmmgpt.processing.calling_scmmgpt import CellEvidence
+from scmmgpt.processing.held_labels_scmmgpt import Lineages, held_labels
+from scmmgpt.processing.label_sets_scmmgpt import ROOT, fitted_gap, label_sets, nearest_labels, share_held
+from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
+from scmmgpt.smoothing import graph_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+TREE = Ontology(
+    {
+        term.id: term
+        for term in (
+            Term("CL:0000000", "cell"),
+            Term("CL:1", "lymphocyte", parents=("CL:0000000",)),
+            Term("CL:2", "T cell", parents=("CL:1",)),
+            Term("CL:3", "naive T cell", parents=("CL:2",)),
+            Term("CL:4", "neuron", parents=("CL:0000000",)),
+            Term("CL:5", "fibroblast", parents=("CL:0000000",)),
+        )
+    }
+)
+IDS = ("CL:1", "CL:2", "CL:3", "CL:4", "CL:5")
+
+
+def blobs(sizes=(40, 30, 30), width=8, noise=0.05) -> np.ndarray:
+    """Unit vectors around as many orthogonal axes as there are sizes."""
+    rows = np.repeat(np.eye(len(sizes), width), sizes, axis=0)
+    rows = rows + noise * np.random.default_rng(0).normal(size=rows.shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def evidence(embeds: np.ndarray) -> CellEvidence:
+    return CellEvidence(embeds, *np.zeros((2, len(embeds)), dtype=bool))
+
+
+def plain_cells(number: int, **more) -> CellsInMemory:
+    return CellsInMemory(anndata.AnnData(np.zeros((number, 1), np.float32), **more))
+
+
+def together(embeds: np.ndarray, **more) -> tuple[np.ndarray, np.ndarray]:
+    cells, communities = over_neighbours(evidence(embeds), plain_cells(len(embeds), **more))
+    return cells.embeds, communities
+
+
+# ---- neighbours and communities
+
+
+def test_communities_are_the_groups_that_lie_apart():
+    _, communities = together(blobs())
+
+    assert all(set(communities[:40]).isdisjoint(communities[start:]) for start in (40, 70))
+
+
+def test_the_order_of_the_cells_changes_nothing():
+    embeds = blobs(noise=0.3)
+    order = np.random.default_rng(1).permutation(len(embeds))
+
+    (plain, communities), (turned, turned_communities) = together(embeds), together(embeds[order])
+
+    np.testing.assert_allclose(turned, plain[order], atol=1e-6)
+    pairs = set(zip(communities[order], turned_communities, strict=True))
+    assert len(pairs) == len(set(communities)) == len(set(turned_communities))
+
+
+def test_neighbours_are_looked_for_in_blocks_of_like_cells(monkeypatch):
+    whole, _ = together(blobs())
+
+    monkeypatch.setattr("scmmgpt.consensus.CELLS_PER_BLOCK", 50)
+    in_blocks, _ = together(blobs())
+
+    np.testing.assert_allclose(in_blocks, whole, atol=1e-6)
+
+
+def test_a_hundred_cells_of_one_kind_are_one_community():
+    embeds = np.repeat(np.eye(1, 8, dtype=np.float32), 100, axis=0)
+
+    smoothed, communities = together(embeds)
+
+    np.testing.assert_allclose(smoothed, embeds, atol=1e-6)
+    assert set(communities) == {0}
+
+
+def test_identical_cells_beyond_a_block_are_read_in_parts(monkeypatch):
+    monkeypatch.setattr("scmmgpt.consensus.CELLS_PER_BLOCK", 30)
+
+    smoothed, _ = together(np.repeat(np.eye(1, 8, dtype=np.float32), 100, axis=0))
+
+    np.testing.assert_allclose(smoothed[:, 0], 1, atol=1e-6)
+
+
+def test_no_group_is_larger_than_asked():
+    groups = divided(blobs((100, 100)), 1, most_cells=40)
+
+    assert max(map(len, groups)) <= 40
+    assert sorted(np.concatenate(groups)) == list(range(200))
+
+
+def test_the_graph_that_the_data_bring_is_used_and_isolated_cells_keep_to_themselves():
+    embeds = blobs((2, 1), noise=0)
+    graph = sparse.csr_array(np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0.0]]))
+
+    weights = graph_weights(graph, np.arange(3), own=0.25).toarray()
+    smoothed, _ = together(embeds, obsp={"connectivities": graph})
+
+    np.testing.assert_allclose(weights, [[0.25, 0.75, 0], [0.75, 0.25, 0], [0, 0, 1]])
+    np.testing.assert_allclose(smoothed, embeds, atol=1e-6)
+
+
+# ---- the labels that a study holds
+
+
+def held(probabilities: list[list[float]], num_cells: list[int], least_share: float = 0.01) -> list[int]:
+    return list(held_labels(np.array(probabilities), np.array(num_cells), Lineages.of(IDS, TREE), least_share))
+
+
+def test_strangers_agree_in_nothing_and_relatives_in_part():
+    lineages = Lineages.of((*IDS, None), TREE)
+
+    assert lineages.agreement[1, 2] > lineages.agreement[0, 2] > 0
+    assert lineages.agreement[2, 3] == 0
+    assert lineages.agreement[5].tolist() == [0, 0, 0, 0, 0, 1]
+    assert lineages.is_above[0].tolist() == [False, True, True, False, False, False]
+
+
+def test_a_type_of_a_handful_of_cells_is_not_held():
+    assert held([[0, 0, 0.9, 0, 0.1], [0, 0, 0.5, 0.5, 0]], [990, 10]) == [2]
+
+
+def test_types_that_hold_enough_of_the_study_are_held():
+    assert held([[0, 0, 0.9, 0, 0.1], [0, 0, 0.0, 0.9, 0.1]], [900, 100]) == [2, 3]
+
+
+def test_a_type_and_its_parent_are_not_both_held_for_like_communities():
+    assert len(held([[0.1, 0.5, 0.4, 0, 0], [0.1, 0.4, 0.5, 0, 0]], [50, 50])) == 1
+
+
+def test_the_child_is_held_where_the_evidence_reaches_it():
+    assert held([[0.05, 0.15, 0.8, 0, 0]], [100]) == [2]
+
+
+# ---- sets of labels
+
+
+def test_a_set_holds_what_is_nearly_as_probable_as_the_best():
+    sets = label_sets(np.array([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]]), ["a", "b", "c"], gap=1.0)
+
+    assert list(sets) == ["a | b", "a"]
+
+
+def test_the_set_is_the_root_where_more_labels_than_ten_fit_or_nothing_was_fitted():
+    flat = np.full((1, 12), 1 / 12)
+
+    assert list(label_sets(flat, list("abcdefghijkl"), gap=1.0)) == [ROOT]
+    assert list(label_sets(np.array([[0.9, 0.1]]), ["a", "b"], Calibration().set_gap(2))) == [ROOT]
+
+
+def studies(number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Distances and truths of studies that the model fits more or less well."""
+    found = []
+    for seed in range(number):
+        generator = np.random.default_rng(seed)
+        truth = generator.integers(5, size=100)
+        logits = generator.normal(size=(100, 5)) * generator.uniform(0.5, 2) + 2 * np.eye(5)[truth]
+        order, distance = nearest_labels(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
+        found.append((distance, order == truth[:, None]))
+    return found
+
+
+def test_sets_hold_the_truth_as_often_as_they_promise_in_studies_left_out():
+    all_studies = studies(40)
+
+    shares = [
+        share_held(*study, fitted_gap(all_studies[:place] + all_studies[place + 1 :]))
+        for place, study in enumerate(all_studies)
+    ]
+
+    assert 0.88 <= np.mean(shares) < 0.97
+
+
+def test_too_few_studies_promise_nothing():
+    assert fitted_gap(studies(3)) == float("inf")
+
+
+# ---- annotate
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def blood() -> anndata.AnnData:
+    return anndata.read_h5ad(Path(__file__).parent / "data" / "pbmc_facs_300.h5ad")
+
+
+def annotated(cells, loaded, **options) -> anndata.AnnData:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return scmmgpt.annotate(cells, model=loaded, progress=False, **options)
+
+
+def settings(adata: anndata.AnnData) -> dict:
+    return adata.uns["scmmgpt"]["annotate"]["settings"]
+
+
+@pytest.fixture(scope="module")
+def called(blood, loaded):
+    return annotated(blood, loaded)
+
+
+def test_a_study_gets_few_names_that_its_cells_share(blood, loaded, called):
+    alone = annotated(blood, loaded, consensus=False)
+
+    names = set(called.obs["scmmgpt_cell_type"]) - {"unknown"}
+    assert settings(called)["consensus"]
+    assert not settings(alone)["consensus"]
+    assert len(names) <= 2 * blood.obs["cell_type"].nunique()
+    assert len(names) < alone.obs["scmmgpt_cell_type"].nunique()
+
+
+def test_names_do_not_depend_on_the_order_of_the_cells_or_the_batches(blood, loaded, called):
+    order = np.random.default_rng(0).permutation(blood.n_obs)
+
+    turned = annotated(blood[order].copy(), loaded, batch_size=7)
+
+    for column in ("scmmgpt_cell_type", "scmmgpt_candidates"):
+        assert list(turned.obs[column]) == list(called.obs[column].iloc[order])
+
+
+def test_a_file_gives_what_cells_in_memory_give(blood, loaded, called, tmp_path, monkeypatch):
+    monkeypatch.setattr("scmmgpt.embedding.CELLS_PER_CHUNK", 64)
+    blood.write_h5ad(tmp_path / "in.h5ad")
+
+    written = annotated(tmp_path / "in.h5ad", loaded, output=tmp_path / "out.h5ad")
+
+    assert list(written.obs["scmmgpt_cell_type"]) == list(called.obs["scmmgpt_cell_type"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
+
+
+def test_a_list_of_ones_own_and_few_cells_are_judged_cell_by_cell(blood, loaded):
+    assert not settings(annotated(blood, loaded, labels=["B cell", "T cell"]))["consensus"]
+    assert not settings(annotated(blood[:99].copy(), loaded))["consensus"]
+    assert settings(annotated(blood, loaded, labels=["B cell", "T cell"], consensus=True))["consensus"]
+
+
+def test_labels_that_are_each_others_ancestors_are_called_as_given(blood, loaded):
+    labels = ["lymphocyte", "T cell", "CD4-positive, alpha-beta T cell", "monocyte"]
+
+    found = annotated(blood, loaded, labels=labels, min_confidence=0, consensus=True)
+
+    assert set(found.obs["scmmgpt_cell_type"]) <= set(labels)
+
+
+def test_cells_that_cannot_be_told_apart_get_one_name(blood, loaded):
+    same = anndata.concat([blood[:1]] * 100, index_unique="-")
+
+    assert annotated(same, loaded).obs["scmmgpt_cell_type"].nunique() == 1
+
+
+def test_the_graph_of_the_data_may_leave_cells_alone(blood, loaded):
+    cells = blood.copy()
+    cells.obsp["connectivities"] = sparse.csr_matrix((cells.n_obs, cells.n_obs))
+
+    found = annotated(cells, loaded)
+
+    assert settings(found)["consensus"]
+    assert np.isfinite(found.obs["scmmgpt_confidence"]).all()
+
+
+def test_genes_of_the_cells_and_of_the_measured_profile_speak_for_a_call(blood, loaded, tmp_path):
+    found = annotated(blood, loaded, labels=["B cell", "T cell", "monocyte"], report=tmp_path / "page.html")
+
+    table = found.uns["scmmgpt"]["annotate"]["evidence"]
+    genes = dict(zip(table["cell_type"], table["genes"], strict=True))
+    assert {"CD79A", "CD79B", "MS4A1", "CD74", "HLA-DRA"} & set(genes["B cell"].split(", "))
+    assert all(name != other for name, other in zip(table["cell_type"], table["against"], strict=True))
+    assert genes["B cell"] in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("option", [{"cluster_key": "cell_type"}, {"rerank": 1}, {"prior_share": 0}], ids=str)
+def test_what_contradicts_a_common_decision_is_refused(blood, loaded, option):
+    with pytest.raises(UserError, match="consensus"):
+        annotated(blood, loaded, consensus=True, **option)
+
+    assert not settings(annotated(blood[:100].copy(), loaded, **option))["consensus"]
