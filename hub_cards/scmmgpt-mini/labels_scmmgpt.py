@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors_scmmgpt import UserError
@@ -40,8 +40,12 @@ class LabelSet:
     def chosen(self, places: Iterable[int]) -> "LabelSet":
         """Some of the labels, by index."""
         places = list(places)
-        columns = (self.labels, self.term_ids, self.descriptions)
-        return LabelSet(*(tuple(column[place] for place in places) for column in columns), self.source, self.notes)
+        return replace(
+            self,
+            labels=tuple(self.labels[place] for place in places),
+            term_ids=tuple(self.term_ids[place] for place in places),
+            descriptions=tuple(self.descriptions[place] for place in places),
+        )
 
     def texts(self, tissue: str | None = None) -> list[str]:
         """What each label says about itself, in the words of the training: the text that cells are compared with."""
