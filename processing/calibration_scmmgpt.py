@@ -29,7 +29,8 @@ class Calibration:
     has seen in training. The prior correction takes away `prior_share` of a label's mean logit over the data;
     `profile_weight` is that of the type-profile cosine. Below `min_confidence` a call backs off to a parent term, then
     to "unknown". Where a study is called as a whole, `consensus` is the calibration of that, and a label must add
-    `least_share` of the study to what is said about it, read at `naming_temperature`. `set_gap_by_candidates` are the gaps of `label_sets_scmmgpt`.
+    `least_share` of the study to what is said about it, read at `naming_temperature`. Where cells are not compared with
+    one another, `alone` is. `set_gap_by_candidates` are the gaps of `label_sets_scmmgpt`.
     """
 
     temperature_by_candidates: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
@@ -41,6 +42,7 @@ class Calibration:
     naming_temperature: float = DEFAULT_NAMING_TEMPERATURE
     set_gap_by_candidates: tuple[tuple[float, float], ...] = ()
     consensus: Calibration | None = None
+    alone: Calibration | None = None
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -48,8 +50,9 @@ class Calibration:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             of_cells = cls.of_content(content)
-            of_study = content.get("consensus")
-            if of_study is None:
+            if (alone := content.get("alone")) is not None:
+                of_cells = replace(of_cells, alone=cls.of_content(alone))
+            if (of_study := content.get("consensus")) is None:
                 return of_cells
             return replace(of_cells, consensus=replace(cls.of_content(of_study), class_bias=of_cells.class_bias))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,6 +71,11 @@ class Calibration:
             float(content.get("naming_temperature", DEFAULT_NAMING_TEMPERATURE)),
             _pairs(content.get("set_gap_by_candidates", ())),
         )
+
+    @property
+    def of_single_cells(self) -> Calibration:
+        """The numbers for cells that are not compared with others of their study: text alone speaks of them."""
+        return self.alone or self
 
     @property
     def of_study(self) -> Calibration:

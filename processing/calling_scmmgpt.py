@@ -228,7 +228,7 @@ class CellAnnotator:
         Below `min_confidence` calls back off, and cells that look like none become unknown; 0 never does either. None:
         the calibration's.
         """
-        least = self.calibration.min_confidence if min_confidence is None else min_confidence
+        least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
         back_off = BackOff(scorer.candidates.labels, self.ontology, least)
         calls = call_cells(len(scorer.cells), scorer.probabilities, back_off, clusters)
         if least > 0 and clusters is None:
@@ -322,19 +322,25 @@ class Scorer:
         prior_share: float | None = None,
         agreement: Agreement | None = None,
     ):
-        self.cells, self.candidates, self.calibration = cells, candidates, calibration
+        self.cells, self.candidates = cells, candidates
         self.whole: Scorer = self  # of which `among` takes some candidates
         self._columns: slice | np.ndarray = slice(None)
         self.weights = (candidates.embeds * scale).astype(np.float32)
-        self.bias = calibration.bias_of(candidates.labels.labels, candidates.term_ids)
-        self.temperature = calibration.temperature(len(candidates.labels))
         self.agreement, self.profile_weight = agreement, 0.0
+        self._read_by(calibration)
         is_study = self._is_study() if prior_share is None else prior_share != 0
+        if not is_study:
+            self._read_by(calibration.of_single_cells)
         self.prior_share = (calibration.prior_share if prior_share is None else prior_share) if is_study else 0.0
         if self.prior_share:
             self.bias = self.bias + self.prior_share * self._mean_logits()
         if is_study and agreement is not None:
             self.profile_weight = calibration.profile_weight
+
+    def _read_by(self, calibration: Calibration) -> None:
+        labels = self.candidates.labels.labels
+        self.calibration, self.temperature = calibration, calibration.temperature(len(labels))
+        self.bias = calibration.bias_of(labels, self.candidates.term_ids)
 
     def logits(self, rows: slice | np.ndarray) -> np.ndarray:
         """Similarities after bias, prior correction and type profiles."""

@@ -119,11 +119,14 @@ def test_only_measured_genes_count_for_the_length_of_a_profile(profiles):
 # ---- in the scorer
 
 
+ALONE = Calibration(temperature_by_candidates=((1.0, 0.5),), class_bias={"CL:0000003": -2.0}, min_confidence=0.9)
+
+
 def scorer(agreement, num_cells=200, **arguments) -> Scorer:
     generator = np.random.default_rng(0)
     cells, labels = generator.normal(size=(num_cells, 8)), generator.normal(size=(4, 8))
     unit = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (cells, labels)]
-    calibration = Calibration(profile_weight=30.0)
+    calibration = Calibration(profile_weight=30.0, alone=ALONE)
     cells = CellEvidence(unit[0], *np.zeros((2, num_cells), dtype=bool))
     labels = read_labels(["lymphocyte", "T cell", "B cell", "CD4 T cell"], TREE)
     candidates = Candidates(labels, unit[1], labels.term_ids, np.empty(0, dtype=int))
@@ -147,6 +150,29 @@ def test_few_cells_and_cells_judged_by_themselves_are_named_by_text_alone(num_ce
 
     assert with_profiles.profile_weight == 0
     assert np.array_equal(with_profiles.logits(slice(None)), scorer(None, num_cells, **arguments).logits(slice(None)))
+
+
+def test_cells_that_are_not_compared_are_read_by_numbers_of_their_own():
+    agreement = Agreement(np.random.default_rng(1).normal(size=(200, 4)).astype(np.float32), np.ones(4), np.arange(4))
+    compared, alone = scorer(agreement), scorer(agreement, prior_share=0.0)
+
+    assert (compared.temperature, alone.temperature) == (1.0, 0.5)
+    assert alone.bias.tolist() == [0, 0, -2, 0]
+    assert alone.calibration.min_confidence == 0.9
+
+
+def test_a_calibration_file_keeps_the_numbers_for_single_cells(tmp_path):
+    path = tmp_path / "calibration.json"
+    path.write_text(
+        '{"temperature_by_candidates": [[1, 2.0]], "class_bias": {"T cell": 1},'
+        ' "alone": {"temperature_by_candidates": [[1, 0.5]]}, "consensus": {"temperature_by_candidates": [[1, 3.0]]}}'
+    )
+
+    found = Calibration.read(path)
+
+    assert found.of_single_cells.temperature(5) == 0.5
+    assert found.of_study.of_single_cells.temperature(5) == 3.0
+    assert Calibration().of_single_cells == Calibration()
 
 
 # ---- from cells

@@ -59,13 +59,15 @@ class Studies:
     def __init__(self, loaded: LoadedModel, studies: Sequence[EmbeddedStudy]):
         self.studies, summary = studies, loaded.training_summary
         self.trained: list[str] = summary["cell_types"] if summary else []
+        self.of_weights: list[str] = (summary or {}).get("cell_types_of_weights", self.trained)
         own = sorted({name for study in studies for name in study.truth})
         self.everything = list(dict.fromkeys([*own, *ontology_labels(loaded.ontology).labels]))
         self.ontology = loaded.ontology
+        self.prior_share: float | None = None  # 0: cells are judged one by one
 
     def logits(self, study: EmbeddedStudy, labels: list[str], calibration: Calibration) -> np.ndarray:
         """What `annotate` softens with the temperature and turns into confidences."""
-        return study.scores.scorer(labels, calibration).logits(slice(None))
+        return study.scores.scorer(labels, calibration, self.prior_share).logits(slice(None))
 
     def candidates(self, study: EmbeddedStudy, number: int, generator: np.random.Generator) -> list[str]:
         """The study's types, cut or filled up by lot from the whole ontology to so many."""
@@ -82,10 +84,27 @@ def fit(studies: Studies) -> Calibration:
     for _ in range(2):  # one number after the other, and once more with what the others have become
         for name, values in CHOICES.items():
             best = max((_with(studies, best, name, value) for value in values), key=lambda one: merit(studies, one))
+    return with_confidences(studies, best)
+
+
+def with_confidences(studies: Studies, best: Calibration) -> Calibration:
+    """The temperatures and thresholds under which its confidences say what they should."""
     pairs = tuple((float(number), temperature(studies, best, number)) for number in NUMBERS_OF_CANDIDATES)
     best = replace(best, temperature_by_candidates=pairs)
     gaps = tuple((float(number), gap(studies, best, number)) for number in NUMBERS_OF_CANDIDATES)
     return replace(best, min_confidence=threshold(studies, best), set_gap_by_candidates=gaps)
+
+
+def fit_alone(studies: Studies, of_cells: Calibration) -> Calibration:
+    """As `fit`, for cells that are judged one by one, without type profiles and prior correction.
+
+    Types that the weights were not trained on, but have profiles, have no lead here.
+    """
+    alone = copy(studies)
+    alone.prior_share, alone.trained = 0.0, studies.of_weights
+    best, values = replace(of_cells, profile_weight=0.0, prior_share=0.0), CHOICES["class_bias"]
+    biases = (_with(alone, best, "class_bias", value) for value in values)
+    return with_confidences(alone, max(biases, key=lambda one: merit(alone, one)))
 
 
 def _with(studies: Studies, calibration: Calibration, name: str, value: float) -> Calibration:
@@ -278,13 +297,13 @@ def content_of(calibration: Calibration) -> dict[str, Any]:
     return pairs | plain | {"min_confidence": round(calibration.min_confidence, 3)}
 
 
-def _bias_for(output: Path, bias: dict[str, float]) -> dict[str, float]:
+def _bias_for(output: Path, bias: dict[str, float], types: str = "cell_types") -> dict[str, float]:
     """The same bias for the types of the model whose directory the file is written to: it was trained on more."""
     config = output.parent / "config.json"
     if not config.is_file() or not bias:
         return bias
-    types = json.loads(config.read_text(encoding="utf-8"))["training_summary"]["cell_types"]
-    return dict.fromkeys(types, next(iter(bias.values())))
+    summary = json.loads(config.read_text(encoding="utf-8"))["training_summary"]
+    return dict.fromkeys(summary.get(types, summary["cell_types"]), next(iter(bias.values())))
 
 
 def main(model: Path, data: CellFolder, output: Annotated[Path, typer.Option()], config: RecipeFile = RECIPE) -> None:
@@ -310,9 +329,11 @@ def main(model: Path, data: CellFolder, output: Annotated[Path, typer.Option()],
     of_study = fit_of_study(whole, calibration)
     print("Sets of labels for studies called as a whole")
     report_sets([set_distances(study, of_study) for study in whole], [study.name for study in studies.studies])
+    alone = fit_alone(studies, calibration)
     content = content_of(calibration) | {
         "class_bias": _bias_for(output, calibration.class_bias),
         "consensus": content_of(of_study),
+        "alone": content_of(alone) | {"class_bias": _bias_for(output, alone.class_bias, "cell_types_of_weights")},
     }
     output.write_text(json.dumps(content, indent=1) + "\n")
 

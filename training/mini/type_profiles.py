@@ -107,6 +107,7 @@ def main(
         },
         "markers": " ".join(markers.name.split("-")[:2]) if markers else None,
     }
+    summary.setdefault("cell_types_of_weights", summary["cell_types"])
     summary["cell_types"] = sorted({*summary["cell_types"], *profiles.table.term_id})
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     print(f"{len(found.term_ids)} types, {len(found.gene_rows)} genes")
