@@ -31,6 +31,7 @@ VERBS = [
     "convert",
     "finetune",
     "eval",
+    "export",
     "push",
     "serve",
 ]
@@ -82,13 +83,13 @@ def test_help_answers_within_a_second_and_without_torch():
     assert all(verb in result.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "index build", "index push", "corpus build", "corpus audit"])
+@pytest.mark.parametrize("verb", [*VERBS, "index build", "index push", "corpus build", "corpus audit", "export onnx"])
 def test_every_verb_explains_itself(verb, shell):
     code, out, _ = shell(*verb.split(), "--help")
 
     assert code == 0
     assert "Usage: scmmgpt" in out
-    assert verb in ("index", "corpus") or "Example" in out
+    assert verb in ("index", "corpus", "export") or "Example" in out
 
 
 def test_the_version_is_told(shell):

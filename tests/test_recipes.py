@@ -29,7 +29,7 @@ from scmmgpt.modeling_scmmgpt import ScMMGPTQFormer, ScMMGPTQFormerConfig
 from scmmgpt.processing.ontology_scmmgpt import read_ontology
 from scmmgpt.processing.prompting_scmmgpt import ANNOTATION_QUESTIONS, label_text
 from scmmgpt.training import stage1, stage2
-from scmmgpt.training.convert import convert_checkpoint
+from scmmgpt.training.conversion.checkpoints import convert_checkpoint
 from scmmgpt.training.corpus.build import build_corpus
 from scmmgpt.training.corpus.recipe import CorpusRecipe
 

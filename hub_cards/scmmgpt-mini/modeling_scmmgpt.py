@@ -254,7 +254,7 @@ class ScMMGPTModel(ScMMGPTPreTrainedModel):
         input_ids, attention_mask = _qformer_text(input_ids, attention_mask, qformer_input_ids, qformer_attention_mask)
         outputs = self.qformer(input_ids=input_ids, attention_mask=attention_mask, **states)
         first = torch.zeros_like(input_ids[:, 0]) if attention_mask is None else attention_mask.argmax(1)
-        first_states = outputs.text_states[torch.arange(len(first), device=first.device), first]
+        first_states = outputs.text_states[torch.arange(first.shape[0], device=first.device), first]
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.text_states,
             pooler_output=F.normalize(self.text_projection(first_states).float(), dim=-1),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .cli_export import export_app
 from .cli_options import (
     Address,
     AsJson,
@@ -42,6 +43,7 @@ index_app = typer.Typer(help="An index of an atlas, to be searched by text.", no
 corpus_app = typer.Typer(help="Training corpora: build and audit.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(export_app, name="export")
 
 
 def main() -> None:

@@ -1,0 +1,44 @@
+"""`scmmgpt export`: a model in the formats of other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import AsJson, Model
+from .console import say
+
+export_app = typer.Typer(help="A model for other runtimes: ONNX.", no_args_is_help=True)
+
+
+@export_app.callback()
+def export() -> None:
+    """A model for other runtimes: ONNX."""
+
+
+@export_app.command("onnx", epilog="Example: scmmgpt export onnx my-export --cells my.h5ad")
+def export_onnx(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write, which must not exist.")],
+    model: Model = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="Cells on which to check the export; default: those that come with scanpy.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Write the cell tower and the text tower as ONNX files, checked against this model, for runtimes without torch."""
+    from .onnx_export import export_onnx
+
+    manifest = export_onnx(directory, model=model, cells=cells)
+    lines = [
+        f"{what}: lowest cosine {check['lowest_cosine']:.7f}, largest difference {check['largest_difference']:.1e}, "
+        f"over {check['number']}"
+        for what, check in manifest["checked"].items()
+    ]
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    say(
+        {"output": str(directory)} | manifest,
+        as_json=json,
+        lines=[*lines, f"{size / 1e6:.1f} MB written to {directory}"],
+    )
