@@ -165,6 +165,7 @@ def test_annotate_writes_the_columns_of_the_contract_and_says_what_it_found(shel
     adata = anndata.read_h5ad(output)
     assert set(adata.obs) == {
         "leiden",
+        "scmmgpt_candidates",
         "scmmgpt_cell_type",
         "scmmgpt_cell_type_ontology_term_id",
         "scmmgpt_confidence",

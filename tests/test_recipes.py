@@ -11,7 +11,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from test_convert import ReferenceScGPT
+from test_conversion import ReferenceScGPT
 from transformers import (
     BertTokenizer,
     LlamaConfig,

@@ -1,13 +1,26 @@
 """A model of single-cell RNA-seq and text for Hugging Face transformers.
 
-Importing the package registers its classes with the Auto classes. Everything else loads on first use.
+Importing the package makes its classes known to the Auto classes, which load them on first use, as everything else.
 """
 
-import sys
 from importlib import import_module
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .auto_on_demand import register_on_demand
 from .version import __version__
+
+if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOME`
+    from .api import annotate, chat, describe, embed, generate_cells, load, search
+    from .hub_cards import EMBEDDED_MODEL
+    from .modeling_scmmgpt import (
+        ScMMGPTConfig,
+        ScMMGPTForConditionalGeneration,
+        ScMMGPTForPreTraining,
+        ScMMGPTModel,
+    )
+    from .processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
+    from .training.evaluate import evaluate
+    from .training.finetune import finetune
 
 _HOME = {
     "annotate": "api",
@@ -45,6 +58,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# The shell command must answer `--help` at once: its verbs load the model classes when they need them.
-if Path(sys.argv[0]).stem != "scmmgpt":
-    from . import auto
+register_on_demand()

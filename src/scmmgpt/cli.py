@@ -381,7 +381,6 @@ def finetune(
     json: AsJson = False,
 ) -> None:
     """Fine-tune a model on your own labels."""
-    from . import auto  # noqa: F401 - the package's own classes, not the repository's copies
     from .training.finetune import finetune as finetune_model
 
     figures = finetune_model(

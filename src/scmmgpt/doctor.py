@@ -19,7 +19,7 @@ from .verb import UNTRAINED, versions
 
 def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     """What the processor would decide about some cells: matrix, genes, species, with warnings."""
-    from . import auto, processing  # noqa: F401 - `auto` registers the processor
+    from . import processing
 
     opened = open_cells(cells)
     directory = find_model(model)

@@ -98,12 +98,12 @@ def load(
     """
     if isinstance(model, LoadedModel):
         return _with_generation(model) if generative else model
-    from . import auto, modeling_scmmgpt, processing  # noqa: F401 - `auto` registers the processor
+    from . import modeling_scmmgpt, processing
 
     directory = find_model(model)
     chosen = choose_device(device)
     model_class = modeling_scmmgpt.ScMMGPTForConditionalGeneration if generative else modeling_scmmgpt.ScMMGPTModel
-    with damage_refused(directory):
+    with damage_refused(directory), _no_bar_of_weights(directory):
         network = model_class.from_pretrained(directory)
         processor = processing.ScMMGPTProcessor.from_pretrained(directory)
         check_vocabularies(network, processor)
@@ -130,6 +130,21 @@ def damage_refused(directory: Path) -> Iterator[None]:
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         message = f"The model directory {str(directory)!r} is incomplete or damaged: {first_line(error)}"
         raise UserError(message) from error
+
+
+@contextmanager
+def _no_bar_of_weights(directory: Path) -> Iterator[None]:
+    """Hide transformers' bar for the embedded model, which is loaded before a bar could be read."""
+    if directory != EMBEDDED_MODEL:
+        yield
+        return
+    from transformers.utils.logging import set_tqdm_hook
+
+    before = set_tqdm_hook(lambda make, given, options: make(*given, **options | {"disable": True}))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def _with_generation(loaded: LoadedModel) -> LoadedModel:

@@ -18,12 +18,14 @@ from . import atomic_files
 @contextmanager
 def progress_bar(what: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Any]:
     """A function `advance(n)` that moves a bar; nothing is shown where stderr is no terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda count: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    hidden = not (shown and sys.stderr.isatty())
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda count: bar.advance(task, count)
 

@@ -1,0 +1,95 @@
+"""What a process pays for `import scmmgpt`, and that transformers still finds every class."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scmmgpt
+from scmmgpt.hub_cards import EMBEDDED_MODEL
+
+HEAVY = ["torch", "transformers", "anndata", "pandas", "scipy", "numba", "numpy", "scanpy", "sklearn"]
+FOUND = {
+    "AutoConfig": "ScMMGPTConfig",
+    "AutoModel": "ScMMGPTModel",
+    "AutoModelForPreTraining": "ScMMGPTForPreTraining",
+    "AutoProcessor": "ScMMGPTProcessor",
+    "AutoFeatureExtractor": "ScMMGPTGeneTokenizer",
+    "AutoTokenizer": "TokenizersBackend",
+}
+IMPORTS = {
+    "scmmgpt first": "import scmmgpt, transformers",
+    "transformers first": "import transformers, scmmgpt",
+    "the classes first": "from transformers import AutoModel, AutoProcessor, pipelines; import scmmgpt, transformers",
+}
+LOAD = """
+import sys
+for name in sys.argv[2:]:
+    print(type(getattr(transformers, name).from_pretrained(sys.argv[1])).__name__)
+"""
+
+
+def run_python(code: str, *arguments: str) -> list[str]:
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=offline)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_import_brings_nothing_heavy():
+    (loaded,) = run_python("import json, sys, scmmgpt; print(json.dumps(list(sys.modules)))")
+
+    assert {name.partition(".")[0] for name in json.loads(loaded)}.isdisjoint(HEAVY)
+
+
+def test_an_auto_class_for_other_models_brings_none_of_ours():
+    code = (
+        "import sys, scmmgpt, transformers; transformers.AutoConfig.for_model('bert'); print('\\n'.join(sys.modules))"
+    )
+
+    assert [name for name in run_python(code) if name.startswith("scmmgpt.")] == [
+        "scmmgpt.auto_on_demand",
+        "scmmgpt.version",
+    ]
+
+
+@pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS.keys())
+def test_transformers_knows_our_classes_in_either_order_of_imports(imports):
+    task = "\nprint(transformers.pipelines.check_task('cell-annotation')[1]['impl'].__name__)"
+
+    found = run_python(imports + LOAD + task, str(EMBEDDED_MODEL), *reversed(FOUND))
+
+    assert found == [*reversed(FOUND.values()), "CellAnnotationPipeline"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS.keys())
+@pytest.mark.parametrize("name", FOUND)
+def test_an_auto_class_finds_ours_when_it_is_the_first_that_looks(name, imports):
+    assert run_python(imports + LOAD, str(EMBEDDED_MODEL), name) == [FOUND[name]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS.keys())
+def test_a_task_is_found_when_it_is_the_first_that_is_looked_for(imports):
+    code = imports + "\nprint(transformers.pipelines.check_task('cell-annotation')[1]['impl'].__name__)"
+
+    assert run_python(code) == ["CellAnnotationPipeline"]
+
+
+def test_a_type_checker_sees_every_public_name_where_it_comes_from():
+    tree = ast.parse(Path(scmmgpt.__file__).read_text(encoding="utf-8"))
+    (for_checkers,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {name.name: line.module for line in for_checkers.body for name in line.names}
+
+    assert seen == scmmgpt._HOME
+
+
+def test_loading_the_embedded_model_shows_no_bar(capfd):
+    scmmgpt.load()
+
+    assert capfd.readouterr().err == ""
