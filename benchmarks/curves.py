@@ -64,8 +64,11 @@ def over_cells(model: Any, most: int) -> Runs:
         for size in CELLS:
             if size <= most:
                 path = write_tiled(cells, size, folder / "cells.h5ad")
-                there = {"output": folder / "out.h5ad", "summary_only": True, "progress": False}
-                yield size, partial(scmmgpt.annotate, path, model=model, **there)
+                output = folder / "out.h5ad"
+                yield (
+                    size,
+                    partial(scmmgpt.annotate, path, model=model, output=output, summary_only=True, progress=False),
+                )
 
 
 def over_labels(model: Any, num_cells: int) -> Runs:

@@ -340,7 +340,7 @@ class Scorer:
     def _read_by(self, calibration: Calibration) -> None:
         labels = self.candidates.labels.labels
         self.calibration, self.temperature = calibration, calibration.temperature(len(labels))
-        self.bias = calibration.bias_of(labels, self.candidates.term_ids)
+        self.bias: np.ndarray = calibration.bias_of(labels, self.candidates.term_ids)
 
     def logits(self, rows: slice | np.ndarray) -> np.ndarray:
         """Similarities after bias, prior correction and type profiles."""
