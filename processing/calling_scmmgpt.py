@@ -325,6 +325,7 @@ class Scorer:
         self.cells, self.candidates = cells, candidates
         self.whole: Scorer = self  # of which `among` takes some candidates
         self._columns: slice | np.ndarray = slice(None)
+        self.bias: np.ndarray
         self.weights = (candidates.embeds * scale).astype(np.float32)
         self.agreement, self.profile_weight = agreement, 0.0
         self._read_by(calibration)
@@ -340,7 +341,7 @@ class Scorer:
     def _read_by(self, calibration: Calibration) -> None:
         labels = self.candidates.labels.labels
         self.calibration, self.temperature = calibration, calibration.temperature(len(labels))
-        self.bias: np.ndarray = calibration.bias_of(labels, self.candidates.term_ids)
+        self.bias = calibration.bias_of(labels, self.candidates.term_ids)
 
     def logits(self, rows: slice | np.ndarray) -> np.ndarray:
         """Similarities after bias, prior correction and type profiles."""
