@@ -328,20 +328,19 @@ class Scorer:
         self.bias: np.ndarray
         self.weights = (candidates.embeds * scale).astype(np.float32)
         self.agreement, self.profile_weight = agreement, 0.0
-        self._read_by(calibration)
+        self.calibration, self.temperature, self.bias = self._read_by(calibration)
         is_study = self._is_study() if prior_share is None else prior_share != 0
         if not is_study:
-            self._read_by(calibration.of_single_cells)
+            self.calibration, self.temperature, self.bias = self._read_by(calibration.of_single_cells)
         self.prior_share = (calibration.prior_share if prior_share is None else prior_share) if is_study else 0.0
         if self.prior_share:
             self.bias = self.bias + self.prior_share * self._mean_logits()
         if is_study and agreement is not None:
             self.profile_weight = calibration.profile_weight
 
-    def _read_by(self, calibration: Calibration) -> None:
+    def _read_by(self, calibration: Calibration) -> tuple[Calibration, float, np.ndarray]:
         labels = self.candidates.labels.labels
-        self.calibration, self.temperature = calibration, calibration.temperature(len(labels))
-        self.bias = calibration.bias_of(labels, self.candidates.term_ids)
+        return calibration, calibration.temperature(len(labels)), calibration.bias_of(labels, self.candidates.term_ids)
 
     def logits(self, rows: slice | np.ndarray) -> np.ndarray:
         """Similarities after bias, prior correction and type profiles."""

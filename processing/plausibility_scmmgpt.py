@@ -16,7 +16,7 @@ STANDARD_ERRORS = 2.0
 # A cell of a full-length protocol may show other genes high than most cells do. It is no noise if its expressed genes are
 # as high as some type's profile says. Of hundreds of types one correlates by chance, less than this.
 MIN_RESEMBLANCE = 0.06
-CHANCE_ERRORS = 4.0
+CHANCE_ERRORS = 4.1
 # Differences count up to about here, or two or three marker genes of a type would decide.
 SATURATION = 0.5
 
