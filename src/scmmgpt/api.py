@@ -160,9 +160,8 @@ def annotate(
     label_set = _label_set(verb, labels)
     annotator = verb.loaded.annotator
     together = _is_consensus(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
-    calibration = annotator.calibration.of_study if together else annotator.calibration
-    least = calibration.min_confidence if min_confidence is None else min_confidence
     run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together)
+    least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
     asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
     used = {name: getattr(scorer, name) for name in ("prior_share", "profile_weight", "temperature")}
