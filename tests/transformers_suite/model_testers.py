@@ -1,6 +1,7 @@
 """A tiny model of each of our classes and its inputs, as transformers' tests ask for them."""
 
 import copy
+from abc import ABC, abstractmethod
 
 import torch
 from tiny_models import CELL_DECODER, CELL_ENCODER, LANGUAGE_MODEL, NUM_QUERIES, PROJECTIONS, QFORMER, WIDE
@@ -55,7 +56,7 @@ def text_inputs(length: int = TEXT_LENGTH) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
-class ModelTester:
+class ModelTester(ABC):
     """What transformers' mixins read off a `model_tester`."""
 
     batch_size = NUM_CELLS
@@ -69,11 +70,13 @@ class ModelTester:
     def prepare_config_and_inputs_for_common(self):
         return self.get_config(), self.get_inputs()
 
+    @abstractmethod
     def get_config(self):
-        raise NotImplementedError
+        """A tiny config of the class."""
 
+    @abstractmethod
     def get_inputs(self) -> dict[str, torch.Tensor]:
-        raise NotImplementedError
+        """What a call takes."""
 
     def get_labels(self) -> dict[str, torch.Tensor]:
         """What a call needs beside the inputs to return a loss."""
