@@ -124,7 +124,7 @@ def annotate(
         AnnData or MuData, or the path of a file of cells.
     labels
         Names, {name: description}, a file with one name a line, or "cell-ontology" for all of its types. None: the
-        types that the model was trained on.
+        types that the model was trained on, and where the study decides together all types that it has a profile of.
     tissue
         The tissue of the cells, added to the text of every label.
     min_confidence
@@ -160,6 +160,8 @@ def annotate(
     label_set = _label_set(verb, labels)
     annotator = verb.loaded.annotator
     together = _is_consensus(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
+    if together and labels is None:
+        label_set = annotator.label_set(of_study=True)
     run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together)
     least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
@@ -208,16 +210,18 @@ def _score_cells(
     texts = labels.texts(tissue) if rerank else []
     run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
     cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
+    measured_genes = run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None
     scored, communities = cells, None
     if together:
-        scored, communities = over_neighbours(cells, verb.cells, run.array, smooth or NUM_NEIGHBOURS)
+        norms = annotator.profile_norms(candidates, measured_genes)
+        scored, communities = over_neighbours(cells, verb.cells, run.array, smooth or NUM_NEIGHBOURS, norms)
     elif smooth:
         scored = replace(cells, embeds=smooth_embeds(cells.embeds, smooth))
     scorer = annotator.scorer(
         scored,
         candidates,
         scale=similarity_scale(loaded.model),
-        measured_genes=run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None,
+        measured_genes=measured_genes,
         prior_share=prior_share,
         of_study=together,
     )
