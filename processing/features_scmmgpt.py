@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cell_matrix_scmmgpt import Cells
+from .cell_matrix_scmmgpt import Antibodies, Cells
 from .errors_scmmgpt import UserError
 
 GENE, ANTIBODY, HASHTAG, GUIDE, PEAK, CUSTOM = "gene", "antibody", "hashtag", "guide", "peak", "custom feature"
@@ -105,6 +105,9 @@ def features_of(var: Any, names: Sequence[str]) -> Features:
 def only_genes(cells: Cells) -> Cells:
     """The same cells without the columns that are no genes; refused if none is left."""
     features = [features_of(_with_types(matrix.var, cells), matrix.var_names) for matrix in cells.matrices]
+    for matrix, each in zip(cells.matrices, features, strict=True):
+        if (is_antibody := each.kinds == ANTIBODY).any():
+            cells.antibodies.append(Antibodies(matrix.name, matrix.with_columns(is_antibody, {})))
     if features and not any(each.is_gene.any() for each in features) and len(features[0].kinds):
         _refuse_without_genes(features[0], cells.matrices[0].var_names)
     cells.matrices = [

@@ -28,10 +28,11 @@ from .processing.encoding_scmmgpt import similarity_scale
 from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, LabelSet
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
+from .protein_evidence import StudyProteins
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
 from .text_cache import remembered
-from .verb import Destination, Execution, Verb
+from .verb import Destination, Execution, Verb, storable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +100,7 @@ def annotate(
     rerank: int = 0,
     prior_share: float | None = None,
     consensus: bool | None = None,
+    proteins: bool = True,
     report: str | os.PathLike | None = None,
     model: ModelSource = None,
     output: str | os.PathLike | None = None,
@@ -143,6 +145,9 @@ def annotate(
         Decide over the study, from 100 cells on: neighbours speak for one another, and only types that the study
         holds are called. None: unless the labels are a list of one's own, which says what the study holds. False
         judges each cell by itself, and so do `cluster_key`, `rerank` and `prior_share=0`.
+    proteins
+        Let antibodies that were counted in the same cells (CITE-seq) speak too; `scmmgpt_protein_conflict` in `.obs`
+        says how much probability they moved. False: the RNA alone.
     report
         The path of an HTML report to write, in one file.
     """
@@ -160,7 +165,8 @@ def annotate(
     label_set = _label_set(verb, labels)
     annotator = verb.loaded.annotator
     together = _is_consensus(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
-    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together)
+    measured = StudyProteins.of(verb, one_by_one=prior_share == 0) if proteins else None
+    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together, measured)
     least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
     asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
@@ -170,13 +176,17 @@ def annotate(
         used["held_labels"] = scorer.candidates.labels.labels
     record = verb.record(run.gene_account, labels=label_set.source, num_candidates=len(label_set), **asked, **used)
     record["annotate"]["evidence"] = evidence_table(verb, calls)
+    conflict: dict[str, np.ndarray] = {}
+    if measured is not None:
+        conflict, told = measured.results(scorer, calls, verb.loaded)
+        record["annotate"]["proteins"] = storable(told)
     sets = annotator.label_sets(scorer)
     if page is not None:
         from .annotation_report import write_report
 
         write_report(page, verb, record, calls, cells.embeds, scorer, sets, cluster_key)
     obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
-    obs[keys.candidates] = _column(sets)
+    obs |= {keys.candidates: _column(sets), **{keys.of(name): values for name, values in conflict.items()}}
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
 
 
@@ -196,6 +206,7 @@ def _score_cells(
     rerank: int,
     prior_share: float | None,
     together: bool,
+    measured: StudyProteins | None = None,
 ) -> tuple[CellRun, CellEvidence, Scorer]:
     """The run, what it found of each cell, and the scores of the labels; warns of cells that look like none."""
     loaded, annotator = verb.loaded, verb.loaded.annotator
@@ -220,6 +231,7 @@ def _score_cells(
         measured_genes=run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None,
         prior_share=prior_share,
         of_study=together,
+        proteins=measured and measured.evidence(candidates, loaded),
     )
     for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
         verb.warn(warning)
