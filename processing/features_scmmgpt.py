@@ -23,8 +23,7 @@ _ID_COLUMNS = ("gene_ids", "feature_id", "gene_id", "feature_name")
 MOST_NAMES = 300
 PANEL_BY_NAMES = "names of proteins that stand together"
 REMEDIES = {
-    PEAK: "Peaks are no genes: compute gene activities first, e.g. with muon.atac.tl.count_fragments_features, Signac's "
-    "GeneActivity or snapatac2.pp.make_gene_matrix, and give those",
+    PEAK: "Peaks are no genes: compute gene activities first, scmmgpt.gene_activity(peaks), and give those",
     ANTIBODY: "Give the RNA of the same cells; antibodies alone cannot be read",
     HASHTAG: "Hashtags tell samples apart, not cell types: give the RNA of the same cells",
     GUIDE: "Guides tell perturbations apart, not cell types: give the RNA of the same cells",

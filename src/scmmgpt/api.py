@@ -17,6 +17,7 @@ import numpy as np
 
 from .arguments import shared_arguments
 from .cells import column_of
+from .chromatin import activity_scorer, is_gene_activity
 from .consensus import MIN_CELLS, NUM_NEIGHBOURS, over_neighbours
 from .embedding import CellRun, EvidenceBatch, embed_batch
 from .errors import UserError
@@ -194,7 +195,8 @@ def _is_consensus(verb: Verb, asked: bool | None, labels: LabelSet, is_possible:
     """Whether the study decides together, as was asked or as its labels and its size suggest."""
     if asked and not is_possible:
         raise UserError("consensus=True decides over the study: leave out cluster_key, rerank and prior_share=0.")
-    wanted = labels.source in (TRAINED_TYPES, CELL_ONTOLOGY) if asked is None else asked
+    by_itself = labels.source in (TRAINED_TYPES, CELL_ONTOLOGY) and not is_gene_activity(verb.cells)
+    wanted = by_itself if asked is None else asked
     return wanted and is_possible and verb.cells.num_cells >= MIN_CELLS
 
 
@@ -219,6 +221,12 @@ def _score_cells(
     texts = labels.texts(tissue) if rerank else []
     run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
     cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
+    scale, measured_genes = similarity_scale(loaded.model), None
+    if candidates.profiles:
+        measured_genes = run.gene_tokenizer.measured_genes(run.source)
+    if is_gene_activity(verb.cells):
+        cells = replace(cells, is_implausible=np.zeros_like(cells.is_implausible))  # of RNA, the guard knows
+        return run, cells, activity_scorer(annotator, cells, candidates, scale=scale, measured_genes=measured_genes)
     scored, communities = cells, None
     if together:
         scored, communities = over_neighbours(cells, verb.cells, run.array, smooth or NUM_NEIGHBOURS)
@@ -227,8 +235,8 @@ def _score_cells(
     scorer = annotator.scorer(
         scored,
         candidates,
-        scale=similarity_scale(loaded.model),
-        measured_genes=run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None,
+        scale=scale,
+        measured_genes=measured_genes,
         prior_share=prior_share,
         of_study=together,
         proteins=measured and measured.evidence(candidates, loaded),
