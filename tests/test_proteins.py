@@ -16,6 +16,9 @@ from scmmgpt.processing.cell_reading_scmmgpt import open_cells
 from scmmgpt.processing.protein_names_scmmgpt import ProteinNames, is_control
 from scmmgpt.processing.proteins_scmmgpt import LOGARITHMS, Panel, Proteins, read_proteins, two_levels
 from scmmgpt.processing.surface_phenotypes_scmmgpt import PHENOTYPES, SurfacePhenotypes
+from scmmgpt.protein_evidence import StudyProteins
+from scmmgpt.summary import annotation_summary
+from scmmgpt.verb import Execution, Verb
 
 LABELS = [
     "CD4-positive, alpha-beta T cell",
@@ -229,7 +232,7 @@ def test_without_proteins_nothing_changes(rna, antibodies, loaded, shape):
     other = {
         "controls alone": ["IgG1_control", "IgG2a_control"],
         "hashtags alone": ["HTO1", "HTO2"],
-        "no gene": ["Unheard-of", "Nobody knows"],
+        "no gene": ["Unheard-of", "Foo"],
     }
     cells, settings = rna, {}
     if shape in other:
@@ -355,3 +358,42 @@ def test_read_proteins_of_a_file_are_those_of_memory(rna, antibodies, tmp_path):
 
     assert (found.names, found.place) == (PANEL, "mod['prot']")
     np.testing.assert_array_equal(found.values, antibodies.to_numpy())
+
+
+# ---- what is told
+
+
+def test_the_report_and_the_shell_tell_of_proteins(rna, antibodies, loaded, tmp_path):
+    found = annotated(in_obsm(rna, antibodies), loaded, report=tmp_path / "report.html")
+
+    page = (tmp_path / "report.html").read_text()
+    _, lines = annotation_summary(found, "scmmgpt")
+    changed = found.uns["scmmgpt"]["annotate"]["proteins"]["changed_calls"]
+    assert "proteins: CD3+" in page
+    assert lines[-1] == (
+        f"proteins: 5 antibodies of obsm['protein_expression'] (counts) in {rna.n_obs} cells: {changed} calls changed"
+    )
+
+
+def test_a_result_with_proteins_can_be_written(rna, antibodies, loaded, tmp_path):
+    path = in_h5mu(rna, antibodies, tmp_path)
+
+    annotated(path, loaded, output=tmp_path / "out.h5mu")
+
+    with mudata.set_options(pull_on_update=False):
+        written = mudata.read_h5mu(tmp_path / "out.h5mu")["rna"]
+    assert "scmmgpt_protein_conflict" in written.obs
+    assert list(written.uns["scmmgpt"]["annotate"]["proteins"]["proteins"]) == ["CD3E", "CD4", "CD8A", "CD19", "CD14"]
+
+
+def test_descriptions_name_proteins_as_proteins(rna, antibodies, loaded):
+    cells = in_obsm(rna, antibodies)
+    measured = StudyProteins.of(Verb.begin("describe", cells, loaded, Execution(progress=False)))
+    is_b = (rna.obs["cell_type"] == "B cell").to_numpy()
+
+    of_cells = np.array(measured.sentences())
+    of_clusters = measured.sentences(is_b.astype(int))
+
+    assert all(said.startswith("Surface proteins, by antibodies: ") for said in of_cells)
+    assert np.mean(["CD19 high" in said for said in of_cells[is_b]]) > 0.9
+    assert len(set(np.array(of_clusters)[is_b])) == 1

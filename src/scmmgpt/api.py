@@ -29,7 +29,7 @@ from .processing.encoding_scmmgpt import similarity_scale
 from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, LabelSet
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
-from .protein_evidence import StudyProteins
+from .protein_evidence import StudyProteins, with_proteins
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
 from .text_cache import remembered
@@ -336,7 +336,8 @@ def describe(
 ) -> AnnData:
     """Write a description of each cell by the language model to `.obs["scmmgpt_description"]`.
 
-    Genes that a description names but the cell does not express are marked "[not detected]".
+    Genes that a description names but the cell does not express are marked "[not detected]". Where antibodies were counted
+    in the same cells, a sentence names the proteins that they found.
 
     Parameters
     ----------
@@ -362,8 +363,9 @@ def describe(
     clusters = _clusters(verb.cells.obs, cluster_key)
     candidates = None if choices is None else _label_set(verb, choices)
     result = describe_cells(verb, clusters, prompt=prompt, choices=candidates, max_new_tokens=max_new_tokens)
+    texts = with_proteins(verb, result.texts, clusters) if candidates is None else result.texts
     additions = Additions(
-        obs={keys.description: np.array(result.texts, dtype=object)},
+        obs={keys.description: np.array(texts, dtype=object)},
         uns={key_added: verb.record(result.gene_account, prompt=result.prompt, cluster_key=cluster_key)},
     )
     if candidates is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .processing.back_off_scmmgpt import Calls
+from .processing.back_off_scmmgpt import Calls, group_means
 from .processing.cell_matrix_scmmgpt import parts
 from .processing.cell_reading_scmmgpt import open_cells
 from .processing.labels_scmmgpt import UNKNOWN
@@ -105,11 +106,12 @@ class StudyProteins:
         titles = ("cell_type", "proteins", "proteins_against")
         return {title: np.array(list(column), dtype=object) for title, column in zip(titles, columns, strict=True)}
 
-    def sentences(self) -> list[str]:
-        """For each cell what its proteins are, in words; empty where it was not measured."""
-        if self.panel is None:
-            return []
-        panel = self.panel
+    def sentences(self, clusters: np.ndarray | None = None) -> list[str]:
+        """For each cell what its proteins are, or those of its cluster, in words; empty where nothing is clear."""
+        panel: Any = self.panel
+        presence = panel.presence
+        if clusters is not None:
+            presence = group_means(lambda rows: panel.presence[rows], clusters)[clusters]
         clear = [
             at
             for at in np.argsort(-panel.parting, kind="stable")
@@ -117,12 +119,39 @@ class StudyProteins:
         ]
         short = [without_marks(panel.names[at]) for at in clear]
         result = []
-        for row in panel.presence[:, clear]:
+        for row in presence[:, clear]:
             high = [name for name, one in zip(short, row, strict=True) if one > 0.9][:_MOST_NAMED]
             low = [name for name, one in zip(short, row, strict=True) if one < 0.1][:_MOST_NAMED]
             said = [f"{', '.join(names)} {level}" for names, level in ((high, "high"), (low, "low")) if names]
             result.append(f"Surface proteins, by antibodies: {'; '.join(said)}." if said else "")
         return result
+
+
+def protein_line(account: Mapping[str, Any]) -> str:
+    """What `annotate` did with antibodies, in one line.
+
+    Examples
+    --------
+    >>> protein_line({"place": "X", "scale": "counts", "antibodies": ["CD3", "CD4"], "cells": 200, "changed_calls": 7})
+    '2 antibodies of X (counts) in 200 cells: 7 calls changed'
+    >>> protein_line({"place": "mod['prot']", "not_used": "fewer than 100 cells"})
+    "antibodies of mod['prot'] not used: fewer than 100 cells"
+    """
+    if "changed_calls" not in account:
+        return (
+            f"antibodies of {account['place']} not used: {account.get('not_used', 'they say nothing of these labels')}"
+        )
+    used = f"{len(account['antibodies'])} antibodies of {account['place']} ({account['scale']}) in {account['cells']} cells"
+    missing = account.get("cells_without_proteins")
+    return f"{used}{f', {missing} without' if missing else ''}: {account['changed_calls']} calls changed"
+
+
+def with_proteins(verb: Verb, texts: list[str], clusters: np.ndarray | None = None) -> list[str]:
+    """Descriptions of cells, each with a sentence that names their proteins as proteins, where antibodies were counted."""
+    measured = StudyProteins.of(verb)
+    if measured is None or measured.panel is None:
+        return texts
+    return [f"{text} {said}".strip() for text, said in zip(texts, measured.sentences(clusters), strict=True)]
 
 
 def _names(panel: Panel) -> dict[str, Any]:
