@@ -3,12 +3,13 @@
 Counts are read as log(1 + x), less what isotype controls say of how sticky a cell is. Two levels are fitted to each
 antibody over the cells of the study, and a cell has the protein with some probability; an antibody whose levels do not
 part says little. That is compared with what is known of the types: their phenotypes, and where these are silent, a
-little, how the types express the gene. An antibody that was not measured, or that names no gene, says nothing, so that
-any panel will do.
+little, how the types express the gene. Of what is not known a type is expected to be like any cell of the study. An
+antibody that was not measured, or that names no gene, says nothing, so that any panel will do.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ WEIGHT = 0.5
 _TRUST = 0.9  # how far a phenotype is believed
 _SHARE_OF_GENE = 0.25  # how far the RNA of a type speaks for its proteins
 _GENE_UNIT = 2.0
+_SHARES = (0.3, 0.7)
 _NO_PARTING, _FULL_PARTING = 1.0, 2.5  # distances of the two levels, in standard deviations
 _QUANTILES, _ROUNDS = 256, 60
 _MOST_LOGARITHM = 30.0
@@ -103,6 +105,11 @@ class Panel:
     is_control: np.ndarray
     presence: np.ndarray
     parting: np.ndarray
+
+    @cached_property
+    def share(self) -> np.ndarray:
+        """(P,) share of the cells with each protein: what is expected of a type of which nothing is known, within limits."""
+        return np.clip(self.presence.mean(axis=0), *_SHARES).astype(np.float32)
 
     @classmethod
     def of(cls, measured: Proteins, names: ProteinNames) -> "Panel":
@@ -216,10 +223,11 @@ class ProteinEvidence:
     expected: np.ndarray
 
     def evidence(self, rows: slice | np.ndarray) -> np.ndarray:
-        """(rows, C) logarithms of likelihoods beside knowing nothing, weighted; 0 where nothing was measured."""
+        """(rows, C) logarithms of likelihoods beside those of any cell of the study, weighted; 0 without values."""
         presence = self.panel.presence[rows].astype(np.float32)
+        of_anybody = np.log(self.panel.share * presence + (1 - self.panel.share) * (1 - presence))
         has, lacks = (
-            (np.log(_TRUST * one + (1 - _TRUST) * (1 - one)) - np.log(0.5)) * self.panel.parting
+            (np.log(_TRUST * one + (1 - _TRUST) * (1 - one)) - of_anybody) * self.panel.parting
             for one in (presence, 1 - presence)
         )
         for_having = has @ np.maximum(self.expected, 0).T
