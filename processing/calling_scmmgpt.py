@@ -8,6 +8,7 @@ The steps, in order, for N cells and C candidate labels:
    100 cells and when one label wins more than 60 % of them.
 3. Type profiles, where the model directory holds them: how well a cell agrees with the mean expression of each training
    type, compared with the other cells, is added to the logits. Off where the prior correction is off.
+   Antibodies of the same cells, where there are any, add the logarithm of their likelihoods, see `proteins_scmmgpt.py`.
 4. confidence = softmax(logits / temperature), with the temperature fitted for this number of candidates.
 5. Below `min_confidence` a call moves to the most specific ancestor whose candidates together reach it, else "unknown".
    An ancestor of k of the n candidates collects k/n by chance alone, so it must reach `min_confidence` beyond that:
@@ -45,6 +46,7 @@ from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, re
 from .ontology_scmmgpt import EMPTY, UNINFORMATIVE_TERMS, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from .plausibility_scmmgpt import resembles_a_type, saturated
+from .proteins_scmmgpt import ProteinEvidence
 from .type_profiles_scmmgpt import FILE_NAME as PROFILES_FILE
 from .type_profiles_scmmgpt import Agreement, TypeProfiles, candidate_of_type
 
@@ -203,20 +205,24 @@ class CellAnnotator:
         measured_genes: np.ndarray | None = None,
         prior_share: float | None = None,
         of_study: bool = False,
+        proteins: ProteinEvidence | None = None,
     ) -> "Scorer":
         """Calibrated probabilities of the candidates, see `Scorer`.
 
         `scale` is the model's similarity scale, `measured_genes` the vocabulary rows of the genes that the study
         measured; cells with `agreement` need them. `prior_share` of a label's mean logit is what the prior correction
         takes away: None is the calibration's, and off where it does not apply; 0 judges every cell by itself.
-        `of_study` reads evidence that was averaged over neighbours by the calibration made for it.
+        `of_study` reads evidence that was averaged over neighbours by the calibration made for it. `proteins` is what
+        antibodies of the same cells say.
         """
         cells = cells if isinstance(cells, CellEvidence) else CellEvidence(**cells)
         agreement, norms = None, self.profile_norms(candidates, measured_genes)
         if cells.agreement is not None and norms is not None:
             agreement = Agreement(cells.agreement, norms, candidates.candidate_of_profile[candidates.profiles])
         calibration = self.calibration.of_study if of_study else self.calibration
-        return Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+        scorer = Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+        scorer.proteins = proteins
+        return scorer
 
     def profile_norms(self, candidates: Candidates, measured_genes: np.ndarray | None) -> np.ndarray | None:
         """Those of the candidates' `profiles` in the genes that were measured; None where profiles are not used."""
@@ -350,6 +356,7 @@ class Scorer:
         self.whole: Scorer = self  # of which `among` takes some candidates
         self._columns: slice | np.ndarray = slice(None)
         self.bias: np.ndarray
+        self.proteins: ProteinEvidence | None = None
         self.weights = (candidates.embeds * scale).astype(np.float32)
         self.agreement, self.profile_weight = agreement, 0.0
         self.calibration, self.temperature, self.bias = self._read_by(calibration)
@@ -371,12 +378,20 @@ class Scorer:
         logits = np.asarray(self.cells.embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
         if self.agreement is not None and self.profile_weight:
             logits += self.profile_weight * self.agreement.evidence(rows, logits.shape[1])
+        if self.proteins is not None:  # in natural units, as probabilities are read from the logits
+            logits += self.temperature * self.proteins.evidence(rows)
         return logits
 
     @property
     def reach(self) -> float:
         """How much of the type profiles the measured genes can show, from 0 to 1; 1 where profiles do not count."""
         return self.agreement.reach if self.agreement is not None and self.profile_weight else 1.0
+
+    def without_proteins(self) -> "Scorer":
+        """The same probabilities by the RNA alone."""
+        of_rna = copy(self)
+        of_rna.proteins = None
+        return of_rna
 
     def among(self, places: np.ndarray, names: np.ndarray, bias: np.ndarray) -> "Scorer":
         """The same probabilities of some of the candidates alone, by index: what the others have is nobody's.

@@ -17,6 +17,7 @@ import numpy as np
 
 from .arguments import shared_arguments
 from .cells import column_of
+from .chromatin import activity_scorer, is_gene_activity
 from .consensus import MIN_CELLS, NUM_NEIGHBOURS, over_neighbours
 from .embedding import CellRun, EvidenceBatch, embed_batch
 from .errors import UserError
@@ -28,10 +29,11 @@ from .processing.encoding_scmmgpt import similarity_scale
 from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, LabelSet
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
+from .protein_evidence import StudyProteins, with_proteins
 from .smoothing import smooth as smooth_embeds
 from .storage import Additions, check_output
 from .text_cache import remembered
-from .verb import Destination, Execution, Verb
+from .verb import Destination, Execution, Verb, storable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +101,7 @@ def annotate(
     rerank: int = 0,
     prior_share: float | None = None,
     consensus: bool | None = None,
+    proteins: bool = True,
     report: str | os.PathLike | None = None,
     model: ModelSource = None,
     output: str | os.PathLike | None = None,
@@ -143,6 +146,9 @@ def annotate(
         Decide over the study, from 100 cells on: neighbours speak for one another, and only types that the study
         holds are called. None: unless the labels are a list of one's own, which says what the study holds. False
         judges each cell by itself, and so do `cluster_key`, `rerank` and `prior_share=0`.
+    proteins
+        Let antibodies that were counted in the same cells (CITE-seq) speak too; `scmmgpt_protein_conflict` in `.obs`
+        says how much probability they moved. False: the RNA alone.
     report
         The path of an HTML report to write, in one file.
     """
@@ -162,7 +168,8 @@ def annotate(
     together = _is_consensus(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
     if together and labels is None:
         label_set = annotator.label_set(of_study=True)
-    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together)
+    measured = StudyProteins.of(verb, one_by_one=prior_share == 0) if proteins else None
+    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together, measured)
     least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
     asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
@@ -172,13 +179,17 @@ def annotate(
         used["held_labels"] = scorer.candidates.labels.labels
     record = verb.record(run.gene_account, labels=label_set.source, num_candidates=len(label_set), **asked, **used)
     record["annotate"]["evidence"] = evidence_table(verb, calls)
+    conflict: dict[str, np.ndarray] = {}
+    if measured is not None:
+        conflict, told = measured.results(scorer, calls, verb.loaded)
+        record["annotate"]["proteins"] = storable(told)
     sets = annotator.label_sets(scorer)
     if page is not None:
         from .annotation_report import write_report
 
         write_report(page, verb, record, calls, cells.embeds, scorer, sets, cluster_key)
     obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
-    obs[keys.candidates] = _column(sets)
+    obs |= {keys.candidates: _column(sets), **{keys.of(name): values for name, values in conflict.items()}}
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
 
 
@@ -186,7 +197,8 @@ def _is_consensus(verb: Verb, asked: bool | None, labels: LabelSet, is_possible:
     """Whether the study decides together, as was asked or as its labels and its size suggest."""
     if asked and not is_possible:
         raise UserError("consensus=True decides over the study: leave out cluster_key, rerank and prior_share=0.")
-    wanted = labels.source in (TRAINED_TYPES, CELL_ONTOLOGY) if asked is None else asked
+    by_itself = labels.source in (TRAINED_TYPES, CELL_ONTOLOGY) and not is_gene_activity(verb.cells)
+    wanted = by_itself if asked is None else asked
     return wanted and is_possible and verb.cells.num_cells >= MIN_CELLS
 
 
@@ -198,6 +210,7 @@ def _score_cells(
     rerank: int,
     prior_share: float | None,
     together: bool,
+    measured: StudyProteins | None = None,
 ) -> tuple[CellRun, CellEvidence, Scorer]:
     """The run, what it found of each cell, and the scores of the labels; warns of cells that look like none."""
     loaded, annotator = verb.loaded, verb.loaded.annotator
@@ -210,7 +223,12 @@ def _score_cells(
     texts = labels.texts(tissue) if rerank else []
     run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
     cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
-    measured_genes = run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None
+    scale, measured_genes = similarity_scale(loaded.model), None
+    if candidates.profiles:
+        measured_genes = run.gene_tokenizer.measured_genes(run.source)
+    if is_gene_activity(verb.cells):
+        cells = replace(cells, is_implausible=np.zeros_like(cells.is_implausible))  # of RNA, the guard knows
+        return run, cells, activity_scorer(annotator, cells, candidates, scale=scale, measured_genes=measured_genes)
     scored, communities = cells, None
     if together:
         norms = annotator.profile_norms(candidates, measured_genes)
@@ -220,10 +238,11 @@ def _score_cells(
     scorer = annotator.scorer(
         scored,
         candidates,
-        scale=similarity_scale(loaded.model),
+        scale=scale,
         measured_genes=measured_genes,
         prior_share=prior_share,
         of_study=together,
+        proteins=measured and measured.evidence(candidates, loaded),
     )
     for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
         verb.warn(warning)
@@ -320,7 +339,8 @@ def describe(
 ) -> AnnData:
     """Write a description of each cell by the language model to `.obs["scmmgpt_description"]`.
 
-    Genes that a description names but the cell does not express are marked "[not detected]".
+    Genes that a description names but the cell does not express are marked "[not detected]". Where antibodies were counted
+    in the same cells, a sentence names the proteins that they found.
 
     Parameters
     ----------
@@ -346,8 +366,9 @@ def describe(
     clusters = _clusters(verb.cells.obs, cluster_key)
     candidates = None if choices is None else _label_set(verb, choices)
     result = describe_cells(verb, clusters, prompt=prompt, choices=candidates, max_new_tokens=max_new_tokens)
+    texts = with_proteins(verb, result.texts, clusters) if candidates is None else result.texts
     additions = Additions(
-        obs={keys.description: np.array(result.texts, dtype=object)},
+        obs={keys.description: np.array(texts, dtype=object)},
         uns={key_added: verb.record(result.gene_account, prompt=result.prompt, cluster_key=cluster_key)},
     )
     if candidates is not None:
