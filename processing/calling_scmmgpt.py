@@ -12,7 +12,8 @@ The steps, in order, for N cells and C candidate labels:
 5. Below `min_confidence` a call moves to the most specific ancestor whose candidates together reach it, else "unknown".
    An ancestor of k of the n candidates collects k/n by chance alone, so it must reach `min_confidence` beyond that:
    (confidence - k/n) / (1 - k/n). What all candidates have in common is never an answer.
-6. Cells without a known gene, and cells that look like no cell, are "unknown".
+6. Cells without a known gene, and cells that look like no cell, are "unknown". Confidences of a species far from human
+   are lowered by its reach, and below `LEAST_REACH` every cell is "unknown".
 
 Where a study is called as a whole, each cell's evidence is first averaged with that of its neighbours, steps 1 to 4 are
 taken for its communities, `held_labels_scmmgpt.py` chooses the labels that the study holds, and all steps are taken again
@@ -45,6 +46,7 @@ from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, re
 from .ontology_scmmgpt import EMPTY, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from .plausibility_scmmgpt import resembles_a_type, saturated
+from .species_scmmgpt import LEAST_REACH, trust
 from .type_profiles_scmmgpt import FILE_NAME as PROFILES_FILE
 from .type_profiles_scmmgpt import Agreement, TypeProfiles, candidate_of_type
 
@@ -194,13 +196,15 @@ class CellAnnotator:
         measured_genes: np.ndarray | None = None,
         prior_share: float | None = None,
         of_study: bool = False,
+        reach: float = 1.0,
     ) -> "Scorer":
         """Calibrated probabilities of the candidates, see `Scorer`.
 
         `scale` is the model's similarity scale, `measured_genes` the vocabulary rows of the genes that the study
         measured; cells with `agreement` need them. `prior_share` of a label's mean logit is what the prior correction
         takes away: None is the calibration's, and off where it does not apply; 0 judges every cell by itself.
-        `of_study` reads evidence that was averaged over neighbours by the calibration made for it.
+        `of_study` reads evidence that was averaged over neighbours by the calibration made for it. `reach` is that of the
+        cells' genes, see `species_scmmgpt`.
         """
         cells = cells if isinstance(cells, CellEvidence) else CellEvidence(**cells)
         agreement = None
@@ -208,7 +212,9 @@ class CellAnnotator:
             counting, norms = candidates.profiles, self.type_profiles.norms(measured_genes)
             agreement = Agreement(cells.agreement, norms[counting], candidates.candidate_of_profile[counting])
         calibration = self.calibration.of_study if of_study else self.calibration
-        return Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+        scorer = Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+        scorer.reach = reach
+        return scorer
 
     def held(self, scorer: "Scorer", communities: np.ndarray) -> "Scorer":
         """The same probabilities of those labels alone that the study holds, see `held_labels`.
@@ -233,6 +239,8 @@ class CellAnnotator:
         calls = call_cells(len(scorer.cells), scorer.probabilities, back_off, clusters)
         if least > 0 and clusters is None:
             calls = calls.with_unknown(np.asarray(scorer.cells.is_empty) | np.asarray(scorer.cells.is_implausible))
+        if least > 0 and scorer.reach < LEAST_REACH:
+            calls = calls.with_unknown(np.ones(len(calls.labels), dtype=bool))
         return calls
 
     def label_sets(self, scorer: "Scorer") -> np.ndarray:
@@ -241,7 +249,8 @@ class CellAnnotator:
         labels, cells = scorer.candidates.labels.labels, scorer.cells
         gap = scorer.calibration.set_gap(len(labels))
         sets = np.concatenate([label_sets(scorer.probabilities(rows), labels, gap) for rows in parts(len(cells))])
-        return np.where(np.asarray(cells.is_empty) | np.asarray(cells.is_implausible), ROOT, sets)
+        is_none = np.asarray(cells.is_empty) | np.asarray(cells.is_implausible) | (scorer.reach < LEAST_REACH)
+        return np.where(is_none, ROOT, sets)
 
 
 def annotation_files(directory: Path) -> dict[str, Path]:
@@ -324,6 +333,7 @@ class Scorer:
     ):
         self.cells, self.candidates = cells, candidates
         self.whole: Scorer = self  # of which `among` takes some candidates
+        self.reach = 1.0
         self._columns: slice | np.ndarray = slice(None)
         self.bias: np.ndarray
         self.weights = (candidates.embeds * scale).astype(np.float32)
@@ -358,6 +368,7 @@ class Scorer:
     def probabilities(self, rows: slice | np.ndarray) -> np.ndarray:
         """(rows, C); where the matching head was asked, its opinion is mixed in."""
         probabilities = softmax(self.logits(rows) / self.temperature, axis=1)
+        probabilities *= trust(self.reach)
         if self.cells.match is None or self.cells.matched is None:
             return probabilities[:, self._columns]
         return rerank(probabilities, self.cells.match[rows], self.cells.matched[rows], RERANK_WEIGHT)

@@ -10,7 +10,7 @@ from .cell_matrix_scmmgpt import Cells
 from .cell_reading_scmmgpt import ChosenMatrix
 from .errors_scmmgpt import UserError
 from .gene_identity_scmmgpt import GeneMatch
-from .species_scmmgpt import HUMAN, closeness
+from .species_scmmgpt import HUMAN, reach
 
 logger = logging.get_logger(__name__)
 
@@ -105,17 +105,6 @@ def joined_accounts(first: Mapping[str, Any] | None, second: Mapping[str, Any]) 
     sums = {name: first[name] + second[name] for name in _SUMS if name in second}
     share = _share(sums["counts_covered"], sums["counts_in_all"])
     return {**second, **sums, "share_of_counts": round(share, 6), "reach": reach(share, second.get("species", HUMAN))}
-
-
-def reach(share_of_counts: float, species: str) -> float:
-    """How far what was learnt on human cells carries here, from 0 to 1: share of counts covered x closeness to human.
-
-    Examples
-    --------
-    >>> reach(0.9, "human"), reach(0.9, "mouse"), reach(0.4, "roundworm")
-    (0.9, 0.807, 0.168)
-    """
-    return round(share_of_counts * closeness(species), 3)
 
 
 def _share(covered: float, total: float) -> float:

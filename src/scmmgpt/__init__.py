@@ -11,6 +11,7 @@ from .version import __version__
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOME`
     from .api import annotate, chat, describe, embed, generate_cells, load, search
+    from .compare import compare
     from .hub_cards import EMBEDDED_MODEL
     from .modeling_scmmgpt import (
         ScMMGPTConfig,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
 _HOME = {
     "annotate": "api",
     "chat": "api",
+    "compare": "compare",
     "describe": "api",
     "embed": "api",
     "EMBEDDED_MODEL": "hub_cards",

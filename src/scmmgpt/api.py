@@ -220,6 +220,7 @@ def _score_cells(
         measured_genes=run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None,
         prior_share=prior_share,
         of_study=together,
+        reach=run.gene_account.get("reach", 1.0),
     )
     for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
         verb.warn(warning)
