@@ -133,10 +133,10 @@ def test_search_finds_cells_that_look_perturbed(treated, model):
     half = np.arange(treated.n_obs) // 2 % 2 == 0
     found = compare(treated[half].copy(), groupby="stim", control="control", model=model, progress=False)
 
-    hits = found.search(treated[~half].copy(), top=10)
+    hits = found.search(treated[~half].copy(), top=5)
 
-    assert (hits.stim == "treated").mean() > 0.7
-    assert (hits.cell_type == treated.uns["responding"]).all()
+    assert (hits.stim == "treated").mean() >= 0.8
+    assert (hits.cell_type == treated.uns["responding"]).mean() >= 0.8
     assert hits.score.is_monotonic_decreasing
 
 

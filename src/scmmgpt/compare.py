@@ -35,14 +35,26 @@ _TYPE_COLUMNS = ("scmmgpt_cell_type", "cell_type")
 
 @dataclass(frozen=True)
 class Direction:
-    """Where the control cells of one type lie in the embedding, and the way from them to the perturbed ones."""
+    """Where the control cells of one type lie in the embedding, and the way from them to the perturbed ones.
+
+    `spread` is the standard deviation of the control cells along the way.
+    """
 
     control: np.ndarray
     way: np.ndarray
+    spread: float
+
+    @classmethod
+    def between(cls, control: np.ndarray, treated: np.ndarray) -> Direction:
+        """From the mean of some unit vectors to that of others."""
+        mean = control.mean(axis=0)
+        way = treated.mean(axis=0) - mean
+        along = (control - mean) @ way / max(float(np.linalg.norm(way)), 1e-12)
+        return cls(mean, way, max(float(along.std()), 1e-6))
 
     def score(self, embeds: np.ndarray) -> np.ndarray:
-        """How far along the way cells are: about 0 for the control, about 1 for the perturbed."""
-        return (embeds - self.control) @ self.way / max(float(self.way @ self.way), 1e-12)
+        """How far along the way cells are, in standard deviations of the control, whose mean is 0."""
+        return (embeds - self.control) @ self.way / max(float(np.linalg.norm(self.way)), 1e-12) / self.spread
 
 
 @dataclass
@@ -248,8 +260,7 @@ class _Compared:
         some = sample(is_treated, seed=self.seed)
         strata = None if donors is None else donors[some]
         test = energy_test(embeds[rows[some]], is_treated[some], strata, seed=self.seed)
-        control, treated = embeds[rows[~is_treated]].mean(axis=0), embeds[rows[is_treated]].mean(axis=0)
-        direction = Direction(control, treated - control)
+        direction = Direction.between(embeds[rows[~is_treated]], embeds[rows[is_treated]])
         changes = gene_changes(expression[rows], is_treated, donors)
         return {"test": test, "direction": direction, "changes": changes}
 
