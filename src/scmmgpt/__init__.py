@@ -19,7 +19,9 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
         ScMMGPTForPreTraining,
         ScMMGPTModel,
     )
+    from .niches import niches
     from .processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
+    from .spatial import surroundings
     from .training.evaluate import evaluate
     from .training.finetune import finetune
 
@@ -34,7 +36,9 @@ _HOME = {
     "finetune": "training.finetune",
     "generate_cells": "api",
     "load": "api",
+    "niches": "niches",
     "search": "api",
+    "surroundings": "spatial",
     "ScMMGPTConfig": "modeling_scmmgpt",
     "ScMMGPTForConditionalGeneration": "modeling_scmmgpt",
     "ScMMGPTForPreTraining": "modeling_scmmgpt",

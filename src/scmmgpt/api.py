@@ -29,6 +29,7 @@ from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, Lab
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
 from .smoothing import smooth as smooth_embeds
+from .spatial import Space, said_over_space, spatial_reader
 from .storage import Additions, check_output
 from .text_cache import remembered
 from .verb import Destination, Execution, Verb
@@ -99,6 +100,8 @@ def annotate(
     rerank: int = 0,
     prior_share: float | None = None,
     consensus: bool | None = None,
+    spatial: bool = False,
+    library_key: str | None = None,
     report: str | os.PathLike | None = None,
     model: ModelSource = None,
     output: str | os.PathLike | None = None,
@@ -143,6 +146,12 @@ def annotate(
         Decide over the study, from 100 cells on: neighbours speak for one another, and only types that the study
         holds are called. None: unless the labels are a list of one's own, which says what the study holds. False
         judges each cell by itself, and so do `cluster_key`, `rerank` and `prior_share=0`.
+    spatial
+        Let neighbours in space speak for one another, those that look alike first; it needs coordinates in
+        `.obsm["spatial"]`. Off where it was not measured to help: where neighbours in space are hardly more alike than
+        any two cells, and where the study decides together (`consensus`).
+    library_key
+        A column of `.obs` with sections, for `spatial`: cells of different ones are no neighbours.
     report
         The path of an HTML report to write, in one file.
     """
@@ -159,8 +168,9 @@ def annotate(
     clusters = _clusters(verb.cells.obs, cluster_key)
     label_set = _label_set(verb, labels)
     annotator = verb.loaded.annotator
+    space = spatial_reader(verb, library_key) if spatial else None
     together = _is_consensus(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
-    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together)
+    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together, space)
     least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
     asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
@@ -196,6 +206,7 @@ def _score_cells(
     rerank: int,
     prior_share: float | None,
     together: bool,
+    space: Space | None,
 ) -> tuple[CellRun, CellEvidence, Scorer]:
     """The run, what it found of each cell, and the scores of the labels; warns of cells that look like none."""
     loaded, annotator = verb.loaded, verb.loaded.annotator
@@ -208,11 +219,11 @@ def _score_cells(
     texts = labels.texts(tissue) if rerank else []
     run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
     cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
-    scored, communities = cells, None
+    scored, communities = said_over_space(verb, cells, space, together), None
     if together:
-        scored, communities = over_neighbours(cells, verb.cells, run.array, smooth or NUM_NEIGHBOURS)
+        scored, communities = over_neighbours(scored, verb.cells, run.array, smooth or NUM_NEIGHBOURS)
     elif smooth:
-        scored = replace(cells, embeds=smooth_embeds(cells.embeds, smooth))
+        scored = replace(scored, embeds=smooth_embeds(scored.embeds, smooth))
     scorer = annotator.scorer(
         scored,
         candidates,

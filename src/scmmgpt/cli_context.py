@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import AsJson, BatchSize, Cells, Device, Model, Seed
+from .cli_options import AsJson, BatchSize, Cells, Device, KeyAdded, LibraryKey, Model, Overwrite, Seed
 from .console import say, say_table
 
 
@@ -58,6 +58,44 @@ def compare(
         say_table(hits.to_dict("records"), as_json=False)
 
 
+def niches(
+    cells: Cells,
+    output: Annotated[Path | None, typer.Option(help="Where to write: a new .h5ad or .zarr.")] = None,
+    cell_type_key: Annotated[
+        str | None, typer.Option(help="The column of obs with cell types; default: found, else annotated first.")
+    ] = None,
+    library_key: LibraryKey = None,
+    num_neighbours: Annotated[int, typer.Option(min=1, help="Nearest cells that are neighbours.")] = 15,
+    num_niches: Annotated[int, typer.Option(min=1, help="How many niches at most.")] = 8,
+    around: Annotated[str | None, typer.Option(help="Also say which cells surround this one.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="An HTML page with the map of the niches.")] = None,
+    key_added: KeyAdded = "scmmgpt",
+    overwrite: Overwrite = False,
+    model: Model = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """Find the niches of a tissue, by what surrounds each cell, and name them by their cell types."""
+    from .niches import niches, said_surroundings
+
+    keys = {"cell_type_key": cell_type_key, "library_key": library_key, "key_added": key_added, "report": page}
+    numbers = {"num_neighbours": num_neighbours, "num_niches": num_niches, "batch_size": batch_size}
+    adata = niches(cells, output=output, overwrite=overwrite, model=model, device=device, **keys, **numbers)
+    table = adata.uns[key_added]["niches"]["composition"]
+    rows = [
+        dict(zip(table, row, strict=True)) for row in zip(*(values.tolist() for values in table.values()), strict=True)
+    ]
+    said = None if around is None else said_surroundings(adata, around, cell_type_key, library_key, key_added)
+    if json:
+        say({"output": output and str(output), "niches": rows} | ({} if said is None else said), as_json=True)
+        return
+    say_table(rows, as_json=False)
+    lines = ([] if said is None else [said["text"]]) + [f"Written to {output}"] * (output is not None)
+    say({}, as_json=False, lines=lines + [f"Report: {page}"] * (page is not None))
+
+
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command."""
     app.command(epilog="Example: scmmgpt compare my.h5ad --groupby stim --control ctrl")(compare)
+    app.command(epilog="Example: scmmgpt niches tissue.h5ad --output out.h5ad --library-key section")(niches)

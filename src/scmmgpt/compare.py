@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Of each type so many cells of a group are read: enough for its genes, few enough for any file.
 MOST_CELLS = 10_000
-_TYPE_COLUMNS = ("scmmgpt_cell_type", "cell_type")
+TYPE_COLUMNS = ("scmmgpt_cell_type", "cell_type")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def compare(
     verb = Verb.begin("compare", adata, model, Execution(device, batch_size, progress))
     treatment = column_of(verb.cells.obs, groupby).to_numpy()
     treated = _groups(treatment, groupby, control, groups)
-    types = _types(verb, cell_type_key, adata)
+    types = annotated_types(verb, cell_type_key, adata)
     donors = None if donor_key is None else column_of(verb.cells.obs, donor_key).to_numpy()
     rows = _rows_to_read(treatment, types, [control, *treated], seed)
     embeds, expression = read_embeds_and_expression(verb, rows)
@@ -180,8 +180,9 @@ def _groups(treatment: np.ndarray, groupby: str, control: str, groups: Sequence[
     return treated
 
 
-def _types(verb: Verb, key: str | None, adata: Any) -> np.ndarray:
-    key = key or next((name for name in _TYPE_COLUMNS if name in verb.cells.obs), None)
+def annotated_types(verb: Verb, key: str | None, adata: Any) -> np.ndarray:
+    """The column of cell types; where there is none, cells are annotated first."""
+    key = key or next((name for name in TYPE_COLUMNS if name in verb.cells.obs), None)
     if key is not None:
         return column_of(verb.cells.obs, key).to_numpy()
     from .api import annotate
