@@ -13,7 +13,8 @@ The steps, in order, for N cells and C candidate labels:
 5. Below `min_confidence` a call moves to the most specific ancestor whose candidates together reach it, else "unknown".
    An ancestor of k of the n candidates collects k/n by chance alone, so it must reach `min_confidence` beyond that:
    (confidence - k/n) / (1 - k/n). What all candidates have in common is never an answer.
-6. Cells without a known gene, and cells that look like no cell, are "unknown".
+6. Cells without a known gene, and cells that look like no cell, are "unknown". Confidences of a species far from human
+   are lowered by its reach, and below `LEAST_REACH` every cell is "unknown".
 
 Where a study is called as a whole, each cell's evidence is first averaged with that of its neighbours, steps 1 to 4 are
 taken for its communities, `held_labels_scmmgpt.py` chooses the labels that the study holds, and all steps are taken again
@@ -47,6 +48,7 @@ from .ontology_scmmgpt import EMPTY, UNINFORMATIVE_TERMS, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from .plausibility_scmmgpt import resembles_a_type, saturated
 from .proteins_scmmgpt import ProteinEvidence
+from .species_scmmgpt import LEAST_REACH, trust
 from .type_profiles_scmmgpt import FILE_NAME as PROFILES_FILE
 from .type_profiles_scmmgpt import Agreement, TypeProfiles, candidate_of_type
 
@@ -206,6 +208,7 @@ class CellAnnotator:
         prior_share: float | None = None,
         of_study: bool = False,
         proteins: ProteinEvidence | None = None,
+        reach: float = 1.0,
     ) -> "Scorer":
         """Calibrated probabilities of the candidates, see `Scorer`.
 
@@ -213,7 +216,7 @@ class CellAnnotator:
         measured; cells with `agreement` need them. `prior_share` of a label's mean logit is what the prior correction
         takes away: None is the calibration's, and off where it does not apply; 0 judges every cell by itself.
         `of_study` reads evidence that was averaged over neighbours by the calibration made for it. `proteins` is what
-        antibodies of the same cells say.
+        antibodies of the same cells say, `reach` that of the cells' genes, see `species_scmmgpt`.
         """
         cells = cells if isinstance(cells, CellEvidence) else CellEvidence(**cells)
         agreement, norms = None, self.profile_norms(candidates, measured_genes)
@@ -221,7 +224,7 @@ class CellAnnotator:
             agreement = Agreement(cells.agreement, norms, candidates.candidate_of_profile[candidates.profiles])
         calibration = self.calibration.of_study if of_study else self.calibration
         scorer = Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
-        scorer.proteins = proteins
+        scorer.proteins, scorer.reach = proteins, reach
         return scorer
 
     def profile_norms(self, candidates: Candidates, measured_genes: np.ndarray | None) -> np.ndarray | None:
@@ -241,7 +244,7 @@ class CellAnnotator:
         logits, bias = group_means(scorer.logits, communities), calibration.parent_bias * lineages.is_parent
         chances = softmax((logits - bias) / calibration.naming_temperature, axis=1)
         # Where few genes were measured, less is known of each type.
-        held = held_labels(chances, num_cells, lineages, calibration.least_share / scorer.reach)
+        held = held_labels(chances, num_cells, lineages, calibration.least_share / scorer.profile_reach)
         said = softmax(logits / calibration.naming_temperature, axis=1)
         names = names_of_held(held, said, num_cells, lineages, calibration.least_part)
         return scorer.among(held, names, bias)
@@ -259,6 +262,8 @@ class CellAnnotator:
         calls = call_cells(len(scorer.cells), scorer.probabilities, back_off, clusters)
         if least > 0 and clusters is None:
             calls = calls.with_unknown(np.asarray(scorer.cells.is_empty) | np.asarray(scorer.cells.is_implausible))
+        if least > 0 and scorer.reach < LEAST_REACH:
+            calls = calls.with_unknown(np.ones(len(calls.labels), dtype=bool))
         return calls
 
     def label_sets(self, scorer: "Scorer") -> np.ndarray:
@@ -266,11 +271,11 @@ class CellAnnotator:
         scorer = scorer.whole
         labels, cells = scorer.candidates.labels, scorer.cells
         # Where few genes were measured, less is known of each type.
-        gap, groups = scorer.calibration.set_gap(len(labels)) / scorer.reach, Groups.of(labels, self.ontology)
+        gap, groups = scorer.calibration.set_gap(len(labels)) / scorer.profile_reach, Groups.of(labels, self.ontology)
         sets = [
             label_sets(scorer.probabilities(rows), labels, groups, self.ontology, gap) for rows in parts(len(cells))
         ]
-        is_none = np.asarray(cells.is_empty) | np.asarray(cells.is_implausible)
+        is_none = np.asarray(cells.is_empty) | np.asarray(cells.is_implausible) | (scorer.reach < LEAST_REACH)
         return np.where(is_none, ROOT, np.concatenate(sets))
 
 
@@ -354,6 +359,7 @@ class Scorer:
     ):
         self.cells, self.candidates = cells, candidates
         self.whole: Scorer = self  # of which `among` takes some candidates
+        self.reach = 1.0
         self._columns: slice | np.ndarray = slice(None)
         self.bias: np.ndarray
         self.proteins: ProteinEvidence | None = None
@@ -383,7 +389,7 @@ class Scorer:
         return logits
 
     @property
-    def reach(self) -> float:
+    def profile_reach(self) -> float:
         """How much of the type profiles the measured genes can show, from 0 to 1; 1 where profiles do not count."""
         return self.agreement.reach if self.agreement is not None and self.profile_weight else 1.0
 
@@ -405,6 +411,7 @@ class Scorer:
     def probabilities(self, rows: slice | np.ndarray) -> np.ndarray:
         """(rows, C); where the matching head was asked, its opinion is mixed in."""
         probabilities = softmax(self.logits(rows) / self.temperature, axis=1)
+        probabilities *= trust(self.reach)
         if self.cells.match is None or self.cells.matched is None:
             return probabilities[:, self._columns]
         return rerank(probabilities, self.cells.match[rows], self.cells.matched[rows], RERANK_WEIGHT)

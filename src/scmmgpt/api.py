@@ -10,29 +10,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .arguments import shared_arguments
 from .cells import column_of
-from .chromatin import activity_scorer, is_gene_activity
-from .consensus import MIN_CELLS, NUM_NEIGHBOURS, over_neighbours
-from .embedding import CellRun, EvidenceBatch, embed_batch
+from .embedding import embed_batch
 from .errors import UserError
 from .evidence import evidence_table
-from .input_warnings import cell_warnings
 from .loading import LoadedModel, ModelSource, load
-from .processing.calling_scmmgpt import CellEvidence, Scorer
-from .processing.encoding_scmmgpt import similarity_scale
-from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, LabelSet
+from .processing.labels_scmmgpt import Labels, LabelSet
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
 from .protein_evidence import StudyProteins, with_proteins
-from .smoothing import smooth as smooth_embeds
+from .scoring import Scoring, decides_together
+from .spatial import spatial_reader
 from .storage import Additions, check_output
-from .text_cache import remembered
 from .verb import Destination, Execution, Verb, storable
 
 if TYPE_CHECKING:
@@ -102,6 +96,8 @@ def annotate(
     prior_share: float | None = None,
     consensus: bool | None = None,
     proteins: bool = True,
+    spatial: bool = False,
+    library_key: str | None = None,
     report: str | os.PathLike | None = None,
     model: ModelSource = None,
     output: str | os.PathLike | None = None,
@@ -149,6 +145,12 @@ def annotate(
     proteins
         Let antibodies that were counted in the same cells (CITE-seq) speak too; `scmmgpt_protein_conflict` in `.obs`
         says how much probability they moved. False: the RNA alone.
+    spatial
+        Let neighbours in space speak for one another, those that look alike first; it needs coordinates in
+        `.obsm["spatial"]`. Off where it was not measured to help: where neighbours in space are hardly more alike than
+        any two cells, and where the study decides together (`consensus`).
+    library_key
+        A column of `.obs` with sections, for `spatial`: cells of different ones are no neighbours.
     report
         The path of an HTML report to write, in one file.
     """
@@ -165,11 +167,12 @@ def annotate(
     clusters = _clusters(verb.cells.obs, cluster_key)
     label_set = _label_set(verb, labels)
     annotator = verb.loaded.annotator
-    together = _is_consensus(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
+    together = decides_together(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
     if together and labels is None:
         label_set = annotator.label_set(of_study=True)
     measured = StudyProteins.of(verb, one_by_one=prior_share == 0) if proteins else None
-    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together, measured)
+    space = spatial_reader(verb, library_key) if spatial else None
+    run, cells, scorer = Scoring(tissue, smooth, rerank, prior_share, together, measured, space).of(verb, label_set)
     least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
     asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
@@ -191,62 +194,6 @@ def annotate(
     obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
     obs |= {keys.candidates: _column(sets), **{keys.of(name): values for name, values in conflict.items()}}
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
-
-
-def _is_consensus(verb: Verb, asked: bool | None, labels: LabelSet, is_possible: bool) -> bool:
-    """Whether the study decides together, as was asked or as its labels and its size suggest."""
-    if asked and not is_possible:
-        raise UserError("consensus=True decides over the study: leave out cluster_key, rerank and prior_share=0.")
-    by_itself = labels.source in (TRAINED_TYPES, CELL_ONTOLOGY) and not is_gene_activity(verb.cells)
-    wanted = by_itself if asked is None else asked
-    return wanted and is_possible and verb.cells.num_cells >= MIN_CELLS
-
-
-def _score_cells(
-    verb: Verb,
-    labels: LabelSet,
-    tissue: str | None,
-    smooth: int,
-    rerank: int,
-    prior_share: float | None,
-    together: bool,
-    measured: StudyProteins | None = None,
-) -> tuple[CellRun, CellEvidence, Scorer]:
-    """The run, what it found of each cell, and the scores of the labels; warns of cells that look like none."""
-    loaded, annotator = verb.loaded, verb.loaded.annotator
-    candidates = annotator.candidates(
-        labels,
-        lambda texts: remembered(loaded.weights_hash, texts, lambda: loaded.embed_texts(texts)),
-        tissue=tissue,
-        with_profiles=prior_share != 0,
-    )
-    texts = labels.texts(tissue) if rerank else []
-    run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
-    cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
-    scale, measured_genes = similarity_scale(loaded.model), None
-    if candidates.profiles:
-        measured_genes = run.gene_tokenizer.measured_genes(run.source)
-    if is_gene_activity(verb.cells):
-        cells = replace(cells, is_implausible=np.zeros_like(cells.is_implausible))  # of RNA, the guard knows
-        return run, cells, activity_scorer(annotator, cells, candidates, scale=scale, measured_genes=measured_genes)
-    scored, communities = cells, None
-    if together:
-        norms = annotator.profile_norms(candidates, measured_genes)
-        scored, communities = over_neighbours(cells, verb.cells, run.array, smooth or NUM_NEIGHBOURS, norms)
-    elif smooth:
-        scored = replace(cells, embeds=smooth_embeds(cells.embeds, smooth))
-    scorer = annotator.scorer(
-        scored,
-        candidates,
-        scale=scale,
-        measured_genes=measured_genes,
-        prior_share=prior_share,
-        of_study=together,
-        proteins=measured and measured.evidence(candidates, loaded),
-    )
-    for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
-        verb.warn(warning)
-    return run, cells, scorer if communities is None else annotator.held(scorer, communities)
 
 
 def _label_set(verb: Verb, labels: Labels | None) -> LabelSet:
