@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .cli_agents import mcp
 from .cli_export import export_app
 from .cli_options import (
     Address,
@@ -31,6 +30,7 @@ from .cli_options import (
     Seed,
     Workers,
 )
+from .cli_tools import add_tools
 from .console import pairs, run_to_exit_code, say, say_outcome, say_table
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ corpus_app = typer.Typer(help="Training corpora: build and audit.", no_args_is_h
 app.add_typer(index_app, name="index")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(export_app, name="export")
-app.command(epilog="Example: scmmgpt mcp --folder data --folder results")(mcp)
+add_tools(app)
 
 
 def main() -> None:
