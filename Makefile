@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-TEST_EXTRAS := train,eval,ontology,app,serve,search,dev
+TEST_EXTRAS := train,eval,ontology,app,serve,search,mcp,sentence-transformers,dev
 STEPS ?=
 MARKERS := cellconsensus==1.2.0
 

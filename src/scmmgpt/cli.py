@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .cli_context import register
+from .cli_context import add_context
 from .cli_export import export_app
 from .cli_options import (
     Address,
@@ -32,6 +32,7 @@ from .cli_options import (
     Seed,
     Workers,
 )
+from .cli_tools import add_tools
 from .console import pairs, run_to_exit_code, say, say_outcome, say_table
 
 app = typer.Typer(
@@ -46,7 +47,8 @@ corpus_app = typer.Typer(help="Training corpora: build and audit.", no_args_is_h
 app.add_typer(index_app, name="index")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(export_app, name="export")
-register(app)
+add_context(app)
+add_tools(app)
 
 
 def main() -> None:

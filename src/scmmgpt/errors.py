@@ -13,6 +13,7 @@ _EXTRA_OF_MODULE = {
     "fastapi": "serve",
     "gradio": "app",
     "matplotlib": "eval",
+    "mcp": "mcp",
     "mudata": "eval",
     "nltk": "eval",
     "onnx": "onnx",
