@@ -236,7 +236,7 @@ class Maker:
             asked = self.ontology.terms[self.one_of(known)].label
             answer = f"Yes: it is {with_article(cell.label)}, which is a kind of {asked}."
         else:
-            asked = self.one_of([label for label in (cell.study.types if draw < 0.85 else self.labels)])
+            asked = self.one_of(cell.study.types if draw < 0.85 else self.labels)
             is_right = asked == cell.label or self.is_above(asked, above)
             answer = f"Yes, this is {with_article(asked)}." if is_right else f"No, this is {with_article(cell.label)}."
         return self.one_of(wordings.CHECK_QUESTIONS).format(type=with_article(asked)), answer

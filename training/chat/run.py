@@ -46,7 +46,9 @@ class InstructionCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         spelt = [self.spell(json.loads(row["messages"])) for row in rows]
-        batch = padded_rows([(ids[: self.max_tokens], labels[: self.max_tokens]) for ids, labels in spelt], tokenizer.pad_token_id)
+        batch = padded_rows(
+            [(ids[: self.max_tokens], labels[: self.max_tokens]) for ids, labels in spelt], tokenizer.pad_token_id
+        )
         return batch | tokens_of_cells(rows)
 
     def spell(self, messages: list[dict]) -> tuple[list[int], list[int]]:

@@ -155,7 +155,9 @@ def from_definition(label: str, definition: str) -> str:
 
     Examples
     --------
-    >>> from_definition("sensory neuron", "Any neuron having a sensory function; an afferent neuron conveying impulses.")
+    >>> from_definition(
+    ...     "sensory neuron", "Any neuron having a sensory function; an afferent neuron conveying impulses."
+    ... )
     'A sensory neuron is any neuron having a sensory function; an afferent neuron conveying impulses.'
     """
     from scmmgpt.processing.prompting_scmmgpt import with_article
