@@ -30,7 +30,6 @@ from scmmgpt.training.assembly import (
     new_token_ids,
     row_order,
 )
-from scmmgpt.training.chat.run import answer_loss, instruction_parts
 from scmmgpt.training.conversations import ConversationCollator, MixedOrder, ShuffledRows
 from scmmgpt.training.corpus.reading import Corpus, Selection
 from scmmgpt.training.curves import draw_curves
@@ -39,6 +38,7 @@ from scmmgpt.training.decoder_start import begin_with, corpus_shares, is_new
 from scmmgpt.training.flops import stage_2_flops
 from scmmgpt.training.held_out import spread_over
 from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
+from scmmgpt.training.instruction_tuning import answer_loss, instruction_parts
 from scmmgpt.training.plan import make_plan
 from scmmgpt.training.run import (
     begin,

@@ -62,18 +62,19 @@ def is_chat_repository(directory: Path) -> bool:
     return (directory / SETTINGS_FILE).is_file() and (directory / ADAPTERS_FILE).is_file()
 
 
-def assembled(directory: Path = CHAT_MODEL, base: str | os.PathLike | None = None, *, download: bool = True) -> Path:
+def assembled(directory: Path | None = None, base: str | os.PathLike | None = None, *, download: bool = True) -> Path:
     """The whole model as a directory, assembled if it is not there yet.
 
     Parameters
     ----------
     directory
-        A repository with adapters.
+        A repository with adapters; None: the package's own.
     base
         The base LLM: a directory or a GGUF file. None looks for it.
     download
         Fetch the base LLM from the Hub if it is not here.
     """
+    directory = directory or CHAT_MODEL
     if not is_chat_repository(directory):
         raise UserError(f"{str(directory)!r} holds no adapters of a chat model: it has no {SETTINGS_FILE}.")
     repository = ChatRepository(directory)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
@@ -32,6 +34,7 @@ from scmmgpt.training.trainer import Rows
 # Cells whose type an answer names as it is.
 CLEAR_KINDS = ("name", "describe", "choose", "check", "genes", "against", "function", "where", "species", "compare")
 BLOCK_OF_BATCHES = 16
+PROJECTOR_START = "projector_start"
 PROJECTOR_BATCH, PROJECTOR_RATE = 256, 2e-3
 CELLS_AT_ONCE = 64
 
@@ -135,11 +138,29 @@ def instruction_parts(
     lengths = np.array([len(collate.spell(json.loads(text))[0]) for text in dataset["messages"]])
     order = SimilarLengths(lengths, arguments.train_batch_size * arguments.world_size, arguments.seed)
     if settings.model.projector_start_steps:
-        begin_projector(model, processor, dataset, settings.model.projector_start_steps, arguments.seed)
+        begin_projector_once(model, processor, dataset, settings)
     return processor, model, Rows(dataset, None, collate, order)
 
 
 # ---- where the projector begins
+
+
+def begin_projector_once(
+    model: ScMMGPTForConditionalGeneration,
+    processor: ScMMGPTProcessor,
+    dataset: datasets.Dataset,
+    settings: Stage2Settings,
+) -> None:
+    """The projector as it begins, kept beside the run: a run that goes on needs it, but need not make it again."""
+    steps, seed = settings.model.projector_start_steps, int(settings.training.get("seed", 0))
+    kept = Path(settings.output) / f"{PROJECTOR_START}-{steps}-{seed}-{dataset._fingerprint}.safetensors"
+    projector = model.model.cell_token_projector
+    if not kept.is_file():
+        loss = begin_projector(model, processor, dataset, steps, seed)
+        print(f"projector begins at a distance of {loss:.3f}", flush=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        save_file(projector.state_dict(), kept)
+    projector.load_state_dict(load_file(kept))
 
 
 def begin_projector(
