@@ -65,6 +65,7 @@ def write_repository(directory: Path, llm: Path, seed: int = 0) -> Path:
     weights = {
         "base_model.model.model.cell_token_projector.0.weight": random(PROJECTOR_WIDTH, QUERY_WIDTH),
         "base_model.model.model.cell_token_projector.0.bias": random(PROJECTOR_WIDTH),
+        "base_model.model.model.cell_token_projector.positions": random(8, QUERY_WIDTH),
         "base_model.model.model.cell_token_projector.2.weight": random(width, PROJECTOR_WIDTH),
         "base_model.model.model.cell_token_projector.2.bias": random(width),
     }
@@ -77,6 +78,7 @@ def write_repository(directory: Path, llm: Path, seed: int = 0) -> Path:
     settings = {
         "base": asdict(base_of(llm)),
         "projector_hidden_size": PROJECTOR_WIDTH,
+        "projector_positions": True,
         "lora": {"rank": RANK, "alpha": 2 * RANK},
         "training": {"steps": 1, "directions": ["cells to text"]},
     }

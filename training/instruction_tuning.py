@@ -35,7 +35,8 @@ from scmmgpt.training.trainer import Rows
 CLEAR_KINDS = ("name", "describe", "choose", "check", "genes", "against", "function", "where", "species", "compare")
 BLOCK_OF_BATCHES = 16
 PROJECTOR_START = "projector_start"
-PROJECTOR_BATCH, PROJECTOR_RATE = 256, 2e-3
+PROJECTOR_BATCH, PROJECTOR_RATE, PROJECTOR_NOISE = 160, 3e-3, 0.1
+WORD_WIDTH, FILLER_WEIGHT, POSITION_SPREAD = 0.25, 0.3, 0.7
 CELLS_AT_ONCE = 64
 
 
@@ -156,8 +157,8 @@ def begin_projector_once(
     kept = Path(settings.output) / f"{PROJECTOR_START}-{steps}-{seed}-{dataset._fingerprint}.safetensors"
     projector = model.model.cell_token_projector
     if not kept.is_file():
-        loss = begin_projector(model, processor, dataset, steps, seed)
-        print(f"projector begins at a distance of {loss:.3f}", flush=True)
+        right = begin_projector(model, processor, dataset, steps, seed)
+        print(f"the projector spells {right:.0%} of the words of its last batch", flush=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file(projector.state_dict(), kept)
     projector.load_state_dict(load_file(kept))
@@ -172,27 +173,53 @@ def begin_projector(
 ) -> float:
     """Teach the projector to spell each cell's type in the LLM's own words, before the LLM is asked to read them.
 
-    Returns the last loss: the squared distance to these words, 1 for a projector that says nothing.
+    Returns the share of the words of the last batch that lie nearest to what the projector says.
     """
     states, words = spelling_task(model, processor, dataset)
-    table = model.get_input_embeddings().weight.detach().float()
-    variance = table[words.unique()].var().item()
-    generator = torch.Generator().manual_seed(seed)
-    projector, loss = model.model.cell_token_projector, 1.0
-    optimizer = torch.optim.AdamW(projector.parameters(), PROJECTOR_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PROJECTOR_RATE, total_steps=num_steps)
+    spoken, place = words.unique(return_inverse=True)
+    table = model.get_input_embeddings().weight.detach().float()[spoken]
+    variance, size = table.var(), table.square().sum(1)
+    # What fills up short names says nothing, and is most of all words.
+    weight = torch.where(spoken == words[:, -1].mode().values, FILLER_WEIGHT, 1.0)
+    projector, generator = model.model.cell_token_projector, torch.Generator().manual_seed(seed)
     dtype = next(projector.parameters()).dtype
     projector.float()
+    spread = _standardise(projector, states, table, generator)
+    optimizer = torch.optim.AdamW(projector.parameters(), PROJECTOR_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PROJECTOR_RATE, total_steps=num_steps)
+    right = 0.0
     for _ in range(num_steps):
         chosen = torch.randint(len(states), (PROJECTOR_BATCH,), generator=generator)
-        error = F.mse_loss(projector(states[chosen]), table[words[chosen]]) / variance
+        noise = PROJECTOR_NOISE * spread * torch.randn((PROJECTOR_BATCH, 1, len(spread)), generator=generator)
+        said, own = projector(states[chosen] + noise), place[chosen]
+        distance = said.square().sum(-1, keepdim=True) - 2 * said @ table.T + size
+        choice = F.cross_entropy(
+            (-distance / (WORD_WIDTH * size.mean())).flatten(0, 1), own.flatten(), reduction="none"
+        )
+        error = (said - table[own]).square().mean(-1) / variance
+        loss = ((choice.view_as(error) / 2 + error) * weight[own]).sum() / weight[own].sum()
         optimizer.zero_grad()
-        error.backward()
+        loss.backward()
         optimizer.step()
         schedule.step()
-        loss = error.item()
+        right = (distance.argmin(-1) == own).float().mean().item()
     projector.to(dtype)
-    return loss
+    return right
+
+
+@torch.no_grad()
+def _standardise(
+    projector: torch.nn.Sequential, states: torch.Tensor, table: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Begin with inputs of mean 0 and spread 1, the mean of the words, and places apart; the spread of the inputs."""
+    mean, spread = states.mean((0, 1)), states.std((0, 1))
+    projector[0].weight /= spread
+    projector[0].bias -= projector[0].weight @ mean
+    projector[2].bias.copy_(table.mean(0))
+    if hasattr(projector, "positions"):
+        drawn = torch.randn(projector.positions.shape, generator=generator)
+        projector.positions.copy_(POSITION_SPREAD * spread * drawn)
+    return spread
 
 
 def spelling_task(

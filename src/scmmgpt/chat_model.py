@@ -170,6 +170,7 @@ def joined(repository: ChatRepository, base: Path, *, with_adapters: bool = True
     processor.annotation_files = mini.annotation_files
     config = ScMMGPTConfig.from_pretrained(EMBEDDED_MODEL)
     config.projector_hidden_size = settings["projector_hidden_size"]
+    config.projector_positions = settings["projector_positions"]
     config.cell_token_id = processor.cell_token_id
     config.training_summary = {**(config.training_summary or {}), "chat": settings["training"]}
     model = join_language_model(config, llm)

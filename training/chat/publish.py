@@ -59,7 +59,7 @@ def main() -> None:
     state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
     settings = {
         "base": asdict(base_of(given.gguf)),
-        "projector_hidden_size": recipe["model"]["config"]["projector_hidden_size"],
+        **{name: recipe["model"]["config"][name] for name in ("projector_hidden_size", "projector_positions")},
         "lora": {"rank": adapters["r"], "alpha": adapters["lora_alpha"]},
         "training": {
             "steps": state["global_step"],
