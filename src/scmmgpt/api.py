@@ -274,6 +274,7 @@ def describe(
     cluster_key: str | None = None,
     choices: Labels | None = None,
     max_new_tokens: int = 64,
+    checked: bool = True,
     model: ModelSource = None,
     output: str | os.PathLike | None = None,
     key_added: str = "scmmgpt",
@@ -286,8 +287,10 @@ def describe(
 ) -> AnnData:
     """Write a description of each cell by the language model to `.obs["scmmgpt_description"]`.
 
-    Genes that a description names but the cell does not express are marked "[not detected]". Where antibodies were counted
-    in the same cells, a sentence names the proteins that they found.
+    scmmgpt-chat describes where it can be had: each claim is checked against the cells beside their study, what they
+    contradict is withheld, and `.uns["scmmgpt"]["describe"]["claims"]` lists all. Of more than 50 cells it describes the
+    types. The embedded model's small decoder marks genes that a cell does not express "[not detected]". Where antibodies
+    were counted in the same cells, a sentence names the proteins that they found.
 
     Parameters
     ----------
@@ -302,22 +305,29 @@ def describe(
         `.obsm["scmmgpt_choice_probability"]` holds the probability of each.
     max_new_tokens
         The greatest length of a description.
+    checked
+        Withhold what the cells contradict; False gives the raw text.
     """
+    from .chat_model import language_source
     from .description import describe_cells
 
     keys = ResultKeys(key_added)
     added = Additions(obs={keys.description: None}, obsm={} if choices is None else {keys.choice_probability: None})
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress)
+    model = language_source(model)
     verb = Verb.begin("describe", adata, model, execution, destination, keys=added, generative=True)
     clusters = _clusters(verb.cells.obs, cluster_key)
     candidates = None if choices is None else _label_set(verb, choices)
-    result = describe_cells(verb, clusters, prompt=prompt, choices=candidates, max_new_tokens=max_new_tokens)
+    asked: dict[str, Any] = {"prompt": prompt, "choices": candidates, "max_new_tokens": max_new_tokens}
+    result = describe_cells(verb, clusters, checked=checked, **asked)
     texts = with_proteins(verb, result.texts, clusters) if candidates is None else result.texts
     additions = Additions(
         obs={keys.description: np.array(texts, dtype=object)},
         uns={key_added: verb.record(result.gene_account, prompt=result.prompt, cluster_key=cluster_key)},
     )
+    if result.claims is not None:
+        additions.uns[key_added]["describe"]["claims"] = result.claims
     if candidates is not None:
         additions.obsm[keys.choice_probability] = result.probabilities
         additions.uns[key_added]["describe"]["choices"] = np.array(candidates.labels, dtype=object)
@@ -374,6 +384,7 @@ def chat(
     *,
     cluster_key: str | None = None,
     select: Sequence[str] | None = None,
+    checked: bool = True,
     model: ModelSource = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
@@ -388,8 +399,11 @@ def chat(
         A column of `.obs` with clusters to talk about instead of cells.
     select
         Names of cells (or clusters), at most 8; None takes the first ones.
+    checked
+        Withhold what the cells contradict, where scmmgpt-chat speaks; False gives the raw text.
     """
+    from .chat_model import language_source
     from .conversation import begin_conversation
 
-    verb = Verb.begin("chat", adata, model, Execution(device, batch_size), generative=True)
-    return begin_conversation(verb, cluster_key, select)
+    verb = Verb.begin("chat", adata, language_source(model), Execution(device, batch_size), generative=True)
+    return begin_conversation(verb, cluster_key, select, checked=checked)
