@@ -81,7 +81,9 @@ def read_studies(data: Path, recipe: Path, number: int, names: list[str], seed: 
 
 
 @torch.inference_mode()
-def say(loaded: LoadedModel, prompts: list[str], tokens: torch.Tensor | None, new_tokens: int = NEW_TOKENS) -> list[str]:
+def say(
+    loaded: LoadedModel, prompts: list[str], tokens: torch.Tensor | None, new_tokens: int = NEW_TOKENS
+) -> list[str]:
     """What the model writes to prompts; each `<cell>` is filled with the tokens of its row."""
     model, processor = loaded.model, loaded.processor
     tokenizer, texts = processor.tokenizer, []
@@ -143,7 +145,9 @@ def figures(truth: np.ndarray, named: list[str], tree: TypeTree) -> dict[str, fl
     }
 
 
-def naming(chat: LoadedModel, base: LoadedModel, studies: list[TestStudy], reader: ClaimReader, tree: TypeTree) -> dict:
+def naming(
+    chat: LoadedModel, base: LoadedModel, studies: list[TestStudy], reader: ClaimReader, tree: TypeTree
+) -> dict:
     found: dict[str, Any] = {}
     for study in studies:
         study.write_contexts(chat)
@@ -189,7 +193,9 @@ def facts(chat: LoadedModel, studies: list[TestStudy], tree: TypeTree) -> dict[s
             shown = [claim for claim in shown if claim.sentence not in withheld]
             fits = [claim.kind != "type" or related(claim.subject, truth, tree) for claim in shown]
             right, printed, raw = right + sum(fits), printed + len(fits), raw + len(checked.claims)
-            wrong_context += sum(claim.kind in ("species", "tissue") for claim in shown if claim.verdict != "supported")
+            wrong_context += sum(
+                claim.kind in ("species", "tissue") for claim in shown if claim.verdict != "supported"
+            )
             for other in range(len(names)):
                 if other != group and not related(read.labels[other], read.labels[group], tree):
                     verdicts = [claim.verdict for claim in check(read, checked.printed, other).claims]
@@ -234,7 +240,9 @@ def knowledge(loaded: LoadedModel) -> float:
         chat = [{"role": "user", "content": f"{question} Answer in a few words."}]
         prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        scores = [answer_score(loaded, asked, tokenizer(option, add_special_tokens=False)["input_ids"]) for option in options]
+        scores = [
+            answer_score(loaded, asked, tokenizer(option, add_special_tokens=False)["input_ids"]) for option in options
+        ]
         right += int(np.argmax(scores) == 0)
     return round(right / len(questions), 3)
 
