@@ -114,6 +114,8 @@ def _assemble(repository: ChatRepository, base: Path, place: Path) -> None:
         _check_room(place.parent)
         model, processor = joined(repository, base)
         _write(model, processor, temporary)
+        if (card := repository.directory / "README.md").is_file():
+            shutil.copyfile(card, temporary / card.name)
         files = {path.name: path.stat().st_size for path in temporary.iterdir() if path.is_file()}
         receipt = {"files": files, "base": str(base), "weights_sha256": hash_of_files(_weights(temporary))}
         (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1), encoding="utf-8")
