@@ -77,7 +77,7 @@ def export(
         words.no_padding()
     for stale in (*directory.glob("*.safetensors"), *directory.glob("*.safetensors.index.json")):
         stale.unlink()
-    state = model.state_dict() if dtype is None else _stored(model.state_dict(), dtype)
+    state = model.state_dict() if dtype is None else stored_as(model.state_dict(), dtype)
     model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
     processor.save_pretrained(directory)
     for name in TABLES:
@@ -88,7 +88,7 @@ def export(
     return directory
 
 
-def _stored(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def stored_as(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Weights in another type; tied ones stay one tensor, or both would be written."""
     stored: dict[int, torch.Tensor] = {}
     return {

@@ -195,7 +195,11 @@ WITHOUT_GENES = {
     "hashtags": (["HTO1", "HTO2", "Hashtag3"], None, "tell samples apart"),
     "guides": (["CD19-1", "CD19-2"], "CRISPR Guide Capture", "tell perturbations apart"),
     "peaks": ([f"chr1:{start}-{start + 500}" for start in range(1000, 90_000, 1000)], None, "gene activities first"),
-    "peaks with lines below": ([f"chr1_{start}_{start + 500}" for start in range(1000, 90_000, 1000)], None, "muon"),
+    "peaks with lines below": (
+        [f"chr1_{start}_{start + 500}" for start in range(1000, 90_000, 1000)],
+        None,
+        r"scmmgpt\.gene_activity\(peaks\)",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import os
 from pathlib import Path
 
 import anndata as ad
@@ -216,6 +217,34 @@ def test_pipeline_and_endpoint_set_the_same_features_aside(cells, of_genes_alone
 
     assert called.tolist() == expected.obs["scmmgpt_cell_type"].tolist()
     assert [call["cell_type"] for call in answered] == expected.obs["scmmgpt_cell_type"].tolist()
+
+
+FIVE = ("h5ad", "zarr", "h5mu", "10x h5, version 3", "10x folder")
+
+
+@pytest.mark.parametrize("kind", FIVE)
+def test_five_readers_give_one_answer_on_real_antibodies(loaded, tmp_path, kind):
+    if not os.environ.get("SCMMGPT_DATA"):
+        pytest.skip("SCMMGPT_DATA names no folder of development cells")
+    path = Path(os.environ["SCMMGPT_DATA"]).parent / "dev2" / "multiome" / "citeseq_pbmc5k_scvitools200.h5ad"
+    if not path.exists():
+        pytest.skip(f"there is no {path.name} beside the development cells")
+    rna = ad.read_h5ad(path)
+    protein = rna.obsm["protein_expression"]
+    names = [*rna.var_names, *protein.columns]
+    types = ["Gene Expression"] * rna.n_vars + ["Antibody Capture"] * protein.shape[1]
+    matrix = sparse.hstack([rna.X, sparse.csr_matrix(protein.to_numpy(np.float32))], format="csr").astype(np.float32)
+    var = pd.DataFrame({"gene_ids": names, "feature_types": types}, index=names)
+    typed = ad.AnnData(matrix, obs=pd.DataFrame(index=rna.obs_names), var=var)
+    labels = sorted(set(rna.obs["cell_type"]) - {"unknown"})
+
+    found = scmmgpt.annotate(WRITERS[kind](typed, tmp_path), labels, model=loaded, progress=False)
+
+    beside = ad.AnnData(rna.X, obs=rna.obs[[]], var=var.iloc[: rna.n_vars, [0]], obsm={"protein_expression": protein})
+    expected = scmmgpt.annotate(beside, labels, model=loaded, progress=False)
+    for column in ("scmmgpt_cell_type", "scmmgpt_confidence", "scmmgpt_protein_conflict"):
+        assert found.obs[column].tolist() == expected.obs[column].tolist()
+    assert len(found.uns["scmmgpt"]["annotate"]["proteins"]["antibodies"]) == 29
 
 
 # ---- MuData

@@ -11,6 +11,7 @@ _EXTRA_OF_MODULE = {
     "datasets": "train",
     "faiss": "search",
     "fastapi": "serve",
+    "gguf": "chat",
     "gradio": "app",
     "matplotlib": "eval",
     "mcp": "mcp",

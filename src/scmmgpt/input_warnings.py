@@ -9,6 +9,7 @@ import numpy as np
 
 from .processing.features_scmmgpt import PANEL_BY_NAMES
 from .processing.matrix_state_scmmgpt import recover_counts
+from .processing.species_scmmgpt import HUMAN, LEAST_REACH, MILLION_YEARS, REACH_OF_CALIBRATION, trust
 
 _FEW_COVERED = 0.5
 # Cells of one pure type, shallowly sequenced, come down to 1.02; counts drawn from one profile lie at 1.
@@ -25,6 +26,7 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
             f"Only {account['share_of_counts']:.0%} of the counts are in genes of the model's vocabulary: check the "
             "species, and that var_names are gene symbols or Ensembl ids."
         )
+    found += _species_warnings(account)
     if account.get("empty_cells"):
         found.append(
             f"{account['empty_cells']} cells express no gene of the model's vocabulary; they are labelled unknown."
@@ -44,6 +46,34 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
         for one in (account.get("set_aside") or {}).values()
         if one["why"] == PANEL_BY_NAMES
     ]
+    return found
+
+
+def _species_warnings(account: Mapping[str, Any]) -> list[str]:
+    """What the species of the genes means for the results."""
+    found = []
+    species, reach = account.get("species"), account.get("reach", 1.0)
+    far = f"The cells are of {species}, {MILLION_YEARS.get(str(species), 0)} million years from human"
+    figures = f"orthologs cover {account.get('share_of_counts', 1):.0%} of the counts: reach {reach:.2f}"
+    if reach < LEAST_REACH:
+        found.append(
+            f"{far}, and {figures}, under the {LEAST_REACH} that a name needs: every cell is called unknown. "
+            "min_confidence=0 names cells all the same; embeddings compare cells of one file with each other."
+        )
+    elif species != HUMAN and reach < REACH_OF_CALIBRATION:
+        found.append(f"{far}, and {figures}; confidences are multiplied by {trust(reach):.2f} for that.")
+    if several := account.get("several_species"):
+        genes = ", ".join(f"{name} ({number} genes)" for name, number in several.items())
+        found.append(
+            f"The file holds genes of several species: {genes}. Each gene is read by its own, a cell by all of its genes; "
+            "split the file by species, or keep the genes of one, before you trust cells that mix them."
+        )
+    others = {name: share for name, share in (account.get("alternative_species") or {}).items() if share >= 0.99}
+    if others and species != HUMAN:
+        found.append(
+            f"{max(others.values()):.0%} of the gene names are also those of {', '.join(others)}; they are read as "
+            f"{species}, which has most of them. Ensembl ids would tell for sure."
+        )
     return found
 
 
