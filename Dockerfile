@@ -7,6 +7,8 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 ARG TORCH=cpu
 ARG EXTRAS=eval,ontology,serve,mcp
+# A folder of wheels to look into first.
+ARG PIP_FIND_LINKS=
 # Where wheels of torch lie; the plain index holds the build for CUDA.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /source
