@@ -266,8 +266,8 @@ class CellAnnotator:
             calls = calls.with_unknown(np.ones(len(calls.labels), dtype=bool))
         return calls
 
-    def label_sets(self, scorer: "Scorer") -> np.ndarray:
-        """The set of labels of each cell, as text, see `label_sets`; the root for cells that look like none."""
+    def label_sets(self, scorer: "Scorer", is_none: np.ndarray) -> np.ndarray:
+        """The set of labels of each cell, as text, see `label_sets`; the root where `is_none`: it looks like no cell."""
         scorer = scorer.whole
         labels, cells = scorer.candidates.labels, scorer.cells
         # Where few genes were measured, less is known of each type.
@@ -275,7 +275,7 @@ class CellAnnotator:
         sets = [
             label_sets(scorer.probabilities(rows), labels, groups, self.ontology, gap) for rows in parts(len(cells))
         ]
-        is_none = np.asarray(cells.is_empty) | np.asarray(cells.is_implausible) | (scorer.reach < LEAST_REACH)
+        is_none = is_none | np.asarray(cells.is_empty) | (scorer.reach < LEAST_REACH)
         return np.where(is_none, ROOT, np.concatenate(sets))
 
 

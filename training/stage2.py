@@ -16,6 +16,7 @@ load onto the base, and the output itself is the merged model; without, it is th
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,8 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if is_corpus:
         trainer = run(settings, training, Corpus.open(settings.data.corpus), fresh=command.fresh)
     else:
+        if command.fresh:  # before the projector's beginning is written there
+            shutil.rmtree(settings.output, ignore_errors=True)
         processor, model, rows = instruction_parts(settings, training)
-        trainer = train(settings, model, processor, rows, fresh=command.fresh, make_trainer=InstructionTrainer)
+        trainer = train(settings, model, processor, rows, make_trainer=InstructionTrainer)
     if training.process_index == 0:
         draw_curves(trainer.state.log_history, Path(settings.output) / "curves.png")
         print(f"Stage 2 is in {settings.output}")

@@ -18,13 +18,12 @@ from .arguments import shared_arguments
 from .cells import column_of
 from .embedding import embed_batch
 from .errors import UserError
-from .evidence import evidence_table
 from .loading import LoadedModel, ModelSource, load
-from .processing.labels_scmmgpt import Labels, LabelSet
+from .processing.labels_scmmgpt import Labels
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
 from .protein_evidence import StudyProteins, with_proteins
-from .scoring import Scoring, decides_together
+from .scoring import Asked, call_study, label_set_of
 from .spatial import spatial_reader
 from .storage import Additions, check_output
 from .verb import Destination, Execution, Verb, storable
@@ -164,43 +163,34 @@ def annotate(
     verb = Verb.begin(
         "annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys([*names, keys.candidates]))
     )
-    clusters = _clusters(verb.cells.obs, cluster_key)
-    label_set = _label_set(verb, labels)
-    annotator = verb.loaded.annotator
-    together = decides_together(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
-    if together and labels is None:
-        label_set = annotator.label_set(of_study=True)
-    measured = StudyProteins.of(verb, one_by_one=prior_share == 0) if proteins else None
-    space = spatial_reader(verb, library_key) if spatial else None
-    run, cells, scorer = Scoring(tissue, smooth, rerank, prior_share, together, measured, space).of(verb, label_set)
-    least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
-    calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
-    asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
-    used = {name: getattr(scorer, name) for name in ("prior_share", "profile_weight", "temperature")}
-    used |= {"implausible_cells": int(cells.is_implausible.sum()), "consensus": together}
-    if together:
-        used["held_labels"] = scorer.candidates.labels.labels
-    record = verb.record(run.gene_account, labels=label_set.source, num_candidates=len(label_set), **asked, **used)
-    record["annotate"]["evidence"] = evidence_table(verb, calls)
-    conflict: dict[str, np.ndarray] = {}
-    if measured is not None:
-        conflict, told = measured.results(scorer, calls, verb.loaded)
+    study = call_study(
+        verb,
+        labels,
+        Asked(
+            tissue,
+            min_confidence,
+            _clusters(verb.cells.obs, cluster_key),
+            smooth,
+            rerank,
+            prior_share,
+            consensus,
+            StudyProteins.of(verb, one_by_one=prior_share == 0) if proteins else None,
+            spatial_reader(verb, library_key) if spatial else None,
+        ),
+    )
+    asked = {"tissue": tissue, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
+    record = verb.record(study.run.gene_account, **asked, **study.settings)
+    record["annotate"]["evidence"] = study.evidence
+    conflict, told = study.protein_results(verb)
+    if told:
         record["annotate"]["proteins"] = storable(told)
-    sets = annotator.label_sets(scorer)
     if page is not None:
         from .annotation_report import write_report
 
-        write_report(page, verb, record, calls, cells.embeds, scorer, sets, cluster_key)
-    obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
-    obs |= {keys.candidates: _column(sets), **{keys.of(name): values for name, values in conflict.items()}}
+        write_report(page, verb, record, study, cluster_key)
+    obs = {name: _column(values) for name, values in zip(names, study.calls.columns.values(), strict=True)}
+    obs |= {keys.candidates: _column(study.sets), **{keys.of(name): values for name, values in conflict.items()}}
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
-
-
-def _label_set(verb: Verb, labels: Labels | None) -> LabelSet:
-    label_set = verb.loaded.annotator.label_set(labels)
-    for warning in label_set.notes:
-        verb.warn(warning)
-    return label_set
 
 
 def _clusters(obs: pd.DataFrame, cluster_key: str | None) -> np.ndarray | None:
@@ -318,7 +308,7 @@ def describe(
     model = language_source(model)
     verb = Verb.begin("describe", adata, model, execution, destination, keys=added, generative=True)
     clusters = _clusters(verb.cells.obs, cluster_key)
-    candidates = None if choices is None else _label_set(verb, choices)
+    candidates = None if choices is None else label_set_of(verb, choices)
     asked: dict[str, Any] = {"prompt": prompt, "choices": candidates, "max_new_tokens": max_new_tokens}
     result = describe_cells(verb, clusters, checked=checked, **asked)
     texts = with_proteins(verb, result.texts, clusters) if candidates is None else result.texts

@@ -52,10 +52,11 @@ class ChatRepository:
         return BaseLLM(**self.settings["base"])
 
     def key(self, base: Path) -> str:
-        """Of what it is assembled: adapters, settings, towers, and the base LLM's place."""
+        """Of what it is assembled: adapters, settings, towers, and in which precision the base LLM comes."""
         ours = hash_of_files([self.directory / ADAPTERS_FILE, self.directory / SETTINGS_FILE])
         towers = hash_of_files([EMBEDDED_MODEL / "model.safetensors"])
-        return hashlib.sha256(f"{ours} {towers} {base.suffix}".encode()).hexdigest()[:16]
+        kind = "gguf" if base.suffix == ".gguf" else "safetensors"
+        return hashlib.sha256(f"{ours} {towers} {kind}".encode()).hexdigest()[:16]
 
 
 def is_chat_repository(directory: Path) -> bool:
@@ -94,7 +95,7 @@ def folder() -> Path:
 
 def _ready(repository: ChatRepository) -> Path | None:
     """A directory that was assembled of these adapters already, whichever copy of the base LLM it was made from."""
-    places = (folder() / f"{repository.directory.name}-{repository.key(Path(f'x{end}'))}" for end in ("", ".gguf"))
+    places = (folder() / f"{repository.directory.name}-{repository.key(Path(name))}" for name in ("llm", "llm.gguf"))
     return next((place for place in places if is_whole(place)), None)
 
 
@@ -114,6 +115,8 @@ def _assemble(repository: ChatRepository, base: Path, place: Path) -> None:
         _check_room(place.parent)
         model, processor = joined(repository, base)
         _write(model, processor, temporary)
+        if (card := repository.directory / "README.md").is_file():
+            shutil.copyfile(card, temporary / card.name)
         files = {path.name: path.stat().st_size for path in temporary.iterdir() if path.is_file()}
         receipt = {"files": files, "base": str(base), "weights_sha256": hash_of_files(_weights(temporary))}
         (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1), encoding="utf-8")

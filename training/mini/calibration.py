@@ -327,6 +327,8 @@ def _bias_for(output: Path, bias: dict[str, float], types: str = "cell_types") -
 def main(model: Path, data: CellFolder, output: Annotated[Path, typer.Option()], config: RecipeFile = RECIPE) -> None:
     """Fit `calibration.json` with a model that was trained with --development."""
     loaded = load(model)
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"There is no folder {output.parent} to write to.")
     if not (loaded.training_summary or {}).get("development"):
         raise typer.BadParameter(f"{model} has seen the development studies: train one with --development")
     recipe, seen = read_recipe(config), set((loaded.training_summary or {})["studies"])
