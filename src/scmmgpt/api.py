@@ -239,7 +239,7 @@ def _score_cells(
         measured_genes=measured_genes,
         prior_share=prior_share,
         of_study=together,
-        proteins=measured and measured.evidence(candidates, loaded),
+        proteins=None if measured is None else measured.evidence(candidates, loaded),
     )
     for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
         verb.warn(warning)

@@ -174,7 +174,7 @@ def memory_study(study: ScoredStudy) -> ScoredStudy:
     rows = np.flatnonzero(study.truth == HELPER_T)
     columns = [at for at, protein in enumerate(study.proteins) if protein in ("CD45RA", "CD45RO")]
     panel = Panel.of(
-        Proteins([study.names[at] for at in columns], study.counts[np.ix_(rows, columns)], "obsm", COUNTS),
+        Proteins([study.names[at] for at in columns], study.counts[np.ix_(rows, np.array(columns))], "obsm", COUNTS),
         study.finder,
     )
     has = dict(zip(panel.proteins, (panel.presence > 0.5).T, strict=True))
@@ -195,7 +195,8 @@ def protein_only(path: Path, loaded: LoadedModel, seed: int = 0) -> list[dict[st
     truth = cells.obs["cell_type"].astype(str).to_numpy()
     counts = np.asarray(cells.X.toarray() if sparse.issparse(cells.X) else cells.X, dtype=np.float32)
     finder = ProteinNames(loaded.processor.gene_tokenizer.gene_names)
-    terms = [loaded.annotator.ontology.find(name).id for name in TERMS_OF_CLUSTERS.values()]
+    found = map(loaded.annotator.ontology.find, TERMS_OF_CLUSTERS.values())
+    terms = [term.id for term in found if term is not None]
     names, rows = np.array(list(TERMS_OF_CLUSTERS)), []
     for number in (len(cells.var_names), 100, 50, 25):
         pairs = []
