@@ -158,6 +158,14 @@ def test_a_type_inherits_what_is_known_of_its_ancestors(loaded, names):
     assert found.tolist() == [[1, 1, -1, 1, 0, -1], [-1, 0, 0, 0, 1, -1], [0] * 6]
 
 
+def test_words_about_amounts_are_no_proteins(loaded, names):
+    phenotypes = SurfacePhenotypes(loaded.annotator.ontology, names)
+
+    found = phenotypes.table(list(loaded.annotator.ontology.terms), ["HAS1", "BRIP1", "WWOX"])
+
+    assert not found.any()  # "has high", "of high", "for low"
+
+
 # ---- levels
 
 
