@@ -67,7 +67,7 @@ def in_obsm(rna) -> ad.AnnData:
 
 def in_mod(rna) -> mudata.MuData:
     protein = beside(rna, ["CD19", "CD14"])[:, -2:].copy()
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         return mudata.MuData({"prot": protein, "rna": rna.copy()})
 
 
@@ -218,7 +218,7 @@ def test_cells_without_genes_are_refused_with_a_remedy(tokenizer, shape):
 
 
 def test_mudata_without_rna_is_refused_by_its_modalities(tokenizer, rna):
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         cells = mudata.MuData({"prot": rna.copy(), "atac": rna.copy()})
 
     with pytest.raises(UserError, match="None of the modalities"):

@@ -64,12 +64,12 @@ def write_zarr(cells, folder):
 
 def as_mudata(cells) -> mudata.MuData:
     is_gene = (cells.var["feature_types"] == "Gene Expression").to_numpy()
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         return mudata.MuData({"prot": cells[:, ~is_gene].copy(), "rna": cells[:, is_gene].copy()})
 
 
 def write_h5mu(cells, folder):
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         as_mudata(cells).write(folder / "cells.h5mu")
     return folder / "cells.h5mu"
 
@@ -273,7 +273,7 @@ def test_an_h5mu_output_keeps_every_modality(cells, loaded, tmp_path):
 
     scmmgpt.embed(path, output=tmp_path / "out.h5mu", model=loaded, progress=False)
 
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         written = mudata.read_h5mu(tmp_path / "out.h5mu")
     assert set(written.mod) == {"prot", "rna"}
     assert "X_scmmgpt" in written["rna"].obsm
@@ -286,7 +286,7 @@ def test_only_an_h5mu_input_has_an_h5mu_output(cells, loaded, tmp_path):
 
 def test_cells_that_have_no_rna_are_counted(cells, loaded):
     given = as_mudata(cells)
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         given = mudata.MuData({"prot": given["prot"], "rna": given["rna"][:30].copy()})
 
     result = scmmgpt.embed(given, model=loaded, progress=False)

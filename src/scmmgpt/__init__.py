@@ -12,6 +12,7 @@ from .version import __version__
 if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOME`
     from .api import annotate, chat, describe, embed, generate_cells, load, search
     from .chromatin import gene_activity
+    from .compare import compare
     from .hub_cards import EMBEDDED_MODEL
     from .modeling_scmmgpt import (
         ScMMGPTConfig,
@@ -19,13 +20,16 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
         ScMMGPTForPreTraining,
         ScMMGPTModel,
     )
+    from .niches import niches
     from .processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
+    from .spatial import surroundings
     from .training.evaluate import evaluate
     from .training.finetune import finetune
 
 _HOME = {
     "annotate": "api",
     "chat": "api",
+    "compare": "compare",
     "describe": "api",
     "embed": "api",
     "EMBEDDED_MODEL": "hub_cards",
@@ -34,7 +38,9 @@ _HOME = {
     "gene_activity": "chromatin",
     "generate_cells": "api",
     "load": "api",
+    "niches": "niches",
     "search": "api",
+    "surroundings": "spatial",
     "ScMMGPTConfig": "modeling_scmmgpt",
     "ScMMGPTForConditionalGeneration": "modeling_scmmgpt",
     "ScMMGPTForPreTraining": "modeling_scmmgpt",

@@ -24,6 +24,7 @@ from .report import (
 )
 
 if TYPE_CHECKING:
+    from .scoring import CalledStudy
     from .verb import Verb
 
 _CLUSTER_COLUMNS = ("leiden", "louvain", "seurat_clusters", "cluster", "clusters")
@@ -33,13 +34,11 @@ def write_report(
     page: Path,
     verb: Verb,
     record: dict[str, Any],
-    calls: Calls,
-    embeds: np.ndarray,
-    scorer: Scorer,
-    sets: np.ndarray,
+    study: CalledStudy,
     cluster_key: str | None,
 ) -> None:
-    """Write the page of one run of `annotate`; `sets` are the label sets of the cells."""
+    """Write the page of one run of `annotate`."""
+    calls, embeds, scorer, sets = study.calls, study.cells.embeds, study.scorer, study.sets
     labels = calls.labels.astype(str)
     unknown = np.flatnonzero(labels == UNKNOWN)
     groups = labels.astype(object)

@@ -61,12 +61,11 @@ class ScoredStudy:
     labels: Sequence[str]
 
     def __post_init__(self):
-        from scmmgpt.api import _label_set, _score_cells
+        from scmmgpt.scoring import call_study
         from scmmgpt.verb import Execution, Verb
 
         self.verb = Verb.begin("annotate", self.cells, None, Execution(progress=False))
-        label_set = _label_set(self.verb, list(self.labels))
-        _, _, self.scorer = _score_cells(self.verb, label_set, None, 0, 0, None, False)
+        self.scorer = call_study(self.verb, list(self.labels)).scorer
         table = self.cells.obsm["protein_expression"]
         self.names, self.counts = list(table.columns), table.to_numpy(np.float32)
         finder = ProteinNames(self.loaded.processor.gene_tokenizer.gene_names)
