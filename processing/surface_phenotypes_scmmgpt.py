@@ -75,10 +75,8 @@ PHENOTYPES = {
     "CL:0000057": "CD90+ CD140a+ CD45- CD3- CD14- CD19-",  # fibroblast
     "CL:0000066": "CD326+ CD324+ CD45- CD3- CD14- CD19-",  # epithelial cell
 }
-_SAID = re.compile(
-    r"\b([A-Za-z][A-Za-z0-9/]*(?:-[A-Z0-9a-z]+)?)[- ]"
-    r"(positive|high|bright|negative|low|dim|lo|hi)\b"
-)
+# With a hyphen: "expressed in high amounts" speaks of no protein called "in".
+_SAID = re.compile(r"\b([A-Za-z][A-Za-z0-9/]*(?:-[A-Z0-9a-z]+)?)-(positive|high|bright|negative|low|dim|lo|hi)\b")
 _STRENGTH = {
     "positive": 1.0,
     "high": 1.0,

@@ -130,7 +130,12 @@ def is_gene_activity(cells: Any) -> bool:
 
 
 def activity_scorer(
-    annotator: CellAnnotator, cells: CellEvidence, candidates: Candidates, *, scale: float, measured_genes: np.ndarray
+    annotator: CellAnnotator,
+    cells: CellEvidence,
+    candidates: Candidates,
+    *,
+    scale: float,
+    measured_genes: np.ndarray | None,
 ) -> Scorer:
     """Probabilities of the candidates for gene activities, by the calibration of these."""
     reader = replace(annotator, calibration=CALIBRATION)
