@@ -29,7 +29,7 @@ from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, Lab
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
 from .smoothing import smooth as smooth_embeds
-from .spatial import Space, said_over_space, spatial_reader
+from .spatial import COORDINATES, Space, said_over_space, scores_with_neighbours, spatial_reader, split_query
 from .storage import Additions, check_output
 from .text_cache import remembered
 from .verb import Destination, Execution, Verb
@@ -175,6 +175,7 @@ def annotate(
     calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
     asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
     used = {name: getattr(scorer, name) for name in ("prior_share", "profile_weight", "temperature")}
+    used |= {"spatial": spatial, "library_key": library_key}
     used |= {"implausible_cells": int(cells.is_implausible.sum()), "consensus": together}
     if together:
         used["held_labels"] = scorer.candidates.labels.labels
@@ -274,7 +275,7 @@ def search(
     cells
         AnnData or MuData, the path of a file of cells, or the folder of an index.
     text
-        What to look for, in words.
+        What to look for, in words; of cells with coordinates also "T cells beside tumour cells".
     top
         How many cells; None returns all.
     where
@@ -294,7 +295,14 @@ def search(
     verb = Verb.begin("search", cells, model, Execution(device, batch_size, progress))
     embeds = verb.start_run().compute("search", embed_batch)["embeds"]
     rows = rows_where(verb.cells.obs, where) if where else None
-    number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
+    own, beside = split_query(text)
+    if beside is not None and COORDINATES in verb.cells.present["obsm"]:
+        found = scores_with_neighbours(
+            np.asarray(embeds), _query(verb.loaded, own), _query(verb.loaded, beside), spatial_reader(verb, None)
+        )
+        number, score = best_rows(found[:, None], np.ones(1), top or len(embeds), rows)
+    else:
+        number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
     return _hits(verb.cells.obs, number, score)
 
 
