@@ -15,7 +15,7 @@ import scmmgpt
 from scmmgpt.cells import open_cells
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
-from scmmgpt.niches import NO_NICHE, niches
+from scmmgpt.niche_finding import NO_NICHE, niches
 from scmmgpt.processing.calling_scmmgpt import CellEvidence
 from scmmgpt.spatial import likeness, nearest_in_space, on_a_grid, over_space, read_space, split_query, surroundings
 from scmmgpt.spatialdata_tables import table_of

@@ -11,7 +11,7 @@ from .version import __version__
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOME`
     from .api import annotate, chat, describe, embed, generate_cells, load, search
-    from .compare import compare
+    from .comparison import compare
     from .hub_cards import EMBEDDED_MODEL
     from .modeling_scmmgpt import (
         ScMMGPTConfig,
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
         ScMMGPTForPreTraining,
         ScMMGPTModel,
     )
-    from .niches import niches
+    from .niche_finding import niches
     from .processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
     from .spatial import surroundings
     from .training.evaluate import evaluate
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
 _HOME = {
     "annotate": "api",
     "chat": "api",
-    "compare": "compare",
+    "compare": "comparison",
     "describe": "api",
     "embed": "api",
     "EMBEDDED_MODEL": "hub_cards",
@@ -36,7 +36,7 @@ _HOME = {
     "finetune": "training.finetune",
     "generate_cells": "api",
     "load": "api",
-    "niches": "niches",
+    "niches": "niche_finding",
     "search": "api",
     "surroundings": "spatial",
     "ScMMGPTConfig": "modeling_scmmgpt",

@@ -34,7 +34,7 @@ def compare(
     json: AsJson = False,
 ) -> None:
     """Compare perturbed cells with a control, type by type: who responds, how much, with which genes."""
-    from .compare import compare
+    from .comparison import compare
     from .storage import check_output
 
     wanted = {path: check_output(path, suffixes=(".csv",)) for path in (table, genes) if path is not None}
@@ -83,7 +83,7 @@ def niches(
     json: AsJson = False,
 ) -> None:
     """Find the niches of a tissue, by what surrounds each cell, and name them by their cell types."""
-    from .niches import niches, said_surroundings
+    from .niche_finding import niches, said_surroundings
 
     keys = {"cell_type_key": cell_type_key, "library_key": library_key, "key_added": key_added, "report": page}
     numbers = {"num_neighbours": num_neighbours, "num_niches": num_niches, "batch_size": batch_size}

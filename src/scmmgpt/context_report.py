@@ -14,7 +14,7 @@ from .spatial import COORDINATES, Space, read_space
 from .storage import written_by_rename
 
 if TYPE_CHECKING:
-    from .compare import Comparison
+    from .comparison import Comparison
     from .verb import Verb
 
 _GAP = 0.06  # between sections that are drawn side by side

@@ -22,7 +22,7 @@ import typer
 from scipy import sparse, stats
 
 from ...api import generate_cells
-from ...compare import compare, read_embeds_and_expression
+from ...comparison import compare, read_embeds_and_expression
 from ...loading import LoadedModel, load
 from ...processing.prompting_scmmgpt import query_text
 from ...response import donor_differences, gene_changes

@@ -20,7 +20,7 @@ from ...api import annotate, embed
 from ...cells import open_cells
 from ...errors import require
 from ...loading import LoadedModel, load
-from ...niches import compositions, niche_numbers, niche_vectors
+from ...niche_finding import compositions, niche_numbers, niche_vectors
 from ...spatial import likeness, read_space
 from .results import provenance
 
