@@ -66,6 +66,7 @@ def write_context_files(folder: Path) -> None:
     corner = np.array([[0, 0], [10, 0], [0, 10], [10, 10]])[[names.index(name) for name in cells.obs["cell_type"]]]
     cells.obsm["spatial"] = corner + np.random.default_rng(0).uniform(0, 7, size=(cells.n_obs, 2))
     cells.obs["section"] = [f"section {number % 2 + 1}" for number in range(cells.n_obs)]
+    cells.obs["library_id"] = cells.obs["section"]  # squidpy's name for it
     cells.write_h5ad(folder / "tissue.h5ad")
     screen = cells[cells.obs["cell_type"].isin(names[:2])].copy()
     screen.obs["stim"] = np.where(np.arange(screen.n_obs) % 2, "treated", "control")

@@ -21,11 +21,18 @@ _GREY, _BLUE, _ORANGE, _GREEN = "#9a9ea4", "#2f6f9f", "#d9822b", "#3f8f5f"
 
 
 def draw_tissue(adata: AnnData, section_key: str, path: Path) -> None:
-    """One section twice: by the types of its authors and by its niches."""
-    found = niches(adata, library_key=section_key, num_niches=6, progress=False)
-    own = found[found.obs[section_key] == sorted(found.obs[section_key].unique())[0]]
-    figure, axes = _figure(1, 2, 11, 4.2)
-    for axis, column, title in zip(axes, ("cell_type", "scmmgpt_niche"), ("cell type", "niche"), strict=True):
+    """One section three times: by the types and layers of its authors, and by its niches."""
+    keys = {"library_key": section_key, "cell_type_key": "cell_type_original"}
+    found = niches(adata, num_niches=4, progress=False, **keys)
+    own = found[found.obs[section_key] == sorted(found.obs[section_key].unique())[0]].copy()
+    figure, axes = _figure(1, 3, 15, 4.4)
+    own.obs["layer"] = "layer " + own.obs["spatial_domain"].astype(str)
+    panels = {
+        "cell_type": "cell type, by the authors",
+        "layer": "layer, by the authors",
+        "scmmgpt_niche": "niche, not trained",
+    }
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
         names = own.obs[column].astype(str)
         for number, name in enumerate(names.value_counts().index):
             place = own.obsm["spatial"][(names == name).to_numpy()]

@@ -17,6 +17,7 @@ import numpy as np
 import typer
 from scipy import sparse
 
+from ...loading import LoadedModel, load
 from ...processing.gene_identity_scmmgpt import GeneNames
 from ...processing.labels_scmmgpt import UNKNOWN
 from .results import provenance
@@ -47,17 +48,18 @@ def renamed(adata: AnnData, names: GeneNames, species: str) -> AnnData:
     return result
 
 
-def agreement_with_human(adata: AnnData, label: str, names: GeneNames) -> Iterator[dict[str, Any]]:
+def agreement_with_human(adata: AnnData, label: str, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
     """For each species: share of counts that remain, names kept, accuracy among the study's own types, confidence."""
     from ...api import annotate
 
+    names = loaded.processor.gene_tokenizer.gene_names
     truth = adata.obs[label].astype(str).to_numpy()
     types = sorted(set(truth))
     first: np.ndarray | None = None
     for species in names.species:
         cells = adata if species == names.species[0] else renamed(adata, names, species)
-        own = annotate(cells, types, min_confidence=0, progress=False)
-        free = annotate(cells, progress=False)
+        own = annotate(cells, types, model=loaded, min_confidence=0, progress=False)
+        free = annotate(cells, model=loaded, progress=False)
         called = free.obs["scmmgpt_cell_type"].astype(str).to_numpy()
         first = called if first is None else first
         is_right = own.obs["scmmgpt_cell_type"].astype(str).to_numpy() == truth
@@ -82,14 +84,11 @@ def main(
     """Write one row for each study and species."""
     import anndata
 
-    from ...hub_cards import EMBEDDED_MODEL
-
-    names = GeneNames.read(EMBEDDED_MODEL / "gene_names.tsv.gz")
-    rows = []
+    loaded, rows = load(), []
     for file in files:
         adata = anndata.read_h5ad(file)
         chosen = np.random.default_rng(0).permutation(adata.n_obs)[:max_cells]
-        for row in agreement_with_human(adata[np.sort(chosen)].copy(), label, names):
+        for row in agreement_with_human(adata[np.sort(chosen)].copy(), label, loaded):
             rows.append({"study": file.stem} | row)
             print(rows[-1], flush=True)
     content = {"run": provenance(seed=0, device="cpu"), "rows": rows}
