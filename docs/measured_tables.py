@@ -219,11 +219,62 @@ def _renamed_table(report: dict) -> str:
     return f"{markdown(header, rows, num_left=2)}\n\n{note}\n\n{_run(report['run'])}"
 
 
+def _proteins_table(report: dict) -> str:
+    """What antibodies add to the RNA: methods against what is hidden, antibodies dropped one by one, antibodies alone."""
+    cases = list(dict.fromkeys((row["study"], row["cells"], row["hidden"]) for row in report["rows"]))
+    value = {(row["study"], row["hidden"], row["system"]): row for row in report["rows"]}
+    methods = list(dict.fromkeys(row["system"] for row in report["rows"]))
+    header = ["method", *(f"{study}, {cells} cells; hidden: {hidden}" for study, cells, hidden in cases)]
+    rows = [[method, *(_two(value[study, hidden, method]) for study, _, hidden in cases)] for method in methods]
+    parts = [markdown(header, rows, num_left=1)]
+    for curve in report["dropped"]:
+        steps = curve["steps"]
+        shown = [step for at, step in enumerate(steps) if at in (0, len(steps) - 1) or step["left"] % 4 == 0]
+        text = ", ".join(f"{step['left']}: {step['accuracy']:.3f} (lowest {step['lowest']:.3f})" for step in shown)
+        parts.append(
+            f"Antibodies dropped one by one in ten orders, {curve['study']}, hidden: {curve['hidden']}. Accuracy with so "
+            f"many left: {text}. None left is the RNA alone."
+        )
+    alone = [[str(row["antibodies"]), _two(row), str(row["panels"])] for row in report["alone"]["rows"]]
+    parts.append(
+        f"Antibodies alone, without any RNA, against the authors' four clusters of {report['alone']['study']}; the last "
+        "row calls every cell a T cell:"
+    )
+    parts.append(markdown(["antibodies, at random", "accuracy / macro-F1", "panels"], alone, num_left=0))
+    return "\n\n".join([*parts, _run(report["run"])])
+
+
+def _two(row: dict) -> str:
+    return f"{row['accuracy']:.3f} / {row['macro_f1']:.3f}"
+
+
+def _chromatin_table(report: dict) -> str:
+    """Calls by gene activities next to others, and how near both embeddings of a cell lie."""
+    cells = report["cells"]
+    about = (
+        f"{cells['study']}: {cells['cells']:,} cells of {cells['types']} types, median activity "
+        f"{cells['median_activity']:.0f} fifths of a cut, {cells['genome']} (peaks at starts of genes "
+        f"{cells['enrichment_at_starts']} times as often as beside them)."
+    )
+    rows = [
+        [row["system"], f"{row['cells']:,}", *(f"{row[name]:.3f}" for name in _CHROMATIN_METRICS)]
+        for row in report["rows"]
+    ]
+    header = ["", "cells", "accuracy", "balanced accuracy", "macro-F1"]
+    near = [[name, f"{row['foscttm']:.3f}", f"{row['top_1_percent']:.1%}"] for name, row in report["matching"].items()]
+    matching = markdown(["embeddings of RNA and chromatin", "FOSCTTM", "match in the nearest 1 %"], near, num_left=1)
+    return "\n\n".join([about, markdown(header, rows, num_left=1), matching, _run(report["run"])])
+
+
+_CHROMATIN_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+
 TABLES: dict[str, Callable[[dict], str]] = {
+    "chromatin": _chromatin_table,
     "index": _index_table,
     "perturbation": _perturbation_table,
     "renamed_species": _renamed_table,
     "space": _space_table,
     "out_of_distribution": _out_of_distribution_table,
+    "proteins": _proteins_table,
     "speed": _speed_table,
 }

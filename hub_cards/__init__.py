@@ -3,3 +3,4 @@
 from pathlib import Path
 
 EMBEDDED_MODEL = Path(__file__).parent / "scmmgpt-mini"
+CHAT_MODEL = Path(__file__).parent / "scmmgpt-chat"

@@ -23,6 +23,7 @@ from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 
 from . import EMBEDDED_MODEL
 from .repository_check import ENDPOINT_FILES
+from .sentence_transformer_scmmgpt import MODULES
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def export(
         words.no_padding()
     for stale in (*directory.glob("*.safetensors"), *directory.glob("*.safetensors.index.json")):
         stale.unlink()
-    state = model.state_dict() if dtype is None else _stored(model.state_dict(), dtype)
+    state = model.state_dict() if dtype is None else stored_as(model.state_dict(), dtype)
     model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
     processor.save_pretrained(directory)
     for name in TABLES:
@@ -87,7 +88,7 @@ def export(
     return directory
 
 
-def _stored(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def stored_as(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Weights in another type; tied ones stay one tensor, or both would be written."""
     stored: dict[int, torch.Tensor] = {}
     return {
@@ -111,6 +112,7 @@ def refresh_code(directory: Path) -> list[str]:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = dict(AUTO_MAP)
     config["custom_pipelines"] = custom_pipelines("ScMMGPTForConditionalGeneration" in config["architectures"])
+    wanted["modules.json"] = (json.dumps(MODULES, indent=2) + "\n").encode()
     wanted["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     stale = [path for path in directory.glob("*.py") if path.name not in wanted]
     for path in stale:

@@ -18,12 +18,33 @@
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.utils import torch_compilable_check
 
 from .configuration_scmmgpt import ScMMGPTConfig
 from .outputs_scmmgpt import ScMMGPTCellFeatures
 
 CELL_INPUTS = ("gene_ids", "gene_values", "gene_mask", "cell_cu_seqlens")
+
+
+class ScMMGPTCellTokenProjector(nn.Sequential):
+    """The Q-Former's states of a cell as tokens of the LLM's width.
+
+    Queries may agree so much that a projector cannot tell them apart: with `positions` each has a vector of its own
+    added, so that the tokens of a cell can spell several words.
+    """
+
+    def __init__(self, config: ScMMGPTConfig, width: int):
+        hidden = config.projector_hidden_size
+        super().__init__(nn.Linear(config.qformer_config.hidden_size, hidden), nn.GELU(), nn.Linear(hidden, width))
+        if config.projector_positions:
+            shape = config.qformer_config.num_query_tokens, config.qformer_config.hidden_size
+            self.positions = nn.Parameter(torch.zeros(shape))
+            self.random_parameters = ("positions",)
+
+    def forward(self, query_states: torch.Tensor) -> torch.Tensor:
+        positions = getattr(self, "positions", None)
+        return super().forward(query_states if positions is None else query_states + positions)
 
 
 class ScMMGPTPromptMixin:
@@ -106,4 +127,4 @@ class ScMMGPTPromptGenerationMixin:
         return {"cell": ScMMGPTCellFeatures(pooler_output=tokens[order])}
 
 
-__all__ = ["ScMMGPTPromptGenerationMixin", "ScMMGPTPromptMixin"]
+__all__ = ["ScMMGPTCellTokenProjector", "ScMMGPTPromptGenerationMixin", "ScMMGPTPromptMixin"]

@@ -203,6 +203,8 @@ class ScMMGPTConfig(SpellingConfig):
     cell_token_id: int | None = None
     projection_dim: int = 256
     projector_hidden_size: int = 256
+    # A learnt vector for each query token before the projector: where queries agree, only it tells a cell's tokens apart.
+    projector_positions: bool = False
     initial_temperature: float | int = 0.1
     # Stage 1: weights of the four losses. Stage 2: weight of text -> cell beside the language model's loss.
     contrast_weight: float | int = 1.0

@@ -1,10 +1,16 @@
 """Tiny stand-ins: every test runs on a CPU, without the network, in seconds."""
 
+import os
+
 import pytest
 import torch
 from tiny_models import CELL_DECODER, CELL_ENCODER, LANGUAGE_MODEL, PROJECTIONS, QFORMER, WIDE
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTConfig
+
+# `describe` and `chat` speak with the small decoder, whether or not the base LLM of scmmgpt-chat is installed: tests of
+# that model ask for it.
+os.environ.setdefault("SCMMGPT_LANGUAGE_MODEL", "embedded")
 
 NUM_GENE_IDS, NUM_WORDS = 60, 40
 PAD, CLS = 0, 1

@@ -1,6 +1,6 @@
 """The same few cells in every form that users bring: containers, values, gene names, dtypes and species."""
 
-from functools import partial
+from contextlib import nullcontext
 from importlib.resources import files
 
 import anndata as ad
@@ -158,19 +158,21 @@ def write_zarr(adata, path, zarr_format: int = 2):
     return path
 
 
-_without_pulling = partial(mudata.set_options, pull_on_update=False)  # mudata's default from 0.4 on
+def without_pulling():
+    """MuData made without a copy of its parts' columns, which mudata does not make any more from 0.4 on."""
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
 
 
 def _mudata(adata, folder):
     protein = ad.AnnData(np.ones((adata.n_obs, 3)), obs=pd.DataFrame(index=adata.obs_names))
     protein.var_names = ["CD3", "CD4", "CD8"]
-    with _without_pulling():
+    with without_pulling():
         return mudata.MuData({"prot": protein, "rna": adata})
 
 
 def _h5mu(adata, folder):
     cells = _mudata(adata, folder)
-    with _without_pulling():
+    with without_pulling():
         cells.write(folder / "cells.h5mu")
     return folder / "cells.h5mu"
 

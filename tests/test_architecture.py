@@ -35,12 +35,22 @@ GROUND_FLOOR = {
     )
 }
 # These measure the finished model through the very functions that people call.
-MEASURES_THE_FRONT_DOOR = ("model_system.py", "eval_suite.py", "out_of_distribution.py")
+MEASURES_THE_FRONT_DOOR = (
+    "model_system.py",
+    "eval_suite.py",
+    "out_of_distribution.py",
+    "planted_swaps.py",
+    "perturbation.py",
+    "renamed_species.py",
+    "space.py",
+    "context_pictures.py",
+)
 # What each room of the training code may import of training. What a person runs stands above the rooms of conversion,
 # of corpora and of evaluation, and the embedded model above all of them.
 READER = "strict_yaml"
 ROOMS = {"conversion": {"conversion"}, "corpus": {"corpus", READER}, "evaluation": {"evaluation", "corpus", READER}}
-TOP_ROOM = "mini"
+# The makers of the models in the package may use all that is built, as a person would.
+TOP_ROOMS = {"mini", "chat"}
 MAX_LINES = 450
 # The Hub gets the file of the saved class and its siblings: all classes of the model stand together, so that every
 # checkpoint serves every Auto class.
@@ -117,7 +127,9 @@ def against_the_rooms(file):
     room = place[0] if len(place) > 1 else ""
     of_training = {name.split(".")[1] for name, _ in imports(file, "training") if name.startswith("training.")}
     return sorted(
-        name for name in of_training if room != TOP_ROOM and (name == TOP_ROOM or name not in ROOMS.get(room, {name}))
+        name
+        for name in of_training
+        if room not in TOP_ROOMS and (name in TOP_ROOMS or name not in ROOMS.get(room, {name}))
     )
 
 
@@ -129,7 +141,7 @@ def may_import(file, folder, name, at_once):
         if first in ("cli", ""):
             return False
         below = {"training", "hub_cards", *ISLANDS, *GROUND_FLOOR}
-        return first in below or file.name in MEASURES_THE_FRONT_DOOR or file.parent.name == "mini"
+        return first in below or file.name in MEASURES_THE_FRONT_DOOR or file.parent.name in TOP_ROOMS
     if folder == "hub_cards":
         return first != "cli"
     # The front door loads what trains and what publishes only when a verb needs it.

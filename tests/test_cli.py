@@ -32,6 +32,7 @@ VERBS = [
     "finetune",
     "eval",
     "export",
+    "mcp",
     "push",
     "serve",
 ]

@@ -60,7 +60,7 @@ def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcesso
         check_reading(processor.gene_tokenizer, model)
         if read_length:
             processor.feature_extractor = processor.gene_tokenizer.with_settings(**read_length)
-        return _with_words_of_language_model(processor, model)
+        return with_words_of_language_model(processor, model)
     num_query_tokens = model.config.get("qformer_config", {}).get("num_query_tokens", 32)
     processor = ScMMGPTProcessor(
         corpus.gene_tokenizer().with_settings(**{**model.gene_tokenizer, **read_length}),
@@ -104,7 +104,7 @@ def check_reading(genes: ScMMGPTGeneTokenizer, model: ModelSettings) -> None:
             )
 
 
-def _with_words_of_language_model(processor: ScMMGPTProcessor, model: ModelSettings) -> ScMMGPTProcessor:
+def with_words_of_language_model(processor: ScMMGPTProcessor, model: ModelSettings) -> ScMMGPTProcessor:
     """With the tokenizer of a new language model; the Q-Former goes on reading the tokens that it has learnt."""
     if not isinstance(model, Stage2Model) or model.language_model is None:
         return processor

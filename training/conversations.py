@@ -143,11 +143,16 @@ class ConversationCollator:
 
 def padded_prompts(rows: list[tuple[list[int], list[int]]], pad_token_id: int, padding_side: str = "right") -> dict:
     """Tokens of prompts and answers as padded rows, with labels on the answers alone."""
-    tokens = [question + answer for question, answer in rows]
+    labelled = [(question + answer, [IGNORE] * len(question) + answer) for question, answer in rows]
+    return padded_rows(labelled, pad_token_id, padding_side)
+
+
+def padded_rows(rows: list[tuple[list[int], list[int]]], pad_token_id: int, padding_side: str = "right") -> dict:
+    """Tokens and labels of the same length as padded rows."""
     padded = {
-        "input_ids": (tokens, pad_token_id),
-        "attention_mask": ([[1] * len(row) for row in tokens], 0),
-        "labels": ([[IGNORE] * len(question) + answer for question, answer in rows], IGNORE),
+        "input_ids": ([tokens for tokens, _ in rows], pad_token_id),
+        "attention_mask": ([[1] * len(tokens) for tokens, _ in rows], 0),
+        "labels": ([labels for _, labels in rows], IGNORE),
     }
     return {
         name: pad_sequence([torch.tensor(row) for row in values], True, filler, padding_side)

@@ -65,8 +65,12 @@ class Stage2Data(DataSettings):
         The directions that are trained.
     num_target_genes
         Genes whose counts a request must explain, drawn for each batch; None takes all.
+    instructions
+        Conversations made by `training/chat/instructions.py`, in the place of a corpus.
     """
 
+    corpus: str = ""
+    instructions: str | None = None
     unlabelled_share: float = Field(default=0.0, ge=0, lt=1)
     cells_to_text: bool = True
     text_to_cells: bool = True
@@ -123,9 +127,13 @@ class Stage2Model(ModelSettings):
     language_model
         Directory or Hub name of any causal LM, whose tokenizer is taken as well; None keeps that of `start_from`, or
         makes a new one.
+    projector_start_steps
+        Steps in which the projector alone learns to spell a cell's type in the LLM's words, before the run: with
+        `data.instructions`.
     """
 
     language_model: str | None = None
+    projector_start_steps: int = 0
 
 
 @dataclass(config=CHECKED, frozen=True)

@@ -12,6 +12,7 @@ load onto the base, and the output itself is the merged model; without, it is th
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from scmmgpt.training.decoder_start import begin_with, corpus_shares, is_new
 from scmmgpt.training.flops import stage_2_flops
 from scmmgpt.training.held_out import spread_over
 from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
+from scmmgpt.training.instruction_tuning import answer_loss, instruction_parts
 from scmmgpt.training.plan import make_plan
 from scmmgpt.training.run import (
     begin,
@@ -71,6 +73,19 @@ class Stage2Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc] # TRL gives `
         if language is not None and cells is not None:
             loss = language + self.model.config.cell_generation_weight * cells
         return loss, outputs
+
+
+class InstructionTrainer(Stage2Trainer):
+    """The trainer of stage 2 for conversations."""
+
+    losses = ("language_loss",)
+
+    def losses_of(self, model, inputs):
+        """With logits of the answers alone; several processes need the wrapped model's own loss."""
+        if self.args.world_size > 1:
+            return super().losses_of(model, inputs)
+        loss = answer_loss(getattr(self.model, "get_base_model", lambda: self.model)(), inputs)
+        return loss, {"language_loss": loss}
 
 
 @dataclass
@@ -197,12 +212,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = read_command("Stage 2: cells to text and text to cells.", Stage2Settings, arguments)
     settings = command.settings
     training = training_arguments(settings, SFTConfig, **LEAVE_TO_US)
-    corpus = Corpus.open(settings.data.corpus)
+    is_corpus = settings.data.instructions is None
+    if is_corpus == (not settings.data.corpus):
+        raise RecipeError("Give `data.corpus` or `data.instructions`, one of the two.")
     if command.dry_run:
-        _, model, rows = parts_of(settings, training, corpus)
+        _, model, rows = (
+            parts_of(settings, training, Corpus.open(settings.data.corpus))
+            if is_corpus
+            else instruction_parts(settings, training)
+        )
         print(*make_plan(settings, training, model, rows, stage_2_flops).lines(), sep="\n")
         return
-    trainer = run(settings, training, corpus, fresh=command.fresh)
+    if is_corpus:
+        trainer = run(settings, training, Corpus.open(settings.data.corpus), fresh=command.fresh)
+    else:
+        if command.fresh:  # before the projector's beginning is written there
+            shutil.rmtree(settings.output, ignore_errors=True)
+        processor, model, rows = instruction_parts(settings, training)
+        trainer = train(settings, model, processor, rows, make_trainer=InstructionTrainer)
     if training.process_index == 0:
         draw_curves(trainer.state.log_history, Path(settings.output) / "curves.png")
         print(f"Stage 2 is in {settings.output}")

@@ -37,7 +37,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .auto_classes_scmmgpt import AUTO_MAP, custom_pipelines
 from .cell_generation_scmmgpt import ScMMGPTCellGenerationMixin
-from .cell_prompts_scmmgpt import ScMMGPTPromptGenerationMixin, ScMMGPTPromptMixin
+from .cell_prompts_scmmgpt import ScMMGPTCellTokenProjector, ScMMGPTPromptGenerationMixin, ScMMGPTPromptMixin
 from .configuration_scmmgpt import ScMMGPTConfig
 from .losses_scmmgpt import caption_loss, contrast_loss, relations, sample_negatives, scaled_similarity
 from .modeling_cell_decoder import ScMMGPTCellDecoder
@@ -469,11 +469,7 @@ class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
                 f"The text model must be a causal LM, {config.text_config.model_type} is an encoder-decoder."
             )
         self.language_model: PreTrainedModel = language_model or AutoModel.from_config(config.text_config)
-        self.cell_token_projector = nn.Sequential(
-            nn.Linear(config.qformer_config.hidden_size, config.projector_hidden_size),
-            nn.GELU(),
-            nn.Linear(config.projector_hidden_size, self.get_input_embeddings().embedding_dim),
-        )
+        self.cell_token_projector = ScMMGPTCellTokenProjector(config, self.get_input_embeddings().embedding_dim)
         self.post_init()
 
     def get_input_embeddings(self):

@@ -59,6 +59,10 @@ CELL_REQUESTS = (
     "Simulate {type}{where}{who}.",
 )
 
+# What a language model that reads cells is told first; its context stands behind every cell.
+READER = "You are a biologist who reads single cells."
+NUM_RAISED_GENES = 6
+
 # For a text tokenizer that brings no chat template of its own.
 PLAIN_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -205,6 +209,46 @@ def conversation(question: str, answer: str | None = None, cell: Any = None, num
     return messages
 
 
+def cell_context(
+    species: str | None = None,
+    tissue: str | None = None,
+    genes: tuple[int, int] | None = None,
+    raised: Sequence[str] = (),
+) -> str:
+    """What is known of a cell beside its tokens: what the language model must never contradict.
+
+    `genes` are how many were detected, of how many that were measured; `raised` are higher than in the study.
+
+    Examples
+    --------
+    >>> cell_context("human", "blood", (812, 20074), ["CD3D", "IL7R"])
+    'Species: human. Tissue: blood. 812 of 20074 genes detected. Raised genes: CD3D, IL7R.'
+    """
+    known = [
+        "" if is_missing(species) else f"Species: {species}.",
+        "" if is_missing(tissue) else f"Tissue: {tissue}.",
+        "" if genes is None else f"{genes[0]} of {genes[1]} genes detected.",
+        f"Raised genes: {', '.join(raised)}." if raised else "",
+    ]
+    return " ".join(part for part in known if part)
+
+
+def reading(question: str, contexts: Sequence[str]) -> list[dict]:
+    """Messages that open a conversation about cells with their contexts, each after its cell."""
+    blocks: list[dict] = []
+    for number, context in enumerate(contexts, 1):
+        name = f"Cell {number}: " if len(contexts) > 1 else ""
+        blocks += [
+            *([{"type": "text", "text": name}] if name else []),
+            {"type": "cell"},
+            {"type": "text", "text": f" {context}\n" if context else "\n"},
+        ]
+    return [
+        {"role": "system", "content": READER},
+        {"role": "user", "content": [*blocks, {"type": "text", "text": question}]},
+    ]
+
+
 def _field_answer(field: str, value: str) -> str:
     if field == "disease":
         return "A healthy donor." if _is_healthy(value) else f"A donor with {value}."
@@ -212,7 +256,7 @@ def _field_answer(field: str, value: str) -> str:
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> str:
-    kind = _with_article(fields.get("cell_type", "cell"))
+    kind = with_article(fields.get("cell_type", "cell"))
     where = f" from {fields['tissue']}" if "tissue" in fields else ""
     return template.format(type=kind, Type=kind[:1].upper() + kind[1:], where=where, who=_who(fields))
 
@@ -227,7 +271,7 @@ def _who(fields: Mapping[str, str]) -> str:
     owner = "mouse" if "mus" in fields.get("organism", "").lower().split() else "donor"
     parts = []
     if adjectives or owner == "mouse" or {"disease", "stage"} & set(fields):
-        parts.append(f" of {_with_article(' '.join([*adjectives, owner]))}")
+        parts.append(f" of {with_article(' '.join([*adjectives, owner]))}")
     if "disease" in fields and not _is_healthy(fields["disease"]):
         parts.append(f" with {fields['disease']}")
     if "stage" in fields:
@@ -241,7 +285,7 @@ def _is_healthy(disease: str) -> bool:
     return disease.lower() in ("normal", "healthy", "control", "healthy control")
 
 
-def _with_article(noun: str) -> str:
+def with_article(noun: str) -> str:
     """ "a" or "an" before a noun, by its sound as far as letters tell."""
     first = noun[:1].lower()
     spelled_out = len(noun) > 1 and noun[0] in "FHLMNRSX" and (noun[1].isupper() or noun[1].isdigit())

@@ -11,6 +11,7 @@ from .version import __version__
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOME`
     from .api import annotate, chat, describe, embed, generate_cells, load, search
+    from .chromatin import gene_activity
     from .comparison import compare
     from .hub_cards import EMBEDDED_MODEL
     from .modeling_scmmgpt import (
@@ -34,6 +35,7 @@ _HOME = {
     "EMBEDDED_MODEL": "hub_cards",
     "evaluate": "training.evaluate",
     "finetune": "training.finetune",
+    "gene_activity": "chromatin",
     "generate_cells": "api",
     "load": "api",
     "niches": "niche_finding",

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .cli_context import register
+from .cli_context import add_context
 from .cli_export import export_app
+from .cli_language import chat, describe
 from .cli_options import (
     Address,
     AsJson,
@@ -32,6 +33,7 @@ from .cli_options import (
     Seed,
     Workers,
 )
+from .cli_tools import add_tools
 from .console import pairs, run_to_exit_code, say, say_outcome, say_table
 
 app = typer.Typer(
@@ -46,7 +48,8 @@ corpus_app = typer.Typer(help="Training corpora: build and audit.", no_args_is_h
 app.add_typer(index_app, name="index")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(export_app, name="export")
-register(app)
+add_context(app)
+add_tools(app)
 
 
 def main() -> None:
@@ -175,61 +178,10 @@ def embed(
     say(result, as_json=json, lines=[f"obsm[{key!r}], {shape[0]} x {shape[1]}, written to {output}"])
 
 
-@app.command(epilog="Example: scmmgpt describe my.h5ad --output out.h5ad --cluster-key leiden")
-def describe(
-    cells: Cells,
-    output: Output,
-    model: Model = None,
-    cluster_key: ClusterKey = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The greatest length of a description.")] = 64,
-    key_added: KeyAdded = "scmmgpt",
-    overwrite: Overwrite = False,
-    device: Device = None,
-    batch_size: BatchSize = None,
-    json: AsJson = False,
-) -> None:
-    """Write a description of each cell or cluster by the language model; its genes are checked in the cell."""
-    from . import api
-    from .processing.result_keys_scmmgpt import ResultKeys
-
-    adata = api.describe(
-        cells,
-        output=output,
-        model=model,
-        cluster_key=cluster_key,
-        max_new_tokens=max_new_tokens,
-        key_added=key_added,
-        overwrite=overwrite,
-        device=device,
-        batch_size=batch_size,
-    )
-    texts = adata.obs[ResultKeys(key_added).description].astype(str)
-    first = dict(zip(adata.obs_names[:5], texts[:5], strict=True))
-    result = {"output": str(output), "cells": adata.n_obs, "distinct": int(texts.nunique()), "first": first}
-    lines = [*(f"{name}: {text}" for name, text in first.items()), f"{adata.n_obs} descriptions written to {output}"]
-    say(result, as_json=json, lines=lines)
-
-
-@app.command(epilog='Example: scmmgpt chat my.h5ad --cluster-key leiden --ask "What is different between 0 and 1?"')
-def chat(
-    cells: Cells,
-    model: Model = None,
-    cluster_key: ClusterKey = None,
-    select: Annotated[list[str] | None, typer.Option(help="A cell or cluster to talk about; repeat it.")] = None,
-    ask: Annotated[list[str] | None, typer.Option(help="A question; repeat it. Default: talk at a prompt.")] = None,
-    device: Device = None,
-    json: AsJson = False,
-) -> None:
-    """Talk about cells or clusters; earlier turns are kept."""
-    from . import api
-    from .conversation import talk_at_the_terminal
-
-    conversation = api.chat(cells, cluster_key=cluster_key, select=select, model=model, device=device)
-    if not ask:
-        talk_at_the_terminal(conversation)
-        return
-    turns = [{"question": question, "answer": conversation.ask(question)} for question in ask]
-    say({"turns": turns}, as_json=json, lines=(turn["answer"] for turn in turns))
+app.command(epilog="Example: scmmgpt describe my.h5ad --output out.h5ad --cluster-key leiden")(describe)
+app.command(epilog='Example: scmmgpt chat my.h5ad --cluster-key leiden --ask "What is different between 0 and 1?"')(
+    chat
+)
 
 
 @app.command(epilog='Example: scmmgpt search my.h5ad "exhausted CD8 T cells" --top 20')

@@ -100,7 +100,7 @@ def niches(
     say({}, as_json=False, lines=lines + [f"Report: {page}"] * (page is not None))
 
 
-def register(app: typer.Typer) -> None:
+def add_context(app: typer.Typer) -> None:
     """Add these verbs to the command."""
     app.command(epilog="Example: scmmgpt compare my.h5ad --groupby stim --control ctrl")(compare)
     app.command(epilog="Example: scmmgpt niches tissue.h5ad --output out.h5ad --library-key section")(niches)

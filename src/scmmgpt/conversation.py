@@ -47,6 +47,8 @@ class Conversation:
     names: list[str]
     cell_tokens: torch.Tensor
     messages: list[dict[str, Any]] = field(default_factory=list)
+    limits = LIMITS
+    num_opening = 0  # messages before the first question
 
     def ask(self, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
         """The whole answer to a question."""
@@ -85,31 +87,41 @@ class Conversation:
 
     def _prompt(self, question: str, max_new_tokens: int) -> tuple[list[dict], torch.Tensor]:
         """The turns that fit into the model's context, with the new question, and their token ids."""
-        turns = [*self.messages, self._question(question)]
+        turns = [*self.messages, *self._question(question)]
         room = getattr(self.loaded.config.text_config, "max_position_embeddings", 1 << 20) - max_new_tokens
         while True:
             template = self.loaded.processor.apply_chat_template
             ids = tokenize_prompt(self.loaded, template(turns, add_generation_prompt=True, tokenize=False))
             if ids.shape[1] <= room:
                 return turns, ids
-            if len(turns) < 3:
+            if len(turns) < 3 + self.num_opening:
                 raise UserError(f"The question and {len(self.names)} cells do not fit into the model's context.")
             turns = self._without_oldest_answer(turns)
 
-    def _question(self, question: str) -> dict[str, Any]:
-        return conversation(question, num_cells=0 if self.messages else len(self.names))[0]
+    def _question(self, question: str) -> list[dict[str, Any]]:
+        return conversation(question, num_cells=0 if self.messages else len(self.names))
 
     def _without_oldest_answer(self, turns: list[dict]) -> list[dict]:
         """Forget the oldest exchange; the cells move to the question that is now the first."""
-        cells = [block for block in turns[0]["content"] if block["type"] == "cell"]
-        first = {**turns[2], "content": [*cells, *turns[2]["content"]]}
-        return [first, *turns[3:]]
+        opening, turns = turns[: self.num_opening], turns[self.num_opening :]
+        first = {**turns[2], "content": [*self._about(turns[0]), *turns[2]["content"]]}
+        return [*opening, first, *turns[3:]]
+
+    def _about(self, first: dict) -> list[dict]:
+        """What stands before the first question."""
+        return [block for block in first["content"] if block["type"] == "cell"]
 
 
-def begin_conversation(verb: Verb, cluster_key: str | None, select: Sequence[str] | None) -> Conversation:
+def begin_conversation(
+    verb: Verb, cluster_key: str | None, select: Sequence[str] | None, *, checked: bool = True
+) -> Conversation:
     """Encode the chosen cells (or the most typical cell of each chosen cluster) once."""
     import torch
 
+    if verb.loaded.reads_contexts:
+        from .reading_conversation import begin_reading
+
+        return begin_reading(verb, *_chosen_groups(verb, cluster_key, select), checked=checked)
     names, rows = _chosen_cells(verb, select) if cluster_key is None else _chosen_clusters(verb, cluster_key, select)
     features = verb.loaded.processor.gene_tokenizer(verb.cells.rows(rows), return_tensors="pt")
     with torch.inference_mode():
@@ -124,11 +136,28 @@ def _chosen_cells(verb: Verb, select: Sequence[str] | None) -> tuple[list[str], 
     return names, np.array([np.flatnonzero(all_names == name)[0] for name in names])
 
 
-def _chosen_clusters(verb: Verb, key: str, select: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+def _chosen_groups(verb: Verb, key: str | None, select: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+    """Names, and for each cell of the study the number of the chosen cell or cluster that it belongs to, or -1."""
+    if key is None:
+        names, rows = _chosen_cells(verb, select)
+        groups = np.full(verb.cells.num_cells, -1)
+        groups[rows] = np.arange(len(rows))
+        return names, groups
     cluster_of_cell = column_of(verb.cells.obs, key).to_numpy()
+    names = _chosen_names(key, cluster_of_cell, select)
+    return names, np.array([names.index(name) if name in names else -1 for name in cluster_of_cell])
+
+
+def _chosen_names(key: str, cluster_of_cell: np.ndarray, select: Sequence[str] | None) -> list[str]:
     present = sorted(set(cluster_of_cell))
     names = list(present[:MAX_CELLS] if select is None else select)
     _check_names(names, set(present), f"clusters of {key!r}")
+    return names
+
+
+def _chosen_clusters(verb: Verb, key: str, select: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+    cluster_of_cell = column_of(verb.cells.obs, key).to_numpy()
+    names = _chosen_names(key, cluster_of_cell, select)
     return names, np.array([_most_typical(verb, np.flatnonzero(cluster_of_cell == name)) for name in names])
 
 
@@ -154,7 +183,7 @@ def talk_at_the_terminal(conversation: Conversation) -> None:
 
     console = Console(highlight=False)
     console.print(f"About: {', '.join(conversation.names)}. An empty line ends.", markup=False)
-    console.print(LIMITS, style="dim", markup=False)
+    console.print(conversation.limits, style="dim", markup=False)
     while True:
         try:
             question = console.input("[bold]you[/bold]: ").strip()

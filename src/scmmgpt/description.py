@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .verb import Verb
 
 CELLS_PER_CHUNK = 128
+# From more cells on, a model that reads contexts describes the types that it calls, not each cell.
+MAX_DESCRIBED_CELLS = 50
 
 
 @dataclass
@@ -38,12 +40,21 @@ class Descriptions:
     prompt: str
     gene_account: dict[str, Any]
     probabilities: np.ndarray | None = None
+    claims: dict[str, np.ndarray] | None = None
 
 
 def describe_cells(
-    verb: Verb, clusters: np.ndarray | None, *, prompt: str | None, choices: LabelSet | None, max_new_tokens: int
+    verb: Verb,
+    clusters: np.ndarray | None,
+    *,
+    prompt: str | None,
+    choices: LabelSet | None,
+    max_new_tokens: int,
+    checked: bool = True,
 ) -> Descriptions:
     """Describe every cell, or only the most typical cell of each cluster, for all of its cells."""
+    if verb.loaded.reads_contexts and choices is None:
+        return _describe_in_context(verb, clusters, prompt or description_question(), max_new_tokens, checked)
     asked = prompt or (annotation_question() if choices else description_question())
     question = verb.loaded.processor.cell_prompt(checked_question(verb.loaded, asked))
     if choices is None:
@@ -57,6 +68,23 @@ def describe_cells(
     else:
         texts, probabilities = _describe_clusters(run, compute, choices, clusters)
     return Descriptions(texts, question, run.gene_account, probabilities)
+
+
+def _describe_in_context(
+    verb: Verb, clusters: np.ndarray | None, prompt: str, max_new_tokens: int, checked: bool
+) -> Descriptions:
+    """Each group in its study's context; what the cells contradict is withheld, unless nothing is to be checked."""
+    from .reading import answers, checked_answers, claim_table, plain_question, read_cells
+
+    question = plain_question(verb.loaded, checked_question(verb.loaded, prompt))
+    if clusters is None and verb.cells.num_cells <= MAX_DESCRIBED_CELLS:
+        clusters = np.arange(verb.cells.num_cells)
+    names = [] if clusters is None else [str(number) for number in range(int(clusters.max()) + 1)]
+    read = read_cells(verb, names, clusters)
+    texts = checked_answers(read, answers(verb, read, question, max_new_tokens))
+    shown = [text.printed if checked else text.raw for text in texts]
+    of_cell = [shown[group] if group >= 0 else "" for group in read.group_of_cell]
+    return Descriptions(of_cell, question, read.gene_account, claims=claim_table(read, texts))
 
 
 def _describe_all(run: CellRun, compute: Compute, choices: LabelSet | None) -> tuple[list[str], np.ndarray | None]:

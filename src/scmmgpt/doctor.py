@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from . import chat_model
 from .cells import open_cells
 from .console import pairs
 from .embedding import CELLS_PER_CHUNK
@@ -70,6 +71,7 @@ def describe_installation(model: Any = None) -> dict[str, Any]:
         "training": UNTRAINED if summary is None else _without_long_lists(summary),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") == "1",
         "directory": str(Path(directory)),
+        **chat_model.about(),
     }
 
 

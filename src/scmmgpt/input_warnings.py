@@ -13,6 +13,10 @@ from .processing.species_scmmgpt import HUMAN, LEAST_REACH, MILLION_YEARS, REACH
 
 _FEW_COVERED = 0.5
 # Cells of one pure type, shallowly sequenced, come down to 1.02; counts drawn from one profile lie at 1.
+# Standard deviations by which the genes of the calls must agree with types better than by chance. Real studies had 4 and
+# more, shuffled genes 1 and less.
+LEAST_SUPPORT = 2.0
+LEAST_PROFILE_REACH = 0.3
 NOISE_DISPERSION = 1.05
 _MIN_CELLS_FOR_DISPERSION = 100
 _GENES_FOR_DISPERSION = 100
@@ -90,13 +94,30 @@ def cell_warnings(
             f"{num_implausible} of {num_cells} cells are implausible: genes that are usually high are not high in "
             "them. Likely causes: noise, or counts under the wrong gene names. Check that gene names and columns match."
         )
-    came_as_counts = account.get("matrix_state") == "counts" or account.get("cells_turned_back_into_counts")
-    if came_as_counts and dispersion is not None and dispersion < NOISE_DISPERSION:
+    if is_noise(dispersion, account):
         found.append(
             "The cells vary hardly more than random counts from one profile, as in empty droplets or a shallowly "
             "sequenced pure population. Filter out empty droplets before you trust the labels."
         )
     return found
+
+
+def is_noise(dispersion: float | None, account: Mapping[str, Any]) -> bool:
+    """Whether cells that came as counts vary hardly more than by chance."""
+    came_as_counts = account.get("matrix_state") == "counts" or account.get("cells_turned_back_into_counts")
+    return bool(came_as_counts) and dispersion is not None and dispersion < NOISE_DISPERSION
+
+
+def why_no_study(support: float, profile_reach: float, dispersion: float | None, account: Mapping[str, Any]) -> str:
+    """Why all cells of a study together are nothing that can be called; "" where they can.
+
+    `support` is what `support_of_genes` found; of few genes (`profile_reach`) it says nothing.
+    """
+    if is_noise(dispersion, account):
+        return "the cells vary hardly more than random counts"
+    if support < LEAST_SUPPORT and profile_reach >= LEAST_PROFILE_REACH:
+        return "their genes agree with the types hardly better than under shuffled gene names"
+    return ""
 
 
 def dispersion(gene_tokenizer: Any, features: Mapping[str, np.ndarray]) -> float | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .device import choose_device
 from .errors import UserError, first_line
 from .hashes import hash_of_files
-from .hub_cards import EMBEDDED_MODEL
+from .hub_cards import CHAT_MODEL, EMBEDDED_MODEL
 from .processing.calling_scmmgpt import ONTOLOGY_FILE, CellAnnotator, annotation_files
 from .processing.encoding_scmmgpt import check_vocabularies, embed_texts
 from .processing.ontology_scmmgpt import Ontology
@@ -45,6 +45,11 @@ class LoadedModel:
     def training_summary(self) -> dict | None:
         """What the model was trained on; None when it is untrained."""
         return getattr(self.config, "training_summary", None) or None
+
+    @property
+    def reads_contexts(self) -> bool:
+        """Whether its language model was trained with what is known of a cell in the prompt."""
+        return bool((self.training_summary or {}).get("chat"))
 
     @cached_property
     def annotator(self) -> CellAnnotator:
@@ -158,14 +163,18 @@ def find_model(model: str | os.PathLike | None = None) -> Path:
     if model is None:
         return _checked(EMBEDDED_MODEL)
     path = Path(model)
-    if path.exists():
-        return _checked(path)
+    if path.exists() or path.name == model == CHAT_MODEL.name:
+        return _checked(path if path.exists() else CHAT_MODEL)
     if isinstance(model, str) and _REPOSITORY.match(model):
         return _checked(_download(model))
     raise UserError(f"There is no model directory {str(model)!r}, and it is not a repository name (org/name).")
 
 
 def _checked(directory: Path) -> Path:
+    from .chat_model import assembled, is_chat_repository
+
+    if is_chat_repository(directory):
+        return assembled(directory)
     config = directory / "config.json"
     if not config.is_file() and (directory / "adapter_config.json").is_file():
         raise UserError(

@@ -10,6 +10,7 @@ from scipy import sparse
 from .cells import CellsInMemory
 from .device import Batches
 from .embedding import CellRun, embed_batch
+from .errors import UserError
 from .loading import LoadedModel
 from .processing.encoding_scmmgpt import tokenize_texts
 from .processing.prompting_scmmgpt import generation_text, query_text
@@ -35,6 +36,8 @@ def make_cells(
     """Draw cells, with a summary of how they look to the model in `.uns[key_added]`."""
     import warnings
 
+    if loaded.reads_contexts:
+        raise UserError("scmmgpt-chat was trained from cells to text only: generate with the embedded model.")
     is_trained = loaded.training_summary is not None
     if not is_trained:
         warnings.warn(UNTRAINED, UserWarning, stacklevel=4)  # of whoever called `generate_cells`

@@ -66,7 +66,9 @@ def from_parts(
     return model, ScMMGPTProcessor(genes, tokenizer, words, num_query_tokens=config.num_query_tokens)
 
 
-def join_language_model(config: ScMMGPTConfig, text: str, **kwargs: Any) -> ScMMGPTForConditionalGeneration:
+def join_language_model(
+    config: ScMMGPTConfig, text: str | PreTrainedModel, **kwargs: Any
+) -> ScMMGPTForConditionalGeneration:
     """New towers around a causal LM that keeps its weights.
 
     The LLM is loaded by its own class, so that every causal LM of transformers will do, and quantisation touches
@@ -77,11 +79,11 @@ def join_language_model(config: ScMMGPTConfig, text: str, **kwargs: Any) -> ScMM
     config
         The joint configuration; its `text_config` gives way to the causal LM's.
     text
-        Where the causal LM lies: a folder or a Hub name.
+        Where the causal LM lies: a folder or a Hub name; or the model itself.
     **kwargs
         To its `from_pretrained`: dtype, quantization_config, device_map, ...
     """
-    llm = AutoModelForCausalLM.from_pretrained(text, **kwargs)
+    llm = AutoModelForCausalLM.from_pretrained(text, **kwargs) if isinstance(text, str) else text
     head = llm.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise UserError(

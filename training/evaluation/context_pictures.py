@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from ...niche_finding import niches
+from scmmgpt.niche_finding import niches
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -17,9 +17,10 @@ import numpy as np
 import typer
 from scipy import sparse
 
-from ...loading import LoadedModel, load
-from ...processing.gene_identity_scmmgpt import GeneNames
-from ...processing.labels_scmmgpt import UNKNOWN
+from scmmgpt.loading import LoadedModel, load
+from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
+from scmmgpt.processing.labels_scmmgpt import UNKNOWN
+
 from .results import provenance
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def renamed(adata: AnnData, names: GeneNames, species: str) -> AnnData:
 
 def agreement_with_human(adata: AnnData, label: str, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
     """For each species: share of counts that remain, names kept, accuracy among the study's own types, confidence."""
-    from ...api import annotate
+    from scmmgpt.api import annotate
 
     names = loaded.processor.gene_tokenizer.gene_names
     truth = adata.obs[label].astype(str).to_numpy()

@@ -16,12 +16,13 @@ import numpy as np
 import typer
 from scipy import sparse
 
-from ...api import annotate, embed
-from ...cells import open_cells
-from ...errors import require
-from ...loading import LoadedModel, load
-from ...niche_finding import compositions, niche_numbers, niche_vectors
-from ...spatial import likeness, read_space
+from scmmgpt.api import annotate, embed
+from scmmgpt.cells import open_cells
+from scmmgpt.errors import require
+from scmmgpt.loading import LoadedModel, load
+from scmmgpt.niche_finding import compositions, niche_numbers, niche_vectors
+from scmmgpt.spatial import likeness, read_space
+
 from .results import provenance
 
 if TYPE_CHECKING:

@@ -1,0 +1,71 @@
+"""`scmmgpt describe` and `scmmgpt chat`: what a language model says about cells."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .cli_options import AsJson, BatchSize, Cells, ClusterKey, Device, KeyAdded, Model, Output, Overwrite
+from .console import say
+
+Unchecked = Annotated[bool, typer.Option("--unchecked", help="Show also what the cells contradict.")]
+
+
+def describe(
+    cells: Cells,
+    output: Output,
+    model: Model = None,
+    cluster_key: ClusterKey = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The greatest length of a description.")] = 64,
+    unchecked: Unchecked = False,
+    key_added: KeyAdded = "scmmgpt",
+    overwrite: Overwrite = False,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """Write a description of each cell or cluster by the language model; its claims are checked in the cells."""
+    from . import api
+    from .processing.result_keys_scmmgpt import ResultKeys
+
+    adata = api.describe(
+        cells,
+        output=output,
+        model=model,
+        cluster_key=cluster_key,
+        max_new_tokens=max_new_tokens,
+        checked=not unchecked,
+        key_added=key_added,
+        overwrite=overwrite,
+        device=device,
+        batch_size=batch_size,
+    )
+    texts = adata.obs[ResultKeys(key_added).description].astype(str)
+    first = dict(zip(adata.obs_names[:5], texts[:5], strict=True))
+    result = {"output": str(output), "cells": adata.n_obs, "distinct": int(texts.nunique()), "first": first}
+    lines = [*(f"{name}: {text}" for name, text in first.items()), f"{adata.n_obs} descriptions written to {output}"]
+    say(result, as_json=json, lines=lines)
+
+
+def chat(
+    cells: Cells,
+    model: Model = None,
+    cluster_key: ClusterKey = None,
+    select: Annotated[list[str] | None, typer.Option(help="A cell or cluster to talk about; repeat it.")] = None,
+    ask: Annotated[list[str] | None, typer.Option(help="A question; repeat it. Default: talk at a prompt.")] = None,
+    unchecked: Unchecked = False,
+    device: Device = None,
+    json: AsJson = False,
+) -> None:
+    """Talk about cells or clusters; earlier turns are kept."""
+    from . import api
+    from .conversation import talk_at_the_terminal
+
+    about: dict[str, Any] = {"cluster_key": cluster_key, "select": select, "checked": not unchecked}
+    conversation = api.chat(cells, **about, model=model, device=device)
+    if not ask:
+        talk_at_the_terminal(conversation)
+        return
+    turns = [{"question": question, "answer": conversation.ask(question)} for question in ask]
+    say({"turns": turns}, as_json=json, lines=(turn["answer"] for turn in turns))

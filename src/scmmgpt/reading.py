@@ -1,0 +1,211 @@
+"""Groups of cells as a language model with contexts is asked about them: calls, contexts, prompts, and checked answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cell_context import Groups, read_groups
+from .claims import CellFacts, CheckedText, ClaimReader
+from .errors import UserError
+from .processing.label_sets_scmmgpt import BETWEEN
+from .processing.labels_scmmgpt import UNKNOWN
+from .processing.prompting_scmmgpt import label_text, reading
+from .scoring import call_study
+
+if TYPE_CHECKING:
+    from .loading import LoadedModel
+    from .verb import Verb
+
+GROUPS_AT_ONCE = 8
+MAX_QUESTION_LETTERS = 4_000
+NO_ADVICE = "I cannot give medical advice: I describe cells for research. Please ask a physician."
+NO_QUESTION = "I did not understand the question. You can ask for the type, the genes or the function of these cells."
+_ADVICE = re.compile(
+    r"\b(?:diagnos\w*|prognos\w*|prescri\w*|dosage|dose|medication|therap(?:y|ies)|treatment|medical advice|doctor|"
+    r"physician|symptoms?|cure)\b|\b(?:my|the|this|our) patients?\b|\bdo i have\b|\bshould (?:i|we) (?:take|treat|give|worry)",
+    re.IGNORECASE,
+)
+_WORDS = re.compile(r"[a-z]{2,}", re.IGNORECASE)
+
+
+def asks_for_advice(question: str) -> bool:
+    """Whether a question wants what only a physician may answer."""
+    return bool(_ADVICE.search(question))
+
+
+def is_question(text: str) -> bool:
+    """Whether there is anything to answer: a question mark behind a word, or a few words."""
+    words = _WORDS.findall(text)
+    return bool(words) and ("?" in text or len(words) > 1 or words[0].lower() in ("describe", "compare", "why"))
+
+
+def plain_question(loaded: LoadedModel, question: str) -> str:
+    """A question without the marks of the chat template, refused where it is far longer than any question."""
+    if len(question) > MAX_QUESTION_LETTERS:
+        raise UserError(f"The question has {len(question)} letters; at most {MAX_QUESTION_LETTERS} are read.")
+    for mark in loaded.processor.tokenizer.all_special_tokens:
+        question = question.replace(mark, " ")
+    return question
+
+
+@dataclass
+class ReadGroups:
+    """Groups of cells with all that is asked and known about them.
+
+    Attributes
+    ----------
+    names
+        Of the groups.
+    group_of_cell
+        (cells,) -1 where a cell is in no group.
+    labels, seconds, candidates
+        What each group is called, its runner-up, and the labels that cannot be told from it.
+    typical
+        The cell of each group that stands for it.
+    """
+
+    loaded: LoadedModel
+    names: list[str]
+    group_of_cell: np.ndarray
+    groups: Groups
+    embeds: np.ndarray
+    labels: list[str]
+    seconds: list[str]
+    candidates: list[tuple[str, ...]]
+    typical: np.ndarray
+    gene_account: dict[str, Any]
+
+    @cached_property
+    def contexts(self) -> list[str]:
+        return [self.groups.context(group) for group in range(len(self.names))]
+
+    @cached_property
+    def facts(self) -> list[CellFacts]:
+        return [
+            replace(self.groups.facts(group, label, second, others), type_percentile=self._percentile_of(group))
+            for group, (label, second, others) in enumerate(
+                zip(self.labels, self.seconds, self.candidates, strict=True)
+            )
+        ]
+
+    @cached_property
+    def reader(self) -> ClaimReader:
+        return ClaimReader(self.loaded.ontology, frozenset(self.loaded.processor.gene_tokenizer.genes))
+
+    def prompt(self, question: str, group: int) -> str:
+        messages = reading(question, [self.contexts[group]])
+        return self.loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _percentile_of(self, group: int):
+        known: dict[str, float] = {}
+
+        def percentile(label: str) -> float:
+            if label not in known:
+                known[label] = self._fit_percentile(group, label)
+            return known[label]
+
+        return percentile
+
+    def _fit_percentile(self, group: int, label: str) -> float:
+        """How many of a hundred cells of the study lie farther from the type's text than the group's mean does."""
+        if not self.groups.is_compared:
+            return float("nan")
+        term = self.loaded.ontology.find(label)
+        text = self.loaded.embed_texts([label_text(label, term.definition if term else None)])[0]
+        fits = self.embeds @ text
+        own = fits[self.group_of_cell == group].mean()
+        return float(100 * ((fits < own).mean() + (fits == own).mean() / 2))
+
+
+def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -> ReadGroups:
+    """Call all cells, and gather what is known of each group; None makes a group of each call."""
+    study = call_study(verb)
+    cells, calls, sets = study.cells, study.calls, study.sets.astype(str)
+    called, seconds = calls.labels.astype(str), calls.second_choices.astype(str)
+    if group_of_cell is None:
+        names, group_of_cell = np.unique(called, return_inverse=True)
+    members = [np.flatnonzero(group_of_cell == group) for group in range(len(names))]
+    main = [_most_frequent(called[rows]) for rows in members]
+    return ReadGroups(
+        verb.loaded,
+        [str(name) for name in names],
+        group_of_cell,
+        read_groups(study.run.gene_tokenizer, verb.cells, group_of_cell),
+        cells.embeds,
+        main,
+        [_most_frequent(seconds[rows][seconds[rows] != label]) for rows, label in zip(members, main, strict=True)],
+        [tuple(_most_frequent(sets[rows]).split(BETWEEN)) for rows in members],
+        np.array([_nearest_to_mean(cells.embeds, rows) for rows in members]),
+        study.run.gene_account,
+    )
+
+
+def _most_frequent(values: np.ndarray) -> str:
+    names, counts = np.unique(values, return_counts=True)
+    return str(names[counts.argmax()]) if len(names) else ""
+
+
+def _nearest_to_mean(embeds: np.ndarray, rows: np.ndarray) -> int:
+    return int(rows[(embeds[rows] @ embeds[rows].mean(axis=0)).argmax()])
+
+
+def answers(verb: Verb, read: ReadGroups, question: str, max_new_tokens: int) -> list[str]:
+    """What the language model says of each group, unchecked."""
+    import torch
+
+    loaded = read.loaded
+    texts: list[str] = []
+    for start in range(0, len(read.names), GROUPS_AT_ONCE):
+        groups = range(start, min(start + GROUPS_AT_ONCE, len(read.names)))
+        prompts = [read.prompt(question, group) for group in groups]
+        cells = verb.cells.rows(read.typical[groups.start : groups.stop])
+        inputs = loaded.processor(cells=cells, text=prompts, return_tensors="pt").to(loaded.device)
+        with torch.inference_mode():
+            ids = loaded.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_filler(loaded)
+            )
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        texts += [text.strip() for text in loaded.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return texts
+
+
+def _filler(loaded: LoadedModel) -> int:
+    tokenizer = loaded.processor.tokenizer
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def whole_sentences(text: str) -> str:
+    """A text that was cut off, up to its last full stop; all of it where there is none."""
+    end = max(text.rfind(mark) for mark in ".!?")
+    return text[: end + 1] if end > 0 else text
+
+
+def checked_answers(read: ReadGroups, texts: Sequence[str]) -> list[CheckedText]:
+    """Each group's text, checked against it; unclear cells are not described."""
+    return [check(read, text, group) for group, text in enumerate(texts)]
+
+
+def check(read: ReadGroups, text: str, group: int) -> CheckedText:
+    found = read.reader.check(whole_sentences(text), read.facts[group])
+    if read.labels[group] == UNKNOWN:
+        return replace(found, printed="I cannot tell what these cells are.")
+    return found
+
+
+def claim_table(read: ReadGroups, checked: Sequence[CheckedText]) -> dict[str, np.ndarray]:
+    """One row for each claim, in columns as `uns` keeps them."""
+    rows = [
+        (name, claim.sentence, claim.kind, claim.subject, claim.verdict, claim.percentile)
+        for name, text in zip(read.names, checked, strict=True)
+        for claim in text.claims
+    ]
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
+    titles = ("group", "sentence", "kind", "subject", "verdict", "percentile")
+    types = (object, np.int64, object, object, object, np.float64)
+    return {title: np.array(column, dtype=kind) for title, column, kind in zip(titles, columns, types, strict=True)}

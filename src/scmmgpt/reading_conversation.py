@@ -1,0 +1,104 @@
+"""Conversations in which every answer is checked against the cells before it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .claims import CheckedText
+from .conversation import MAX_NEW_TOKENS, Conversation
+from .processing.labels_scmmgpt import UNKNOWN
+from .processing.prompting_scmmgpt import reading
+from .reading import (
+    NO_ADVICE,
+    NO_QUESTION,
+    ReadGroups,
+    asks_for_advice,
+    is_question,
+    plain_question,
+    read_cells,
+    whole_sentences,
+)
+
+if TYPE_CHECKING:
+    from .verb import Verb
+
+LIMITS = (
+    "scmmgpt-chat is a small language model: it errs. What the cells contradict is withheld; what they cannot tell is "
+    "general knowledge, and may be wrong. No medical advice."
+)
+
+
+@dataclass
+class ReadingConversation(Conversation):
+    """A conversation with contexts; `.last` is the last answer with its claims.
+
+    Attributes
+    ----------
+    read
+        The cells or clusters, with what is known of them.
+    checked
+        Whether what they contradict is withheld.
+    """
+
+    read: ReadGroups | None = None
+    checked: bool = True
+    last: CheckedText | None = None
+    limits = LIMITS
+    num_opening = 1
+
+    def stream(self, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[str]:
+        """The answer, once it was written and checked."""
+        assert self.read is not None
+        question = plain_question(self.loaded, question)
+        known = (
+            NO_ADVICE
+            if asks_for_advice(question)
+            else ""
+            if is_question(question) or not question.strip()
+            else NO_QUESTION
+        )
+        if known:
+            self.last = CheckedText(known, known)
+            self._keep(question, known)
+            yield known
+            return
+        answer = whole_sentences("".join(super().stream(question, max_new_tokens=max_new_tokens)).strip())
+        self.last = self.read.reader.check(answer, *self.read.facts)
+        if all(label == UNKNOWN for label in self.read.labels):
+            self.last = replace(self.last, printed="I cannot tell what these cells are.")
+        shown = self.last.printed if self.checked else self.last.raw
+        # What was withheld must not be built upon: the model reads what the person reads.
+        self.messages[-1] = said(shown.split(" [percentile")[0] if self.checked else shown)
+        yield shown
+
+    def _keep(self, question: str, answer: str) -> None:
+        self.messages = [*self.messages, *self._question(question), said(answer)]
+
+    def _question(self, question: str) -> list[dict[str, Any]]:
+        assert self.read is not None
+        if not self.messages:
+            return reading(question, self.read.contexts)
+        return [{"role": "user", "content": [{"type": "text", "text": question}]}]
+
+    def _about(self, first: dict) -> list[dict]:
+        return first["content"][:-1]
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def begin_reading(verb: Verb, names: list[str], groups: np.ndarray, *, checked: bool) -> ReadingConversation:
+    """Call the cells, gather their contexts, and encode what stands for each cell or cluster once."""
+    import torch
+
+    read = read_cells(verb, names, groups)
+    features = verb.loaded.processor.gene_tokenizer(verb.cells.rows(read.typical), return_tensors="pt")
+    with torch.inference_mode():
+        inputs = {name: values.to(verb.loaded.device) for name, values in features.items()}
+        tokens = verb.loaded.model.get_cell_tokens(**inputs)
+    return ReadingConversation(verb.loaded, names, tokens, read=read, checked=checked)

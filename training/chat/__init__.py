@@ -1,0 +1,1 @@
+"""Instruction data and evaluation of scmmgpt-chat."""
