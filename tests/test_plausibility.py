@@ -58,7 +58,7 @@ def test_real_cells_keep_their_names(cells, model):
     ],
 )
 def test_noise_and_wrong_gene_names_are_unknown_and_warned_of(change, advice, cells, model):
-    with pytest.warns(UserWarning, match="cells are implausible|empty droplets") as given:
+    with pytest.warns(UserWarning, match="cells are implausible|empty droplets|All cells") as given:
         assert share_of_unknown(changed(cells, change), model) > 0.95
 
     assert len(given) == len(advice)
