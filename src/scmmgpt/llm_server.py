@@ -68,14 +68,19 @@ class LlmServer:
         path = parts.path.rstrip("/").removesuffix("/v1")
         self.url = f"{parts.scheme}://{parts.netloc}{path}/v1"
 
+    def choose_model(self) -> None:
+        """The first model that the server offers, where none was named."""
+        if self.model:
+            return
+        offered = self._ask("models")
+        try:
+            self.model = str(offered["data"][0]["id"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise self._nonsense("names no model") from error
+
     def answer(self, messages: Sequence[dict[str, str]]) -> str:
         """What the model says to a conversation."""
-        if not self.model:
-            offered = self._ask("models")
-            try:
-                self.model = str(offered["data"][0]["id"])
-            except (KeyError, IndexError, TypeError) as error:
-                raise self._nonsense("names no model") from error
+        self.choose_model()
         body = {
             "model": self.model,
             "messages": list(messages),
@@ -161,8 +166,14 @@ def describe_by_server(
     keys = ResultKeys(destination.key_added)
     added = Additions(obs={keys.description: None})
     verb = Verb.begin("describe", adata, model, execution or Execution(), destination, keys=added)
-    read, group_of_cell = _read(verb, cluster_key)
-    texts = [_ask_about(server, read, group, question, checked) for group in range(len(read.names))]
+    server.choose_model()  # found out before any work is done
+    try:
+        read, group_of_cell = _read(verb, cluster_key)
+        texts = [_ask_about(server, read, group, question, checked) for group in range(len(read.names))]
+    except UserError:
+        if verb.workspace is not None:
+            verb.workspace.remove()
+        raise
     values = np.array([texts[group].printed for group in group_of_cell], dtype=object)
     record = verb.record(
         read.gene_account, prompt=question, cluster_key=cluster_key, server=server.url, llm=server.model

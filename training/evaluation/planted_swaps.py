@@ -24,7 +24,7 @@ from typing import Any
 import anndata
 import numpy as np
 
-from scmmgpt.audit import MIN_CELLS_OF_LABEL, MIN_CHANCE, audit
+from scmmgpt.label_audit import MIN_CELLS_OF_LABEL, MIN_CHANCE, audit
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.training.evaluation.expression import log_expression, most_variable
 
