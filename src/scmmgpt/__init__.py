@@ -12,7 +12,7 @@ from .version import __version__
 if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOME`
     from .api import annotate, chat, describe, embed, generate_cells, load, search
     from .chromatin import gene_activity
-    from .compare import compare
+    from .comparison import compare
     from .hub_cards import EMBEDDED_MODEL
     from .modeling_scmmgpt import (
         ScMMGPTConfig,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
         ScMMGPTForPreTraining,
         ScMMGPTModel,
     )
-    from .niches import niches
+    from .niche_finding import niches
     from .processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
     from .spatial import surroundings
     from .training.evaluate import evaluate
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
 _HOME = {
     "annotate": "api",
     "chat": "api",
-    "compare": "compare",
+    "compare": "comparison",
     "describe": "api",
     "embed": "api",
     "EMBEDDED_MODEL": "hub_cards",
@@ -38,7 +38,7 @@ _HOME = {
     "gene_activity": "chromatin",
     "generate_cells": "api",
     "load": "api",
-    "niches": "niches",
+    "niches": "niche_finding",
     "search": "api",
     "surroundings": "spatial",
     "ScMMGPTConfig": "modeling_scmmgpt",

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scmmgpt[train,eval]"]
+# ///
 """How many planted label swaps `audit` finds, beside cross-validated logistic regression (cleanlab's idea).
 
     python -m scmmgpt.training.evaluation.planted_swaps STUDY.h5ad... --output docs/measured/planted_swaps.json

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .arguments import shared_arguments
-from .compare import TYPE_COLUMNS, annotated_types
+from .comparison import TYPE_COLUMNS, annotated_types
 from .consensus import divided
 from .embedding import embed_batch
 from .errors import UserError
