@@ -52,7 +52,7 @@ def test_human_cells_under_the_names_of_an_animal_keep_their_own(cells, model, n
 @pytest.mark.filterwarnings("ignore:Only .* of the counts:UserWarning")
 def test_a_species_out_of_reach_has_no_names_and_the_reason(cells, model, names):
     worm = renamed(cells, names, "roundworm")
-    lost = anndata.AnnData(np.full((worm.n_obs, 1), worm.X.sum() / worm.n_obs, np.float32), obs=worm.obs)
+    lost = anndata.AnnData(np.full((worm.n_obs, 1), round(worm.X.sum() / worm.n_obs), np.float32), obs=worm.obs)
     lost.var_names = ["lost-too"]
 
     with pytest.warns(UserWarning, match="686 million years from human, .* every cell is called unknown"):
