@@ -192,7 +192,7 @@ def _score(verb: Verb, labels: LabelSet, asked: Asked, together: bool) -> tuple[
         measured_genes=measured,
         prior_share=asked.prior_share,
         of_study=together,
-        proteins=asked.proteins and asked.proteins.evidence(candidates, loaded),
+        proteins=None if asked.proteins is None else asked.proteins.evidence(candidates, loaded),
         reach=run.gene_account.get("reach", 1.0),
     )
     for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
