@@ -200,6 +200,16 @@ def test_a_cell_without_a_place_has_no_niche(tissue, model):
     assert np.isfinite(np.delete(found.obsm["X_scmmgpt_niche"], 3, axis=0)).all()
 
 
+def test_types_that_are_all_unknown_are_no_types(tissue, model):
+    tissue.obs["cell_type"] = "unknown"
+
+    with pytest.warns(UserWarning, match="annotated first"):
+        found = niches(tissue, num_niches=3, model=model, progress=False)
+
+    assert found.obs["scmmgpt_cell_type"].nunique() > 1
+    assert found.obsm["X_scmmgpt_niche"].shape[1] > 2 * 256 + 1
+
+
 def test_surroundings_are_the_nearest_cells(tissue):
     tissue.obsm["spatial"] = np.stack([np.arange(tissue.n_obs), np.zeros(tissue.n_obs)], axis=1)
 

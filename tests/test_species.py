@@ -4,10 +4,11 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
 import scmmgpt
-from scmmgpt.input_warnings import input_warnings
+from scmmgpt.input_warnings import input_warnings, organism_warnings
 from scmmgpt.loading import load
 from scmmgpt.processing.species_scmmgpt import MILLION_YEARS, closeness, reach, recognise_species, trust
 from scmmgpt.training.evaluation.renamed_species import renamed
@@ -83,6 +84,13 @@ def test_reach_falls_with_distance_and_with_lost_counts():
 
 def test_human_and_mouse_studies_keep_their_confidences():
     assert input_warnings({"species": "mouse", "share_of_counts": 0.76, "reach": 0.68, "matrix_state": "counts"}) == []
+
+
+def test_several_species_in_obs_are_said():
+    obs = pd.DataFrame({"organism": ["Homo sapiens", "Mus musculus", None]})
+
+    assert "names several species (Homo sapiens, Mus musculus)" in organism_warnings(obs)[0]
+    assert organism_warnings(obs[:1]) == organism_warnings(obs[[]]) == []
 
 
 def test_shared_symbols_and_mixed_files_are_said():

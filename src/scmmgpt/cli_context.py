@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,8 +39,8 @@ def compare(
 
     wanted = {path: check_output(path, suffixes=(".csv",)) for path in (table, genes) if path is not None}
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
-    how = {"model": model, "device": device, "batch_size": batch_size}
-    keys = {"groups": group, "cell_type_key": cell_type_key, "donor_key": donor_key}
+    how: dict[str, Any] = {"model": model, "device": device, "batch_size": batch_size}
+    keys: dict[str, Any] = {"groups": group, "cell_type_key": cell_type_key, "donor_key": donor_key}
     found = compare(cells, groupby=groupby, control=control, seed=seed, **keys, **how)
     for path, rows in ((table, found.table), (genes, found.genes)):
         if path is not None:
@@ -85,8 +85,13 @@ def niches(
     """Find the niches of a tissue, by what surrounds each cell, and name them by their cell types."""
     from .niche_finding import niches, said_surroundings
 
-    keys = {"cell_type_key": cell_type_key, "library_key": library_key, "key_added": key_added, "report": page}
-    numbers = {"num_neighbours": num_neighbours, "num_niches": num_niches, "batch_size": batch_size}
+    keys: dict[str, Any] = {
+        "cell_type_key": cell_type_key,
+        "library_key": library_key,
+        "key_added": key_added,
+        "report": page,
+    }
+    numbers: dict[str, Any] = {"num_neighbours": num_neighbours, "num_niches": num_niches, "batch_size": batch_size}
     adata = niches(cells, output=output, overwrite=overwrite, model=model, device=device, **keys, **numbers)
     table = adata.uns[key_added]["niches"]["composition"]
     names = ("niche", "cells", "neighbours")

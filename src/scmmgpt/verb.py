@@ -19,7 +19,7 @@ from .cells import CellsInFile, CellsInMemory, open_cells
 from .device import Batches
 from .embedding import CellRun
 from .errors import UserError
-from .input_warnings import input_warnings
+from .input_warnings import input_warnings, organism_warnings
 from .loading import LoadedModel, ModelSource, load
 from .progress import Workspace
 from .ray_engine import RayEngine, import_ray
@@ -133,7 +133,7 @@ class Verb:
 
     def record(self, gene_account: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         """What `uns` keeps: the genes that were read, and settings, model, versions and warnings of this verb."""
-        for warning in input_warnings(gene_account):
+        for warning in [*input_warnings(gene_account), *organism_warnings(self.cells.obs)]:
             self.warn(warning)
         details = {
             "settings": settings,

@@ -22,7 +22,7 @@ _GREY, _BLUE, _ORANGE, _GREEN = "#9a9ea4", "#2f6f9f", "#d9822b", "#3f8f5f"
 
 def draw_tissue(adata: AnnData, section_key: str, path: Path) -> None:
     """One section three times: by the types and layers of its authors, and by its niches."""
-    keys = {"library_key": section_key, "cell_type_key": "cell_type_original"}
+    keys: dict[str, Any] = {"library_key": section_key, "cell_type_key": "cell_type_original"}
     found = niches(adata, num_niches=4, progress=False, **keys)
     own = found[found.obs[section_key] == sorted(found.obs[section_key].unique())[0]].copy()
     figure, axes = _figure(1, 3, 15, 4.4)
@@ -79,12 +79,19 @@ def draw_species(report: dict[str, Any], path: Path) -> None:
         rows = [row for row in report["rows"] if row["study"] == study]
         places = [row["share_of_counts"] for row in rows], [row["accuracy"] for row in rows]
         axis.scatter(*places, s=28, color=_colour(number), label=study)
-    mean = {}
+    mean: dict[str, list[tuple[float, float]]] = {}
     for row in report["rows"]:
         mean.setdefault(row["species"], []).append((row["share_of_counts"], row["accuracy"]))
     for species in ("human", "mouse", "chicken", "zebrafish", "fruit fly", "roundworm"):
         x, y = np.mean(mean[species], axis=0)
-        axis.annotate(species, (x, y), fontsize=8, xytext=(0, -16), textcoords="offset points", ha="center")
+        axis.annotate(
+            species,
+            (x, y),
+            fontsize=8,
+            xytext=(0, -30 if species == "fruit fly" else -18),
+            textcoords="offset points",
+            ha="center",
+        )
     axis.set_xlabel("share of the counts that orthologs cover")
     axis.set_ylabel("accuracy, labels of the study")
     axis.set_ylim(0, 1)

@@ -125,7 +125,7 @@ def types(adata: AnnData, section_key: str, loaded: LoadedModel) -> dict[str, An
             ("with", adata, True),
             ("shuffled places", shuffled(adata, section_key), True),
         ):
-            where = {"spatial": True, "library_key": section_key} if is_on else {}
+            where: dict[str, Any] = {"spatial": True, "library_key": section_key} if is_on else {}
             called = annotate(cells, model=loaded, progress=False, **how, **where).obs["scmmgpt_cell_type"]
             row[column] = round(float((called.astype(str).to_numpy() == truth).mean()), 3)
         rows.append(row)
