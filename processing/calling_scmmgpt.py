@@ -300,7 +300,8 @@ class TokenEvidence:
     """
 
     def __init__(self, gene_tokenizer: Any, type_profiles: TypeProfiles | None = None, chosen: Sequence[int] = ()):
-        self.gene_tokenizer, self.type_profiles, self._table = gene_tokenizer, type_profiles, None
+        self.gene_tokenizer, self.type_profiles = gene_tokenizer, type_profiles
+        self._table: torch.Tensor | None = None
         if type_profiles is not None and len(chosen):
             gene_ids = gene_tokenizer.gene_ids
             if type_profiles.gene_rows.max(initial=0) >= len(gene_ids):
@@ -315,14 +316,16 @@ class TokenEvidence:
         tokens = {name: np.asarray(values) for name, values in tokens.items()}
         is_gene = self.gene_tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"])
         evidence = {"is_empty": ~is_gene.any(axis=1), "is_implausible": self._is_implausible(tokens, is_gene)}
-        return evidence if self._table is None else {**evidence, "agreement": self._agreement(tokens, is_gene)}
+        if self._table is not None:
+            evidence["agreement"] = self._agreement(self._table, tokens, is_gene)
+        return evidence
 
-    def _agreement(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
+    def _agreement(self, table: torch.Tensor, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
         """(cells, profiles): sum of a cell's values weighted by a type's differences, over the length of the values."""
         values = torch.from_numpy(tokens["gene_values"].astype(np.float32) * is_gene).clamp(min=0)
         places = self._places[torch.from_numpy(np.ascontiguousarray(tokens["gene_ids"]))]
-        of_genes = torch.zeros(len(values), len(self._table) + 1).scatter_add_(1, places, values)
-        sums = of_genes[:, :-1] @ self._table
+        of_genes = torch.zeros(len(values), len(table) + 1).scatter_add_(1, places, values)
+        sums = of_genes[:, :-1] @ table
         return (sums / values.norm(dim=1, keepdim=True).clamp(min=1e-6)).numpy()
 
     def _is_implausible(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
