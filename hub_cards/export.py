@@ -23,6 +23,7 @@ from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 
 from . import EMBEDDED_MODEL
 from .repository_check import ENDPOINT_FILES
+from .sentence_transformer_scmmgpt import MODULES
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,7 @@ def refresh_code(directory: Path) -> list[str]:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = dict(AUTO_MAP)
     config["custom_pipelines"] = custom_pipelines("ScMMGPTForConditionalGeneration" in config["architectures"])
+    wanted["modules.json"] = (json.dumps(MODULES, indent=2) + "\n").encode()
     wanted["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     stale = [path for path in directory.glob("*.py") if path.name not in wanted]
     for path in stale:

@@ -14,8 +14,8 @@ from scmmgpt.errors import UserError
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
 SUFFIXES = (".safetensors", ".json", ".txt", ".md", ".jinja", ".py", ".gz", ".tsv", ".model", ".png", ".svg")
 PLAIN_NAMES = ("LICENSE", "NOTICE", ".gitattributes")
-# Beside the islands: what an inference endpoint runs.
-ENDPOINT_FILES = ("handler.py", "request_cells_scmmgpt.py", "schema_scmmgpt.py")
+# Beside the islands: what an inference endpoint runs, and what sentence-transformers does.
+ENDPOINT_FILES = ("handler.py", "request_cells_scmmgpt.py", "schema_scmmgpt.py", "sentence_transformer_scmmgpt.py")
 # Made by Python and by downloads, in any folder that was used.
 IGNORED_FOLDERS = ("__pycache__", ".cache", ".git")
 

@@ -18,6 +18,8 @@ DEFAULT_PRIOR_SHARE = 0.5
 DEFAULT_MIN_CONFIDENCE = 0.3
 DEFAULT_LEAST_SHARE = 0.003
 DEFAULT_NAMING_TEMPERATURE = 2.0
+DEFAULT_PARENT_BIAS = 0.0
+DEFAULT_LEAST_PART = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Calibration:
     has seen in training. The prior correction takes away `prior_share` of a label's mean logit over the data;
     `profile_weight` is that of the type-profile cosine. Below `min_confidence` a call backs off to a parent term, then
     to "unknown". Where a study is called as a whole, `consensus` is the calibration of that, and a label must add
-    `least_share` of the study to what is said about it, read at `naming_temperature`. Where cells are not compared with
+    `least_share` of the study to what is said about it, read at `naming_temperature`; `parent_bias` is taken from the
+    logits of types that have others below them, and a type with less than `least_part` of what is said below a parent
+    is called by that. Where cells are not compared with
     one another, `alone` is. `set_gap_by_candidates` are the gaps of `label_sets_scmmgpt`.
     """
 
@@ -40,6 +44,8 @@ class Calibration:
     profile_weight: float = 0.0
     least_share: float = DEFAULT_LEAST_SHARE
     naming_temperature: float = DEFAULT_NAMING_TEMPERATURE
+    parent_bias: float = DEFAULT_PARENT_BIAS
+    least_part: float = DEFAULT_LEAST_PART
     set_gap_by_candidates: tuple[tuple[float, float], ...] = ()
     consensus: Calibration | None = None
     alone: Calibration | None = None
@@ -69,6 +75,8 @@ class Calibration:
             float(content.get("profile_weight", 0.0)),
             float(content.get("least_share", DEFAULT_LEAST_SHARE)),
             float(content.get("naming_temperature", DEFAULT_NAMING_TEMPERATURE)),
+            float(content.get("parent_bias", DEFAULT_PARENT_BIAS)),
+            float(content.get("least_part", DEFAULT_LEAST_PART)),
             _pairs(content.get("set_gap_by_candidates", ())),
         )
 

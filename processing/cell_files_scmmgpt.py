@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from .cell_matrix_scmmgpt import Cells, Matrix, check_bounds, check_places, in_memory
+from .cell_matrix_scmmgpt import Antibodies, Cells, Matrix, check_bounds, check_places, in_memory
 from .errors_scmmgpt import UserError
-from .features_scmmgpt import GENE, kind_of_type, not_read
+from .features_scmmgpt import ANTIBODY, GENE, kind_of_type, not_read
 from .tenx_files_scmmgpt import TenxCells, is_tenx_file, is_tenx_folder, read_tenx_file, read_tenx_folder
 
 try:
@@ -90,7 +90,15 @@ def _from_mudata(modalities: Any, close: Callable[[], None] | None) -> Cells:
     others = [name for name in modalities if name != modality]
     names_of = {name: (_index(modalities[name]["obs"]), _index(modalities[name]["var"])) for name in others}
     note_other_modalities(cells, _index(modalities[modality]["obs"]), names_of)
+    for name in others:
+        if kind_of_type(name) == ANTIBODY:
+            cells.antibodies += antibodies_of_modality(name, _from_group(modalities[name], None, None))
     return cells
+
+
+def antibodies_of_modality(name: str, cells: Cells) -> list[Antibodies]:
+    """The matrices of a modality of antibodies, whose cells may be others than those of the RNA."""
+    return [Antibodies(f"mod[{name!r}]", matrix, cells.obs_names) for matrix in cells.matrices]
 
 
 def note_other_modalities(cells: Cells, cell_names: Any, others: dict[str, tuple[Any, Any]]) -> None:
@@ -100,9 +108,11 @@ def note_other_modalities(cells: Cells, cell_names: Any, others: dict[str, tuple
     cells.num_without_rna = len({name for names, _ in others.values() for name in names} - set(cell_names))
 
 
-def note_matrices_of_obsm(cells: Cells, obsm: Any) -> None:
-    """Write down matrices of proteins and the like that lie beside the genes."""
+def note_matrices_of_obsm(cells: Cells, obsm: Any, uns: Any = None) -> None:
+    """Write down matrices of proteins and the like that lie beside the genes, and keep those of antibodies."""
     for key in obsm:
+        if kind_of_type(key) == ANTIBODY and not key.startswith("X_"):
+            cells.antibodies += _antibodies_of_obsm(key, obsm[key], uns or {})
         if kind_of_type(key) != GENE and not key.startswith("X_"):
             matrix = obsm[key]
             names = (
@@ -110,6 +120,17 @@ def note_matrices_of_obsm(cells: Cells, obsm: Any) -> None:
             )
             shape: tuple[int, ...] = getattr(matrix, "shape", ())
             cells.set_aside |= not_read("obsm", key, list(names), shape[1] if len(shape) > 1 else len(names))
+
+
+def _antibodies_of_obsm(key: str, element: Any, uns: Any) -> list[Antibodies]:
+    """A table of antibodies, or a matrix whose columns `uns` names as scvi-tools does; else nobody knows which is which."""
+    is_table_on_disk = getattr(element, "attrs", {}).get("encoding-type") == "dataframe"
+    table = anndata.io.read_elem(element) if is_table_on_disk and not hasattr(element, "columns") else element
+    names = table.columns if hasattr(table, "columns") else uns.get(f"{key}_names", uns.get("protein_names", ()))
+    values = table.to_numpy() if hasattr(table, "to_numpy") else table
+    if len(getattr(values, "shape", ())) != 2 or len(names) != values.shape[1]:
+        return []
+    return [Antibodies(f"obsm[{key!r}]", in_memory(f"obsm[{key!r}]", values, None, [str(name) for name in names]))]
 
 
 def _from_group(group: Any, modality: str | None, close: Callable[[], None] | None) -> Cells:
@@ -121,12 +142,18 @@ def _from_group(group: Any, modality: str | None, close: Callable[[], None] | No
         matrices.append(on_disk(f"layers[{layer!r}]", group["layers"][layer], var))
     if "raw" in group and "X" in group["raw"]:
         matrices.append(on_disk("raw", group["raw"]["X"], read_element(group["raw"]["var"])))
-    uns = None
-    with suppress(KeyError):
-        uns = {"log1p": read_element(group["uns"]["log1p"])}
+    uns = {name: _element(group, name) for name in ("log1p", "protein_names", "protein_expression_names")}
+    uns = {name: value for name, value in uns.items() if value is not None}
     cells = Cells(matrices, _index(group["obs"]), log_base(uns), modality, close)
-    note_matrices_of_obsm(cells, group.get("obsm", {}))
+    note_matrices_of_obsm(cells, group.get("obsm", {}), uns)
     return cells
+
+
+def _element(group: Any, name: str) -> Any:
+    """An element of `uns`, if it is there."""
+    with suppress(KeyError):
+        return anndata.io.read_elem(group["uns"][name])
+    return None
 
 
 def _index(table: Any) -> Any:

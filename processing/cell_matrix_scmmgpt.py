@@ -78,6 +78,14 @@ class Matrix(NamedTuple):
         )
 
 
+class Antibodies(NamedTuple):
+    """A matrix of cells x antibodies that lies beside the genes; `obs_names` where its cells are not those of the RNA."""
+
+    place: str
+    matrix: Matrix
+    obs_names: Sequence[str] | None = None
+
+
 class Cells:
     """Every matrix that came with some cells, X first; closes its file when a `with` block ends."""
 
@@ -90,6 +98,8 @@ class Cells:
         close: Callable[[], None] | None = None,
     ):
         self.matrices = matrices
+        self.antibodies: list[Antibodies] = []
+        self.obs_names = obs_names
         self.num_repeated_names = len(obs_names) - len(set(obs_names))
         self.log_base = log_base
         self.modality = modality

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from .cell_files_scmmgpt import (
+    antibodies_of_modality,
     log_base,
     note_matrices_of_obsm,
     note_other_modalities,
@@ -17,7 +18,7 @@ from .cell_files_scmmgpt import (
 )
 from .cell_matrix_scmmgpt import Cells, CsrRows, Matrix, in_memory
 from .errors_scmmgpt import UserError
-from .features_scmmgpt import only_genes
+from .features_scmmgpt import ANTIBODY, kind_of_type, only_genes
 from .matrix_state_scmmgpt import MatrixState, count_bad_values, linear_values, recognise, recover_counts
 
 SAMPLE_BLOCKS, SAMPLE_ROWS = 4, 32
@@ -97,6 +98,9 @@ def _opened(cells: Any) -> Cells:
         opened.modality = modality
         others = {name: (part.obs_names, part.var_names) for name, part in cells.mod.items() if name != modality}
         note_other_modalities(opened, cells.mod[modality].obs_names, others)
+        for name in others:
+            if kind_of_type(name) == ANTIBODY:
+                opened.antibodies += antibodies_of_modality(name, _opened(cells.mod[name]))
         return opened
     if hasattr(cells, "var_names") and hasattr(cells, "obs_names"):
         return _from_anndata(cells)
@@ -219,5 +223,5 @@ def _from_anndata(adata: Any) -> Cells:
         raw_names = adata.raw.var_names.tolist()
         matrices.append(matrix("raw", lambda part: part.raw.X, len(raw_names), adata.raw.var, raw_names))
     cells = Cells(matrices, adata.obs_names, log_base(adata.uns))
-    note_matrices_of_obsm(cells, adata.obsm)
+    note_matrices_of_obsm(cells, adata.obsm, adata.uns)
     return cells

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cell_matrix_scmmgpt import Cells
+from .cell_matrix_scmmgpt import Antibodies, Cells
 from .errors_scmmgpt import UserError
 
 GENE, ANTIBODY, HASHTAG, GUIDE, PEAK, CUSTOM = "gene", "antibody", "hashtag", "guide", "peak", "custom feature"
@@ -23,8 +23,7 @@ _ID_COLUMNS = ("gene_ids", "feature_id", "gene_id", "feature_name")
 MOST_NAMES = 300
 PANEL_BY_NAMES = "names of proteins that stand together"
 REMEDIES = {
-    PEAK: "Peaks are no genes: compute gene activities first, e.g. with muon.atac.tl.count_fragments_features, Signac's "
-    "GeneActivity or snapatac2.pp.make_gene_matrix, and give those",
+    PEAK: "Peaks are no genes: compute gene activities first, scmmgpt.gene_activity(peaks), and give those",
     ANTIBODY: "Give the RNA of the same cells; antibodies alone cannot be read",
     HASHTAG: "Hashtags tell samples apart, not cell types: give the RNA of the same cells",
     GUIDE: "Guides tell perturbations apart, not cell types: give the RNA of the same cells",
@@ -105,6 +104,9 @@ def features_of(var: Any, names: Sequence[str]) -> Features:
 def only_genes(cells: Cells) -> Cells:
     """The same cells without the columns that are no genes; refused if none is left."""
     features = [features_of(_with_types(matrix.var, cells), matrix.var_names) for matrix in cells.matrices]
+    for matrix, each in zip(cells.matrices, features, strict=True):
+        if (is_antibody := each.kinds == ANTIBODY).any():
+            cells.antibodies.append(Antibodies(matrix.name, matrix.with_columns(is_antibody, {})))
     if features and not any(each.is_gene.any() for each in features) and len(features[0].kinds):
         _refuse_without_genes(features[0], cells.matrices[0].var_names)
     cells.matrices = [

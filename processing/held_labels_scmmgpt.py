@@ -30,6 +30,11 @@ class Lineages:
     agreement: np.ndarray
     is_above: np.ndarray
 
+    @property
+    def is_parent(self) -> np.ndarray:
+        """(C,) whether some other label is a type below it."""
+        return np.asarray(self.is_above.any(axis=1))
+
     @classmethod
     def of(cls, term_ids: Sequence[str | None], ontology: Ontology) -> "Lineages":
         place: dict[str, int] = {}
@@ -80,3 +85,27 @@ def held_labels(
         if weakest is None or losses[weakest] > RELATED * least_share:
             return np.array(sorted(held))
         held.remove(weakest)
+
+
+def names_of_held(
+    held: np.ndarray, probabilities: np.ndarray, num_cells: np.ndarray, lineages: Lineages, least_part: float
+) -> np.ndarray:
+    """The names of held labels, by index: a type above one where that has too small a part of what is said below it.
+
+    Held labels are the most specific that fit best; `probabilities` (K, C) are of all labels, parents among them. A
+    type above two held labels names neither: the study tells them apart.
+    """
+    best = held[probabilities[:, held].argmax(axis=1)]
+    within = lineages.is_above | np.eye(len(lineages.is_above), dtype=bool)
+    names = []
+    for label in held:
+        said = num_cells[best == label] @ probabilities[best == label]
+        name = label
+        above = np.flatnonzero(lineages.is_above[:, label])
+        for parent in above[np.argsort(lineages.is_above[above].sum(axis=1), kind="stable")]:
+            if within[parent, held].sum() > 1:
+                break
+            if within[parent, name] and said[within[name]].sum() < least_part * said[within[parent]].sum():
+                name = parent
+        names.append(name)
+    return np.array(names)

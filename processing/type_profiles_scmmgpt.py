@@ -1,6 +1,6 @@
 """Type profiles: how each known type expresses its genes, compared with the other types and within a study.
 
-The score of a cell for a type is the cosine between the cell's values and the type's difference from the mean type, minus
+The score of a cell for a type is close to the cosine between the cell's values and the type's difference from the mean type, minus
 the mean over the study's cells. This removes effects of platform and ambient RNA that all cells of the study share.
 The differences come from mean profiles and from marker genes, see `training/mini/type_profiles.py`.
 """
@@ -22,6 +22,8 @@ from .ontology_scmmgpt import Ontology
 FILE_NAME = "type_profiles.safetensors.gz"
 # Differences are stored in steps of a byte each.
 STEP = 0.2
+# A type says less the shorter its differences are in the genes that were measured; by half at this length.
+SHORT = 5.0
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,12 @@ class TypeProfiles:
         (directory / FILE_NAME).write_bytes(gzip.compress(save(arrays), mtime=0))
 
     def norms(self, measured: np.ndarray) -> np.ndarray:
-        """(T,) length of each type's differences in the genes that were measured, rows of the vocabulary."""
+        """(T,) length of each type's differences in the genes that were measured, rows of the vocabulary.
+
+        It is taken together with `SHORT`, so that a type of which little was measured says little.
+        """
         among = np.isin(self.gene_rows, measured)
-        return np.linalg.norm(self.differences[:, among], axis=1)
+        return np.hypot(np.linalg.norm(self.differences[:, among], axis=1), SHORT)
 
     def table(self, types: Sequence[int], gene_ids: np.ndarray, vocab_size: int) -> np.ndarray:
         """(V, len(types)): for each token id what a unit of its value says for each of some types."""
@@ -89,6 +94,11 @@ class Agreement:
     def mean(self) -> np.ndarray:
         """(T,) of the values over all cells."""
         return np.asarray(np.mean(self.values, axis=0, dtype=np.float64), dtype=np.float32)
+
+    @property
+    def reach(self) -> float:
+        """How much of the types' differences the measured genes can show, from 0 to 1."""
+        return float(np.median(np.maximum(1 - np.square(SHORT / np.maximum(self.norms, SHORT)), 1e-3)))
 
     def evidence(self, rows: slice | np.ndarray, num_candidates: int) -> np.ndarray:
         """(rows, C): what speaks for each candidate, 0 on average and for candidates that no type speaks for.

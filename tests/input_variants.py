@@ -1,6 +1,6 @@
 """The same few cells in every form that users bring: containers, values, gene names, dtypes and species."""
 
-from functools import partial
+from contextlib import nullcontext
 from importlib.resources import files
 
 import anndata as ad
@@ -22,7 +22,7 @@ DTYPES = ("float32", "float64", "int32", "int64", "uint16")
 def gene_tokenizer(num_genes: int = 400, **settings) -> ScMMGPTGeneTokenizer:
     """A tokenizer of genes that every species of the table has, with made-up statistics."""
     names = GeneNames.read(TABLE)
-    shared = set.intersection(*({gene.human_gene for gene in names.genes(species)} for species in SPECIES))
+    shared = set.intersection(*({gene.human_gene for gene in complete(names, species)} for species in SPECIES))
     genes = [gene for gene in names.genes("human") if gene.symbol in shared and gene.synonyms][:num_genes]
     random = np.random.default_rng(0)
     return ScMMGPTGeneTokenizer(
@@ -33,6 +33,11 @@ def gene_tokenizer(num_genes: int = 400, **settings) -> ScMMGPTGeneTokenizer:
         gene_names=names,
         **settings,
     )
+
+
+def complete(names: GeneNames, species: str) -> list:
+    """Genes of a species that have both a symbol and an id."""
+    return [gene for gene in names.genes(species) if gene.symbol and gene.ensembl_id]
 
 
 def counts_of(num_cells: int, num_genes: int, seed: int = 0) -> np.ndarray:
@@ -101,7 +106,7 @@ VALUES = {
 def _names_of(tokenizer, species, pick):
     """One name for each gene of the vocabulary, picked from its entry for a species."""
     entries = {}
-    for gene in tokenizer.gene_names.genes(species):
+    for gene in complete(tokenizer.gene_names, species):
         entries.setdefault(gene.human_gene, gene)
     return [pick(entries[symbol], place) for place, symbol in enumerate(tokenizer.genes)]
 
@@ -153,19 +158,21 @@ def write_zarr(adata, path, zarr_format: int = 2):
     return path
 
 
-_without_pulling = partial(mudata.set_options, pull_on_update=False)  # mudata's default from 0.4 on
+def without_pulling():
+    """MuData made without a copy of its parts' columns, which mudata does not make any more from 0.4 on."""
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
 
 
 def _mudata(adata, folder):
     protein = ad.AnnData(np.ones((adata.n_obs, 3)), obs=pd.DataFrame(index=adata.obs_names))
     protein.var_names = ["CD3", "CD4", "CD8"]
-    with _without_pulling():
+    with without_pulling():
         return mudata.MuData({"prot": protein, "rna": adata})
 
 
 def _h5mu(adata, folder):
     cells = _mudata(adata, folder)
-    with _without_pulling():
+    with without_pulling():
         cells.write(folder / "cells.h5mu")
     return folder / "cells.h5mu"
 

@@ -32,6 +32,9 @@ VERBS = [
     "finetune",
     "eval",
     "export",
+    "audit",
+    "harmonise",
+    "mcp",
     "push",
     "serve",
 ]

@@ -12,12 +12,15 @@ import scmmgpt
 from scmmgpt.cells import CellsInMemory
 from scmmgpt.consensus import divided, over_neighbours
 from scmmgpt.errors import UserError
+from scmmgpt.evidence import CalledGenes, support_of_genes
 from scmmgpt.loading import load
 from scmmgpt.processing.calibration_scmmgpt import Calibration
 from scmmgpt.processing.calling_scmmgpt import CellEvidence
-from scmmgpt.processing.held_labels_scmmgpt import Lineages, held_labels
-from scmmgpt.processing.label_sets_scmmgpt import ROOT, fitted_gap, label_sets, nearest_labels, share_held
+from scmmgpt.processing.held_labels_scmmgpt import Lineages, held_labels, names_of_held
+from scmmgpt.processing.label_sets_scmmgpt import GAPS, MOST_LABELS, ROOT, Groups, Sets, fitted_gap, label_sets
+from scmmgpt.processing.labels_scmmgpt import LabelSet
 from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
+from scmmgpt.report import GroupGenes
 from scmmgpt.smoothing import graph_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -31,6 +34,7 @@ TREE = Ontology(
             Term("CL:3", "naive T cell", parents=("CL:2",)),
             Term("CL:4", "neuron", parents=("CL:0000000",)),
             Term("CL:5", "fibroblast", parents=("CL:0000000",)),
+            *(Term(f"CL:1{number}", f"T cell {number}", parents=("CL:2",)) for number in range(6)),
         )
     }
 )
@@ -153,41 +157,72 @@ def test_the_child_is_held_where_the_evidence_reaches_it():
     assert held([[0.05, 0.15, 0.8, 0, 0]], [100]) == [2]
 
 
+def named(probabilities: list[list[float]], labels: list[int], least_part: float) -> list[int]:
+    sizes, lineages = np.full(len(probabilities), 50), Lineages.of(IDS, TREE)
+    return list(names_of_held(np.array(labels), np.array(probabilities), sizes, lineages, least_part))
+
+
+def test_a_held_type_is_called_by_its_parent_where_little_of_what_is_said_there_is_its_own():
+    says_little, says_much = [[0.1, 0.6, 0.2, 0, 0.1]], [[0.1, 0.2, 0.6, 0, 0.1]]
+
+    assert named(says_little, [2], least_part=0.3) == [1]
+    assert named(says_much, [2], least_part=0.3) == [2]
+
+
+def test_a_parent_of_two_held_types_names_neither():
+    assert named([[0.5, 0.3, 0.2, 0, 0], [0.5, 0.3, 0.2, 0, 0]], [1, 2], least_part=0.9) == [1, 2]
+
+
 # ---- sets of labels
 
 
+def sets_of(probabilities: list[float], names: list[str], gap: float) -> str:
+    terms = [TREE.find(name) for name in names]
+    labels = LabelSet(tuple(names), tuple(term.id if term else None for term in terms), ("",) * len(names))
+    return label_sets(np.array([probabilities]), labels, Groups.of(labels, TREE), TREE, gap)[0]
+
+
 def test_a_set_holds_what_is_nearly_as_probable_as_the_best():
-    sets = label_sets(np.array([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]]), ["a", "b", "c"], gap=1.0)
-
-    assert list(sets) == ["a | b", "a"]
-
-
-def test_the_set_is_the_root_where_more_labels_than_ten_fit_or_nothing_was_fitted():
-    flat = np.full((1, 12), 1 / 12)
-
-    assert list(label_sets(flat, list("abcdefghijkl"), gap=1.0)) == [ROOT]
-    assert list(label_sets(np.array([[0.9, 0.1]]), ["a", "b"], Calibration().set_gap(2))) == [ROOT]
+    assert sets_of([0.5, 0.4, 0.1], ["neuron", "T cell", "other"], gap=1.0) == "neuron | T cell"
+    assert sets_of([0.05, 0.05, 0.9], ["neuron", "T cell", "other"], gap=1.0) == "other"
 
 
-def studies(number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Distances and truths of studies that the model fits more or less well."""
+def test_the_set_is_what_too_many_labels_have_in_common():
+    subtypes = [f"T cell {number}" for number in range(MOST_LABELS + 1)]
+    flat, unlike = [0.16] * 6 + [0.04], [0.16] * 5 + [0.04, 0.16]
+
+    assert sets_of(flat, [*subtypes, "neuron"], gap=1.0) == "T cell"
+    assert sets_of(unlike, [*subtypes, "neuron"], gap=1.0) == ROOT
+
+
+def test_the_set_is_the_root_where_nothing_was_fitted():
+    assert sets_of([0.9, 0.1], ["neuron", "T cell"], Calibration().set_gap(2)) == ROOT
+
+
+def test_a_set_holds_the_truth_by_its_labels_or_by_what_stands_above_it():
+    labels, group = np.array([[True, False], [True, True], [True, True]]), np.array([-1, 0, 1])
+    truth_is_second, group_is_above = np.array([[False, True]] * 3), np.array([[False], [True], [False]])
+
+    assert list(Sets(labels, group).hold(truth_is_second, group_is_above)) == [False, True, True]
+
+
+def studies(number: int) -> list[np.ndarray]:
+    """Of studies that the model fits more or less well, the share of cells whose set holds the truth for each gap."""
     found = []
     for seed in range(number):
         generator = np.random.default_rng(seed)
         truth = generator.integers(5, size=100)
         logits = generator.normal(size=(100, 5)) * generator.uniform(0.5, 2) + 2 * np.eye(5)[truth]
-        order, distance = nearest_labels(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
-        found.append((distance, order == truth[:, None]))
+        of_truth = logits.max(axis=1) - logits[np.arange(100), truth]
+        found.append((of_truth[:, None] <= GAPS).mean(axis=0))
     return found
 
 
 def test_sets_hold_the_truth_as_often_as_they_promise_in_studies_left_out():
     all_studies = studies(40)
 
-    shares = [
-        share_held(*study, fitted_gap(all_studies[:place] + all_studies[place + 1 :]))
-        for place, study in enumerate(all_studies)
-    ]
+    gaps = [fitted_gap(all_studies[:place] + all_studies[place + 1 :]) for place in range(40)]
+    shares = [study[np.searchsorted(GAPS, gap)] for study, gap in zip(all_studies, gaps, strict=True)]
 
     assert 0.88 <= np.mean(shares) < 0.97
 
@@ -271,6 +306,49 @@ def test_cells_that_cannot_be_told_apart_get_one_name(blood, loaded):
     same = anndata.concat([blood[:1]] * 100, index_unique="-")
 
     assert annotated(same, loaded).obs["scmmgpt_cell_type"].nunique() == 1
+
+
+def notes(adata: anndata.AnnData) -> str:
+    return " ".join(adata.uns["scmmgpt"]["annotate"]["notes"])
+
+
+def test_a_study_of_one_type_is_named_and_the_account_says_that_there_was_nothing_to_compare(blood, loaded):
+    b_cells = blood[(blood.obs["cell_type"] == "B cell").to_numpy()]
+    study = anndata.concat([b_cells] * (1 + 100 // b_cells.n_obs), index_unique="-")
+
+    found = annotated(study, loaded)
+
+    assert (found.obs["scmmgpt_cell_type"] == "unknown").mean() < 0.1
+    assert found.obs["scmmgpt_cell_type"].str.contains("B cell").mean() > 0.9
+    if found.obs["scmmgpt_cell_type"].nunique() == 1:
+        assert "nothing to compare" in notes(found)
+
+
+def test_where_no_set_of_labels_fits_the_account_says_that_the_types_may_be_unknown(blood, loaded, monkeypatch):
+    monkeypatch.setattr(Calibration, "set_gap", lambda self, number: float("inf"))
+
+    found = annotated(blood, loaded)
+
+    assert (found.obs["scmmgpt_candidates"] == ROOT).all()
+    assert "may not know their types" in notes(found)
+
+
+def test_shuffled_gene_names_make_a_study_unknown_unless_names_are_asked_for(blood, loaded):
+    shuffled = blood[:, np.random.default_rng(0).permutation(blood.n_vars)].copy()
+    shuffled.var = blood.var
+
+    found, named = annotated(shuffled, loaded), annotated(shuffled, loaded, min_confidence=0)
+
+    assert (found.obs["scmmgpt_cell_type"] == "unknown").all()
+    assert (found.obs["scmmgpt_candidates"] == ROOT).all()
+    assert "under shuffled gene names" in notes(found)
+    assert not (named.obs["scmmgpt_cell_type"] == "unknown").any()
+
+
+def test_one_call_alone_says_nothing_of_its_genes(blood, loaded):
+    groups = GroupGenes.empty(["A", "B"], 1)
+
+    assert support_of_genes(CalledGenes(np.array(["B cell"]), np.zeros(3, int), groups), None) == float("inf")
 
 
 def test_the_graph_of_the_data_may_leave_cells_alone(blood, loaded):

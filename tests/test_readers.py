@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import os
 from pathlib import Path
 
 import anndata as ad
@@ -63,12 +64,12 @@ def write_zarr(cells, folder):
 
 def as_mudata(cells) -> mudata.MuData:
     is_gene = (cells.var["feature_types"] == "Gene Expression").to_numpy()
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         return mudata.MuData({"prot": cells[:, ~is_gene].copy(), "rna": cells[:, is_gene].copy()})
 
 
 def write_h5mu(cells, folder):
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         as_mudata(cells).write(folder / "cells.h5mu")
     return folder / "cells.h5mu"
 
@@ -218,6 +219,34 @@ def test_pipeline_and_endpoint_set_the_same_features_aside(cells, of_genes_alone
     assert [call["cell_type"] for call in answered] == expected.obs["scmmgpt_cell_type"].tolist()
 
 
+FIVE = ("h5ad", "zarr", "h5mu", "10x h5, version 3", "10x folder")
+
+
+@pytest.mark.parametrize("kind", FIVE)
+def test_five_readers_give_one_answer_on_real_antibodies(loaded, tmp_path, kind):
+    if not os.environ.get("SCMMGPT_DATA"):
+        pytest.skip("SCMMGPT_DATA names no folder of development cells")
+    path = Path(os.environ["SCMMGPT_DATA"]).parent / "dev2" / "multiome" / "citeseq_pbmc5k_scvitools200.h5ad"
+    if not path.exists():
+        pytest.skip(f"there is no {path.name} beside the development cells")
+    rna = ad.read_h5ad(path)
+    protein = rna.obsm["protein_expression"]
+    names = [*rna.var_names, *protein.columns]
+    types = ["Gene Expression"] * rna.n_vars + ["Antibody Capture"] * protein.shape[1]
+    matrix = sparse.hstack([rna.X, sparse.csr_matrix(protein.to_numpy(np.float32))], format="csr").astype(np.float32)
+    var = pd.DataFrame({"gene_ids": names, "feature_types": types}, index=names)
+    typed = ad.AnnData(matrix, obs=pd.DataFrame(index=rna.obs_names), var=var)
+    labels = sorted(set(rna.obs["cell_type"]) - {"unknown"})
+
+    found = scmmgpt.annotate(WRITERS[kind](typed, tmp_path), labels, model=loaded, progress=False)
+
+    beside = ad.AnnData(rna.X, obs=rna.obs[[]], var=var.iloc[: rna.n_vars, [0]], obsm={"protein_expression": protein})
+    expected = scmmgpt.annotate(beside, labels, model=loaded, progress=False)
+    for column in ("scmmgpt_cell_type", "scmmgpt_confidence", "scmmgpt_protein_conflict"):
+        assert found.obs[column].tolist() == expected.obs[column].tolist()
+    assert len(found.uns["scmmgpt"]["annotate"]["proteins"]["antibodies"]) == 29
+
+
 # ---- MuData
 
 
@@ -244,7 +273,7 @@ def test_an_h5mu_output_keeps_every_modality(cells, loaded, tmp_path):
 
     scmmgpt.embed(path, output=tmp_path / "out.h5mu", model=loaded, progress=False)
 
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         written = mudata.read_h5mu(tmp_path / "out.h5mu")
     assert set(written.mod) == {"prot", "rna"}
     assert "X_scmmgpt" in written["rna"].obsm
@@ -257,7 +286,7 @@ def test_only_an_h5mu_input_has_an_h5mu_output(cells, loaded, tmp_path):
 
 def test_cells_that_have_no_rna_are_counted(cells, loaded):
     given = as_mudata(cells)
-    with mudata.set_options(pull_on_update=False):
+    with input_variants.without_pulling():
         given = mudata.MuData({"prot": given["prot"], "rna": given["rna"][:30].copy()})
 
     result = scmmgpt.embed(given, model=loaded, progress=False)

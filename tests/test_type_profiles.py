@@ -20,7 +20,7 @@ from scmmgpt.processing.calling_scmmgpt import (
 )
 from scmmgpt.processing.labels_scmmgpt import read_labels
 from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
-from scmmgpt.processing.type_profiles_scmmgpt import FILE_NAME, STEP, Agreement, TypeProfiles, candidate_of_type
+from scmmgpt.processing.type_profiles_scmmgpt import FILE_NAME, SHORT, STEP, Agreement, TypeProfiles, candidate_of_type
 
 TREE = Ontology(
     {
@@ -113,7 +113,8 @@ def test_parts_of_a_study_are_judged_like_the_whole(agreement):
 def test_only_measured_genes_count_for_the_length_of_a_profile(profiles):
     some = np.array([0, 2, 4, 5])
 
-    assert np.allclose(profiles.norms(some), np.linalg.norm(profiles.differences[:, :3], axis=1))
+    short = np.linalg.norm(profiles.differences[:, :3], axis=1)
+    assert np.allclose(profiles.norms(some), np.hypot(short, SHORT))
 
 
 # ---- in the scorer

@@ -7,8 +7,9 @@ import numpy as np
 from scipy import sparse
 
 from .cell_matrix_scmmgpt import parts
+from .label_sets_scmmgpt import Groups
 from .labels_scmmgpt import UNKNOWN, LabelSet
-from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
+from .ontology_scmmgpt import Ontology
 
 
 class Calls(NamedTuple):
@@ -45,7 +46,8 @@ class BackOff:
         # Of two names for one term the first counts.
         self._given = dict(zip(reversed(labels.term_ids), reversed(labels.labels), strict=True))
         self._ontology = ontology
-        self._groups, self._membership = self._collect_groups()
+        groups = Groups.of(labels, ontology)
+        self._groups, self._membership = groups.term_ids, groups.membership
         self._chance = np.asarray(self._membership.sum(axis=0)).ravel() / len(labels)
 
     def calls(self, probabilities: np.ndarray) -> Calls:
@@ -76,29 +78,6 @@ class BackOff:
             calls.labels[row] = self._given.get(term_id, self._ontology.terms[term_id].label)
             calls.term_ids[row] = term_id
             calls.confidence[row] = mass[place, chosen]
-
-    def _collect_groups(self) -> tuple[list[str], sparse.csr_array]:
-        """Ancestors that hold several candidates, most specific first, and which candidates each holds."""
-        members: dict[str, list[int]] = {}
-        for index, term_id in enumerate(self.labels.term_ids):
-            for ancestor in [term_id, *self._ontology.ancestors(term_id)] if term_id else []:
-                members.setdefault(ancestor, []).append(index)
-        informative = {
-            term_id: held
-            for term_id, held in members.items()
-            if 1 < len(held) < len(self.labels)
-            and term_id not in UNINFORMATIVE_TERMS
-            and term_id in self._ontology.terms
-        }
-        if not informative or self.min_confidence == 0:
-            return [], sparse.csr_array((len(self.labels), 0))
-        # Among ancestors of the same candidates the deepest says most.
-        depth = {term_id: len(self._ontology.ancestors(term_id)) for term_id in informative}
-        groups = sorted(informative, key=lambda term_id: (len(informative[term_id]), -depth[term_id], term_id))
-        columns = np.repeat(np.arange(len(groups)), [len(informative[group]) for group in groups])
-        rows = np.concatenate([informative[group] for group in groups])
-        shape = (len(self.labels), len(groups))
-        return groups, sparse.csr_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
 
 
 def _two_best(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,13 @@ The steps, in order, for N cells and C candidate labels:
    100 cells and when one label wins more than 60 % of them.
 3. Type profiles, where the model directory holds them: how well a cell agrees with the mean expression of each training
    type, compared with the other cells, is added to the logits. Off where the prior correction is off.
+   Antibodies of the same cells, where there are any, add the logarithm of their likelihoods, see `proteins_scmmgpt.py`.
 4. confidence = softmax(logits / temperature), with the temperature fitted for this number of candidates.
 5. Below `min_confidence` a call moves to the most specific ancestor whose candidates together reach it, else "unknown".
    An ancestor of k of the n candidates collects k/n by chance alone, so it must reach `min_confidence` beyond that:
    (confidence - k/n) / (1 - k/n). What all candidates have in common is never an answer.
-6. Cells without a known gene, and cells that look like no cell, are "unknown".
+6. Cells without a known gene, and cells that look like no cell, are "unknown". Confidences of a species far from human
+   are lowered by its reach, and below `LEAST_REACH` every cell is "unknown".
 
 Where a study is called as a whole, each cell's evidence is first averaged with that of its neighbours, steps 1 to 4 are
 taken for its communities, `held_labels_scmmgpt.py` chooses the labels that the study holds, and all steps are taken again
@@ -32,19 +34,20 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import softmax
-from torch.nn.functional import embedding_bag
 
 from .back_off_scmmgpt import BackOff, Calls, call_cells, group_means
 from .calibration_scmmgpt import FILE_NAME as CALIBRATION_FILE
 from .calibration_scmmgpt import Calibration
 from .cell_matrix_scmmgpt import parts
 from .errors_scmmgpt import UserError
-from .held_labels_scmmgpt import Lineages, held_labels
-from .label_sets_scmmgpt import ROOT, label_sets
+from .held_labels_scmmgpt import Lineages, held_labels, names_of_held
+from .label_sets_scmmgpt import ROOT, Groups, label_sets
 from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, read_labels
-from .ontology_scmmgpt import EMPTY, Ontology
+from .ontology_scmmgpt import EMPTY, UNINFORMATIVE_TERMS, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from .plausibility_scmmgpt import resembles_a_type, saturated
+from .proteins_scmmgpt import ProteinEvidence
+from .species_scmmgpt import LEAST_REACH, trust
 from .type_profiles_scmmgpt import FILE_NAME as PROFILES_FILE
 from .type_profiles_scmmgpt import Agreement, TypeProfiles, candidate_of_type
 
@@ -131,15 +134,24 @@ class CellAnnotator:
 
     # ---- before the cells
 
-    def label_set(self, labels: Labels | None = None) -> LabelSet:
-        """The labels that a person gave; without any the types of the training, else the whole ontology."""
+    def label_set(self, labels: Labels | None = None, *, of_study: bool = False) -> LabelSet:
+        """The labels that a person gave; without any the types of the training, else the whole ontology.
+
+        `of_study` adds all types that have a profile: profiles speak where a study is called as a whole.
+        """
         if labels is not None:
             return read_labels(labels, self.ontology)
         if not self.trained_types:
             return ontology_labels(self.ontology)
-        terms = [self.ontology.find(name) for name in self.trained_types]
-        known = [term.label if term else name for term, name in zip(terms, self.trained_types, strict=True)]
+        names = [*self.trained_types, *(self._types_with_profiles if of_study else ())]
+        terms = [self.ontology.find(name) for name in names]
+        known = [term.label if term else name for term, name in zip(terms, names, strict=True)]
         return replace(read_labels(list(dict.fromkeys(known)), self.ontology), source=TRAINED_TYPES)
+
+    @property
+    def _types_with_profiles(self) -> list[str]:
+        term_ids = self.type_profiles.term_ids if self.type_profiles else ()
+        return [one for one in term_ids if one in self.ontology.terms and one not in UNINFORMATIVE_TERMS]
 
     def candidates(
         self, labels: LabelSet, embed_texts: EmbedTexts, *, tissue: str | None = None, with_profiles: bool = True
@@ -194,31 +206,47 @@ class CellAnnotator:
         measured_genes: np.ndarray | None = None,
         prior_share: float | None = None,
         of_study: bool = False,
+        proteins: ProteinEvidence | None = None,
+        reach: float = 1.0,
     ) -> "Scorer":
         """Calibrated probabilities of the candidates, see `Scorer`.
 
         `scale` is the model's similarity scale, `measured_genes` the vocabulary rows of the genes that the study
         measured; cells with `agreement` need them. `prior_share` of a label's mean logit is what the prior correction
         takes away: None is the calibration's, and off where it does not apply; 0 judges every cell by itself.
-        `of_study` reads evidence that was averaged over neighbours by the calibration made for it.
+        `of_study` reads evidence that was averaged over neighbours by the calibration made for it. `proteins` is what
+        antibodies of the same cells say, `reach` that of the cells' genes, see `species_scmmgpt`.
         """
         cells = cells if isinstance(cells, CellEvidence) else CellEvidence(**cells)
-        agreement = None
-        if cells.agreement is not None and self.type_profiles is not None and measured_genes is not None:
-            counting, norms = candidates.profiles, self.type_profiles.norms(measured_genes)
-            agreement = Agreement(cells.agreement, norms[counting], candidates.candidate_of_profile[counting])
+        agreement, norms = None, self.profile_norms(candidates, measured_genes)
+        if cells.agreement is not None and norms is not None:
+            agreement = Agreement(cells.agreement, norms, candidates.candidate_of_profile[candidates.profiles])
         calibration = self.calibration.of_study if of_study else self.calibration
-        return Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+        scorer = Scorer(cells, candidates, calibration, scale=scale, prior_share=prior_share, agreement=agreement)
+        scorer.proteins, scorer.reach = proteins, reach
+        return scorer
+
+    def profile_norms(self, candidates: Candidates, measured_genes: np.ndarray | None) -> np.ndarray | None:
+        """Those of the candidates' `profiles` in the genes that were measured; None where profiles are not used."""
+        if self.type_profiles is None or measured_genes is None or not candidates.profiles:
+            return None
+        return self.type_profiles.norms(measured_genes)[candidates.profiles]
 
     def held(self, scorer: "Scorer", communities: np.ndarray) -> "Scorer":
-        """The same probabilities of those labels alone that the study holds, see `held_labels`.
+        """The same probabilities of those labels alone that the study holds, by the names that they are called.
 
-        `communities` has the number of each cell's community, which speaks by the mean logits of its cells.
+        `communities` has the number of each cell's community, which speaks by the mean logits of its cells. See
+        `held_labels` and `names_of_held`.
         """
-        calibration = scorer.calibration
-        chances = softmax(group_means(scorer.logits, communities) / calibration.naming_temperature, axis=1)
+        calibration, num_cells = scorer.calibration, np.bincount(communities)
         lineages = Lineages.of(scorer.candidates.term_ids, self.ontology)
-        return scorer.among(held_labels(chances, np.bincount(communities), lineages, calibration.least_share))
+        logits, bias = group_means(scorer.logits, communities), calibration.parent_bias * lineages.is_parent
+        chances = softmax((logits - bias) / calibration.naming_temperature, axis=1)
+        # Where few genes were measured, less is known of each type.
+        held = held_labels(chances, num_cells, lineages, calibration.least_share / scorer.profile_reach)
+        said = softmax(logits / calibration.naming_temperature, axis=1)
+        names = names_of_held(held, said, num_cells, lineages, calibration.least_part)
+        return scorer.among(held, names, bias)
 
     def call(
         self, scorer: "Scorer", *, min_confidence: float | None = None, clusters: np.ndarray | None = None
@@ -233,15 +261,21 @@ class CellAnnotator:
         calls = call_cells(len(scorer.cells), scorer.probabilities, back_off, clusters)
         if least > 0 and clusters is None:
             calls = calls.with_unknown(np.asarray(scorer.cells.is_empty) | np.asarray(scorer.cells.is_implausible))
+        if least > 0 and scorer.reach < LEAST_REACH:
+            calls = calls.with_unknown(np.ones(len(calls.labels), dtype=bool))
         return calls
 
-    def label_sets(self, scorer: "Scorer") -> np.ndarray:
-        """The set of labels of each cell, as text, see `label_sets`; the root for cells that look like none."""
+    def label_sets(self, scorer: "Scorer", is_none: np.ndarray) -> np.ndarray:
+        """The set of labels of each cell, as text, see `label_sets`; the root where `is_none`: it looks like no cell."""
         scorer = scorer.whole
-        labels, cells = scorer.candidates.labels.labels, scorer.cells
-        gap = scorer.calibration.set_gap(len(labels))
-        sets = np.concatenate([label_sets(scorer.probabilities(rows), labels, gap) for rows in parts(len(cells))])
-        return np.where(np.asarray(cells.is_empty) | np.asarray(cells.is_implausible), ROOT, sets)
+        labels, cells = scorer.candidates.labels, scorer.cells
+        # Where few genes were measured, less is known of each type.
+        gap, groups = scorer.calibration.set_gap(len(labels)) / scorer.profile_reach, Groups.of(labels, self.ontology)
+        sets = [
+            label_sets(scorer.probabilities(rows), labels, groups, self.ontology, gap) for rows in parts(len(cells))
+        ]
+        is_none = is_none | np.asarray(cells.is_empty) | (scorer.reach < LEAST_REACH)
+        return np.where(is_none, ROOT, np.concatenate(sets))
 
 
 def annotation_files(directory: Path) -> dict[str, Path]:
@@ -266,19 +300,33 @@ class TokenEvidence:
     """
 
     def __init__(self, gene_tokenizer: Any, type_profiles: TypeProfiles | None = None, chosen: Sequence[int] = ()):
-        self.gene_tokenizer, self.type_profiles, self._table = gene_tokenizer, type_profiles, None
+        self.gene_tokenizer, self.type_profiles = gene_tokenizer, type_profiles
+        self._table: torch.Tensor | None = None
         if type_profiles is not None and len(chosen):
             gene_ids = gene_tokenizer.gene_ids
             if type_profiles.gene_rows.max(initial=0) >= len(gene_ids):
                 raise UserError(f"{PROFILES_FILE} holds profiles of other genes than the model's vocabulary names.")
-            self._table = torch.from_numpy(type_profiles.table(chosen, gene_ids, gene_tokenizer.vocab_size))
+            self._table = torch.from_numpy(np.ascontiguousarray(type_profiles.differences[list(chosen)].T))
+            # Of every token its gene among those of the profiles; the last stands for all others.
+            self._places = torch.full((gene_tokenizer.vocab_size,), len(self._table))
+            self._places[torch.from_numpy(gene_ids[type_profiles.gene_rows])] = torch.arange(len(self._table))
 
     def __call__(self, tokens: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Arrays of `CellEvidence`, one row per cell, from `gene_ids`, `gene_values` and `gene_mask`."""
         tokens = {name: np.asarray(values) for name, values in tokens.items()}
         is_gene = self.gene_tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"])
         evidence = {"is_empty": ~is_gene.any(axis=1), "is_implausible": self._is_implausible(tokens, is_gene)}
-        return evidence if self._table is None else {**evidence, "agreement": agreement(self._table, tokens, is_gene)}
+        if self._table is not None:
+            evidence["agreement"] = self._agreement(self._table, tokens, is_gene)
+        return evidence
+
+    def _agreement(self, table: torch.Tensor, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
+        """(cells, profiles): sum of a cell's values weighted by a type's differences, over the length of the values."""
+        values = torch.from_numpy(tokens["gene_values"].astype(np.float32) * is_gene).clamp(min=0)
+        places = self._places[torch.from_numpy(np.ascontiguousarray(tokens["gene_ids"]))]
+        of_genes = torch.zeros(len(values), len(table) + 1).scatter_add_(1, places, values)
+        sums = of_genes[:, :-1] @ table
+        return (sums / values.norm(dim=1, keepdim=True).clamp(min=1e-6)).numpy()
 
     def _is_implausible(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
         """Cells like no cell; few are compared with the types, as a rule none."""
@@ -296,14 +344,6 @@ class TokenEvidence:
             return None
         ids, size = self.gene_tokenizer.gene_ids, self.gene_tokenizer.vocab_size
         return saturated(torch.from_numpy(profiles.table(range(len(profiles.term_ids)), ids, size)))
-
-
-def agreement(table: torch.Tensor, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
-    """(cells, profiles): sum of a cell's values weighted by a type's differences, over the length of the values."""
-    values = torch.from_numpy(tokens["gene_values"].astype(np.float32) * is_gene).clamp(min=0)
-    ids = torch.from_numpy(np.ascontiguousarray(tokens["gene_ids"]))
-    sums = embedding_bag(ids, table, per_sample_weights=values, mode="sum")
-    return (sums / values.norm(dim=1, keepdim=True).clamp(min=1e-6)).numpy()
 
 
 class Scorer:
@@ -324,8 +364,10 @@ class Scorer:
     ):
         self.cells, self.candidates = cells, candidates
         self.whole: Scorer = self  # of which `among` takes some candidates
+        self.reach = 1.0
         self._columns: slice | np.ndarray = slice(None)
         self.bias: np.ndarray
+        self.proteins: ProteinEvidence | None = None
         self.weights = (candidates.embeds * scale).astype(np.float32)
         self.agreement, self.profile_weight = agreement, 0.0
         self.calibration, self.temperature, self.bias = self._read_by(calibration)
@@ -347,17 +389,34 @@ class Scorer:
         logits = np.asarray(self.cells.embeds[rows], dtype=np.float32) @ self.weights.T - self.bias
         if self.agreement is not None and self.profile_weight:
             logits += self.profile_weight * self.agreement.evidence(rows, logits.shape[1])
+        if self.proteins is not None:  # in natural units, as probabilities are read from the logits
+            logits += self.temperature * self.proteins.evidence(rows)
         return logits
 
-    def among(self, places: np.ndarray) -> "Scorer":
-        """The same probabilities of some of the candidates alone, by index: what the others have is nobody's."""
+    @property
+    def profile_reach(self) -> float:
+        """How much of the type profiles the measured genes can show, from 0 to 1; 1 where profiles do not count."""
+        return self.agreement.reach if self.agreement is not None and self.profile_weight else 1.0
+
+    def without_proteins(self) -> "Scorer":
+        """The same probabilities by the RNA alone."""
+        of_rna = copy(self)
+        of_rna.proteins = None
+        return of_rna
+
+    def among(self, places: np.ndarray, names: np.ndarray, bias: np.ndarray) -> "Scorer":
+        """The same probabilities of some of the candidates alone, by index: what the others have is nobody's.
+
+        They are called by other candidates, `names`; `bias` (C,) is taken from the logits.
+        """
         fewer = copy(self)
-        fewer._columns, fewer.candidates = places, self.candidates.chosen(places)
+        fewer._columns, fewer.candidates, fewer.bias = places, self.candidates.chosen(names), self.bias + bias
         return fewer
 
     def probabilities(self, rows: slice | np.ndarray) -> np.ndarray:
         """(rows, C); where the matching head was asked, its opinion is mixed in."""
         probabilities = softmax(self.logits(rows) / self.temperature, axis=1)
+        probabilities *= trust(self.reach)
         if self.cells.match is None or self.cells.matched is None:
             return probabilities[:, self._columns]
         return rerank(probabilities, self.cells.match[rows], self.cells.matched[rows], RERANK_WEIGHT)

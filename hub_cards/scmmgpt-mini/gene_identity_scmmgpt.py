@@ -12,6 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors_scmmgpt import UserError
+from .species_scmmgpt import (
+    ENSEMBL_ID,
+    GENOME_PREFIX,
+    HUMAN,
+    SpeciesFound,
+    recognise_species,
+    refuse_other_kingdoms,
+)
 
 GENE_NAMES_FILE = "gene_names.tsv.gz"
 NAME_COLUMNS = (
@@ -30,26 +38,6 @@ NAME_COLUMNS = (
 )
 ROUTES = ("direct", "version", "spelling", "synonym", "ortholog")
 
-# The part of an Ensembl gene id that names the species, for those one meets most.
-SPECIES_OF_PREFIX = {
-    "ENSG": "human",
-    "ENSMUSG": "mouse",
-    "ENSRNOG": "rat",
-    "ENSMMUG": "rhesus macaque",
-    "ENSMFAG": "crab-eating macaque",
-    "ENSSSCG": "pig",
-    "ENSDARG": "zebrafish",
-    "ENSPTRG": "chimpanzee",
-    "ENSCJAG": "marmoset",
-    "ENSBTAG": "cow",
-    "ENSGALG": "chicken",
-    "ENSXETG": "western clawed frog",
-    "ENSOCUG": "rabbit",
-    "FBgn": "fruit fly",
-    "WBGene": "roundworm",
-}
-_ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G)\d{11}|(FBgn)\d{7}|(WBGene)\d{8}")
-_GENOME_PREFIX = re.compile(r"^(?:GRCh3[78]|GRCm3[89]|hg19|hg38|mm10|mm39)_+")
 _MADE_UNIQUE = re.compile(r"[-.]\d{1,2}$")
 
 
@@ -64,7 +52,7 @@ class NamedGene(NamedTuple):
 
 
 class GeneNames:
-    """The offline table of gene names: Ensembl ids, symbols, synonyms and one-to-one orthologs of every known species.
+    """The offline table of gene names: Ensembl ids, symbols, synonyms, and the human gene that each stands for.
 
     `packed` is what `training/mini/gene_tables.py` writes, gzip: lines of comment that name the sources, a head line,
     then one line per gene.
@@ -92,16 +80,22 @@ class GeneNames:
         """Every named gene of one species."""
         if species not in self._genes_of:
             rows = (line.split("\t") for line in self._lines_of.get(species, []))
+            own = str if species == HUMAN else str.upper  # the human gene that a symbol names by itself
             self._genes_of[species] = [
-                NamedGene(species, ensembl_id, symbol, human_gene or symbol, tuple(filter(None, synonyms.split("|"))))
+                NamedGene(
+                    species, ensembl_id, symbol, human_gene or own(symbol), tuple(filter(None, synonyms.split("|")))
+                )
                 for _, ensembl_id, symbol, human_gene, synonyms in rows
             ]
         return self._genes_of[species]
 
     def symbols(self, species: str) -> set[str]:
-        """Every symbol of one species."""
+        """Every symbol of one species; of animals also those of earlier releases."""
         if species not in self._symbols_of:
-            self._symbols_of[species] = {line.split("\t", 3)[2] for line in self._lines_of.get(species, [])}
+            names = {symbol for line in self._lines_of.get(species, []) for symbol in line.split("\t")[2::2]}
+            if species == HUMAN:
+                names = {line.split("\t", 3)[2] for line in self._lines_of.get(species, [])}
+            self._symbols_of[species] = names - {""}
         return self._symbols_of[species]
 
     @classmethod
@@ -123,6 +117,7 @@ class GeneMatch:
     species: str
     scheme: str
     names: Sequence[str]
+    found: SpeciesFound | None = None
 
     @cached_property
     def num_distinct(self) -> int:
@@ -139,8 +134,13 @@ class GeneMatch:
         """What became of the genes, in plain numbers and examples."""
         by_route = Counter(self.routes)
         num_matched = int(np.count_nonzero(self.rows >= 0))
+        found = self.found
         return {
             "species": self.species,
+            "several_species": {name: len(names) for name, names in found.names.items()}
+            if found and found.others
+            else {},
+            "alternative_species": dict(found.alternatives) if found else {},
             "scheme": self.scheme,
             "num_genes": len(self.rows),
             "num_matched": num_matched,
@@ -161,7 +161,7 @@ class GeneIdentifier:
         self.gene_names = gene_names
         self._row_of = {name: row for row, name in enumerate(genes)}
         self._row_of_id = {gene_id: row for row, gene_id in enumerate(ensembl_ids) if gene_id}
-        self._row_of_id.update({name: row for name, row in self._row_of.items() if _ENSEMBL_ID.fullmatch(name)})
+        self._row_of_id.update({name: row for name, row in self._row_of.items() if ENSEMBL_ID.fullmatch(name)})
         self._lookups: dict[str, dict[str, tuple[int, str]]] = {}
 
     def __deepcopy__(self, memo: dict) -> "GeneIdentifier":
@@ -177,9 +177,13 @@ class GeneIdentifier:
         recognised from the names if None.
         """
         columns = {column: [str(name) for name in names] for column, names in names_by_column.items()}
-        species = species or self._recognise_species(columns.values())
-        self._check_species(species)
-        matches = {column: self._match_names(names, species) for column, names in columns.items()}
+        if species is None:
+            refuse_other_kingdoms(columns.values())
+            found = recognise_species(columns.values(), self._symbols)
+        else:
+            found = SpeciesFound(species, {species: frozenset()}, {})
+        self._check_species(found.species)
+        matches = {column: self._match_names(names, found) for column, names in columns.items()}
         order = sorted(
             matches, key=lambda column: (column != first_column, -np.count_nonzero(matches[column][0] >= 0))
         )
@@ -188,22 +192,34 @@ class GeneIdentifier:
         for column in order[1:]:
             for gene in np.flatnonzero((rows < 0) & (matches[column][0] >= 0)):
                 rows[gene], routes[gene] = matches[column][0][gene], matches[column][1][gene]
-        return GeneMatch(rows, routes, species, scheme_of(columns[order[0]]), next(iter(columns.values())))
+        names = next(iter(columns.values()))
+        return GeneMatch(rows, routes, found.species, scheme_of(columns[order[0]]), names, found)
 
-    def _match_names(self, names: list[str], species: str) -> tuple[np.ndarray, list[str | None]]:
-        lookup, present = self._lookup(species), set(names)
-        found = [_find(name, lookup, present) for name in names]
-        return np.array([row for row, _ in found], dtype=np.int64), [route for _, route in found]
+    def _match_names(self, names: list[str], found: SpeciesFound) -> tuple[np.ndarray, list[str | None]]:
+        """Each name among the genes of the species that alone has it, else of the one that has most."""
+        present, first = set(names), self._lookup(found.species)
+        known = [other for other in found.others if other in self._species]
+        lookup_of = {name: self._lookup(other) for other in known for name in found.names[other]}
+        places = [_find(name, lookup_of.get(name, first), present) for name in names]
+        return np.array([row for row, _ in places], dtype=np.int64), [route for _, route in places]
+
+    @property
+    def _species(self) -> list[str]:
+        return self.gene_names.species if self.gene_names is not None else [HUMAN]
+
+    @property
+    def _symbols(self) -> dict[str, set[str]]:
+        return {species: self.gene_names.symbols(species) if self.gene_names else set() for species in self._species}
 
     def _lookup(self, species: str) -> dict[str, tuple[int, str]]:
         """Every known name of the species' genes -> (vocabulary row, route); the surer route wins."""
         if species not in self._lookups:
             lookup: dict[str, tuple[int, str]] = {}
-            if species == "human" or self.gene_names is None:
+            if species == HUMAN or self.gene_names is None:
                 lookup.update({name: (row, "direct") for name, row in self._row_of.items()})
                 lookup.update({gene_id: (row, "direct") for gene_id, row in self._row_of_id.items()})
             known = self.gene_names.genes(species) if self.gene_names is not None else []
-            self._add_known_genes(lookup, known, "direct" if species == "human" else "ortholog")
+            self._add_known_genes(lookup, known, "direct" if species == HUMAN else "ortholog")
             # Last and least sure: the same name in other capitals.
             for name, (row, route) in list(lookup.items()):
                 lookup.setdefault(name.upper(), (row, "spelling" if route == "direct" else route))
@@ -213,13 +229,13 @@ class GeneIdentifier:
     def _add_known_genes(self, lookup: dict, known: Iterable[NamedGene], route: str) -> None:
         human_id: dict[str, str] = {}
         if self.gene_names is not None:
-            for gene in self.gene_names.genes("human"):
+            for gene in self.gene_names.genes(HUMAN):
                 human_id.setdefault(gene.symbol, gene.ensembl_id)
         rows = {gene: self._row(gene, human_id) for gene in known}
         rows = {gene: row for gene, row in rows.items() if row is not None}
         for gene, row in rows.items():
-            lookup.setdefault(gene.ensembl_id, (row, route))
-            lookup.setdefault(gene.symbol, (row, route))
+            for name in filter(None, (gene.ensembl_id, gene.symbol)):
+                lookup.setdefault(name, (row, route))
         for gene, row in rows.items():
             for synonym in gene.synonyms:
                 lookup.setdefault(synonym, (row, "synonym"))
@@ -228,28 +244,15 @@ class GeneIdentifier:
         """Vocabulary row of a gene; a vocabulary may use today's symbol, an id, or a former symbol."""
         if gene.human_gene in self._row_of:
             return self._row_of[gene.human_gene]
-        own_id = gene.ensembl_id if gene.species == "human" else ""
+        own_id = gene.ensembl_id if gene.species == HUMAN else ""
         for gene_id in (own_id, human_id.get(gene.human_gene, "")):
             if gene_id in self._row_of_id:
                 return self._row_of_id[gene_id]
-        return next((self._row_of[name] for name in gene.synonyms if name in self._row_of), None)
-
-    def _recognise_species(self, columns: Iterable[Sequence[str]]) -> str:
-        """The species most names belong to: by Ensembl prefix, else by symbols in their exact capitals."""
-        known = self.gene_names.species if self.gene_names is not None else ["human"]
-        votes = dict.fromkeys(known, 0)  # on equal votes the first wins: macaque and pig share most human symbols
-        for names in columns:
-            for prefix, times in Counter(_ensembl_prefix(name) for name in names).items():
-                if prefix:
-                    species = SPECIES_OF_PREFIX.get(prefix, f"the species with ids {prefix}...")
-                    votes[species] = votes.get(species, 0) + times
-            if self.gene_names is not None:
-                for species in known:
-                    votes[species] += len(self.gene_names.symbols(species).intersection(names))
-        return max(votes, key=votes.__getitem__)
+        synonyms = gene.synonyms if gene.species == HUMAN else ()
+        return next((self._row_of[name] for name in synonyms if name in self._row_of), None)
 
     def _check_species(self, species: str) -> None:
-        known = self.gene_names.species if self.gene_names is not None else ["human"]
+        known = self._species
         if species not in known and self.gene_names is not None:
             raise UserError(
                 f"The genes are those of {species}, for which there is no table of orthologs. Known species: "
@@ -261,11 +264,11 @@ def _find(name: str, lookup: Mapping[str, tuple[int, str]], present: set[str]) -
     """Vocabulary row and route of one name."""
     if name in lookup:
         return lookup[name]
-    ensembl = _ENSEMBL_ID.search(name)
+    ensembl = ENSEMBL_ID.search(name)
     if ensembl and ensembl.group() in lookup:  # ENSG00000141510.18, ENSG00000141510_TP53, GRCh38_ENSG00000141510
         row, route = lookup[ensembl.group()]
         return row, "version" if route == "direct" else route
-    bare = _GENOME_PREFIX.sub("", name)
+    bare = GENOME_PREFIX.sub("", name)
     made_unique = _MADE_UNIQUE.sub("", bare)
     spellings = [bare, bare.upper(), bare.replace(".", "-"), bare.upper().replace(".", "-")]
     if made_unique in present:  # TP53-1 beside TP53: AnnData's or R's way to make a repeated name unique
@@ -277,14 +280,9 @@ def _find(name: str, lookup: Mapping[str, tuple[int, str]], present: set[str]) -
     return -1, None
 
 
-def _ensembl_prefix(name: str) -> str | None:
-    ensembl = _ENSEMBL_ID.search(name)
-    return next(group for group in ensembl.groups() if group) if ensembl else None
-
-
 def scheme_of(names: Sequence[str]) -> str:
     """What kind of names these are, in words."""
-    share = sum(bool(_ENSEMBL_ID.search(name)) for name in names) / max(len(names), 1)
+    share = sum(bool(ENSEMBL_ID.search(name)) for name in names) / max(len(names), 1)
     if share > 0.9:
         return "Ensembl ids"
     if share > 0.1:

@@ -10,6 +10,7 @@ from .cell_matrix_scmmgpt import Cells
 from .cell_reading_scmmgpt import ChosenMatrix
 from .errors_scmmgpt import UserError
 from .gene_identity_scmmgpt import GeneMatch
+from .species_scmmgpt import HUMAN, reach
 
 logger = logging.get_logger(__name__)
 
@@ -75,6 +76,7 @@ class InputAccount:
             "counts_in_all": self.total,
             "counts_covered": self.covered,
             "share_of_counts": round(self.share_of_counts, 6),
+            "reach": reach(self.share_of_counts, self.facts["species"]),
         }
 
     def log(self) -> None:
@@ -96,17 +98,39 @@ def joined_accounts(first: Mapping[str, Any] | None, second: Mapping[str, Any]) 
     --------
     >>> part = {"num_cells": 2, "counts_in_all": 10.0, "counts_covered": 5.0}
     >>> joined_accounts(part, {**part, "counts_covered": 10.0})
-    {'num_cells': 4, 'counts_in_all': 20.0, 'counts_covered': 15.0, 'share_of_counts': 0.75}
+    {'num_cells': 4, 'counts_in_all': 20.0, 'counts_covered': 15.0, 'share_of_counts': 0.75, 'reach': 0.75}
     """
     if not first:
         return dict(second)
     sums = {name: first[name] + second[name] for name in _SUMS if name in second}
-    return {**second, **sums, "share_of_counts": round(_share(sums["counts_covered"], sums["counts_in_all"]), 6)}
+    share = _share(sums["counts_covered"], sums["counts_in_all"])
+    return {**second, **sums, "share_of_counts": round(share, 6), "reach": reach(share, second.get("species", HUMAN))}
 
 
 def _share(covered: float, total: float) -> float:
     """Rounding may let the genes of the vocabulary hold more than all genes do."""
     return min(covered / total, 1.0) if total else 0.0
+
+
+def species_lines(account: Mapping[str, Any]) -> list[str]:
+    """What the names of the genes leave open about the species, in words.
+
+    Examples
+    --------
+    >>> species_lines({"species": "mouse", "alternative_species": {"rat": 0.94}})
+    ['of the known names 94% are also those of rat: read as mouse, which has more of them; `species=` says otherwise']
+    """
+    found = account.get("several_species") or {}
+    lines = ["several species: " + ", ".join(f"{number} genes of {name}" for name, number in found.items())] * bool(
+        found
+    )
+    if others := account.get("alternative_species"):
+        share, names = max(others.values()), ", ".join(others)
+        lines.append(
+            f"of the known names {share:.0%} are also those of {names}: read as {account['species']}, which has more of "
+            "them; `species=` says otherwise"
+        )
+    return lines
 
 
 def set_aside_lines(account: Mapping[str, Any]) -> list[str]:
@@ -134,7 +158,7 @@ def account_line(account: dict) -> str:
         + (f" ({routes})" if routes else ""),
         f"{account['share_of_counts']:.1%} of counts covered",
     ]
-    parts += set_aside_lines(account)
+    parts += species_lines(account) + set_aside_lines(account)
     if account["merged_duplicates"]:
         parts.append(f"{account['merged_duplicates']} duplicates summed")
     if account["cells_turned_back_into_counts"]:

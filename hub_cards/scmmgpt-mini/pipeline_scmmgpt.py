@@ -132,6 +132,7 @@ class CellAnnotationPipeline(CellPipeline):
             scale=similarity_scale(self.model),
             measured_genes=question["measured"],
             prior_share=question["prior_share"],
+            reach=self.processor.gene_tokenizer.account.get("reach", 1.0),
         )
         calls = question["annotator"].call(scorer, min_confidence=min_confidence)
         return self.with_obs(cells, {name: values.tolist() for name, values in calls.columns.items()})

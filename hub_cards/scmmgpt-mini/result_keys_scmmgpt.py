@@ -18,6 +18,7 @@ class ResultKeys:
         self.confidence = self.of("confidence")
         self.second_choice = self.of("second_choice")
         self.candidates = self.of("candidates")
+        self.protein_conflict = self.of("protein_conflict")
         self.description = self.of("description")
         # obsm
         self.embedding = f"X_{name}"

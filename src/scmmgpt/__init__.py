@@ -11,28 +11,40 @@ from .version import __version__
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOME`
     from .api import annotate, chat, describe, embed, generate_cells, load, search
+    from .chromatin import gene_activity
+    from .comparison import compare
     from .hub_cards import EMBEDDED_MODEL
+    from .label_audit import audit
     from .modeling_scmmgpt import (
         ScMMGPTConfig,
         ScMMGPTForConditionalGeneration,
         ScMMGPTForPreTraining,
         ScMMGPTModel,
     )
+    from .niche_finding import niches
+    from .one_vocabulary import harmonise
     from .processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
+    from .spatial import surroundings
     from .training.evaluate import evaluate
     from .training.finetune import finetune
 
 _HOME = {
     "annotate": "api",
+    "audit": "label_audit",
     "chat": "api",
+    "compare": "comparison",
     "describe": "api",
     "embed": "api",
     "EMBEDDED_MODEL": "hub_cards",
     "evaluate": "training.evaluate",
     "finetune": "training.finetune",
+    "gene_activity": "chromatin",
     "generate_cells": "api",
+    "harmonise": "one_vocabulary",
     "load": "api",
+    "niches": "niche_finding",
     "search": "api",
+    "surroundings": "spatial",
     "ScMMGPTConfig": "modeling_scmmgpt",
     "ScMMGPTForConditionalGeneration": "modeling_scmmgpt",
     "ScMMGPTForPreTraining": "modeling_scmmgpt",

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .context_report import map_of_labels
 from .evidence import genes_of_groups
 from .processing.back_off_scmmgpt import Calls
 from .processing.calling_scmmgpt import Scorer
 from .processing.labels_scmmgpt import UNKNOWN
+from .protein_evidence import protein_line
 from .report import (
     MAX_POINTS_FOR_UMAP,
     Report,
@@ -23,6 +25,7 @@ from .report import (
 )
 
 if TYPE_CHECKING:
+    from .scoring import CalledStudy
     from .verb import Verb
 
 _CLUSTER_COLUMNS = ("leiden", "louvain", "seurat_clusters", "cluster", "clusters")
@@ -32,13 +35,11 @@ def write_report(
     page: Path,
     verb: Verb,
     record: dict[str, Any],
-    calls: Calls,
-    embeds: np.ndarray,
-    scorer: Scorer,
-    sets: np.ndarray,
+    study: CalledStudy,
     cluster_key: str | None,
 ) -> None:
-    """Write the page of one run of `annotate`; `sets` are the label sets of the cells."""
+    """Write the page of one run of `annotate`."""
+    calls, embeds, scorer, sets = study.calls, study.cells.embeds, study.scorer, study.sets
     labels = calls.labels.astype(str)
     unknown = np.flatnonzero(labels == UNKNOWN)
     groups = labels.astype(object)
@@ -51,8 +52,11 @@ def write_report(
     details = record["annotate"]
     evidence = details["evidence"]
     speaks = {name: (against, speaking) for name, against, speaking in zip(*evidence.values(), strict=True)}
+    of_types = details.get("proteins", {}).get("evidence", {})
+    proteins = {name: said for name, *said in zip(*of_types.values(), strict=True)} if of_types else {}
     for row in rows:
         row["against"], row["evidence"] = speaks.get(row["label"], ("", ""))
+        row["proteins"], row["proteins_against"] = proteins.get(row["label"], ("", ""))
         row["candidates"] = _most_frequent(sets[labels == row["label"]])
         row["genes"] = genes.top(number_of[row["label"]]) if row["label"] in number_of else []
     Report(
@@ -76,10 +80,12 @@ def write_report(
                 "unknown_percent": round(100 * len(unknown) / len(labels), 1),
                 "median_confidence": round(float(np.median(calls.confidence)), 3),
                 **details["settings"],
+                **({"proteins": protein_line(details["proteins"])} if "proteins" in details else {}),
             }
         ),
         versions=_readable({**details["model"], **details["versions"]}),
         warnings=verb.warnings,
+        maps=map_of_labels(verb, labels, details["settings"].get("library_key")),
     ).write(page)
 
 

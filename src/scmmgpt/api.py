@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .arguments import shared_arguments
 from .cells import column_of
-from .consensus import MIN_CELLS, NUM_NEIGHBOURS, over_neighbours
-from .embedding import CellRun, EvidenceBatch, embed_batch
+from .embedding import embed_batch
 from .errors import UserError
-from .evidence import evidence_table
-from .input_warnings import cell_warnings
 from .loading import LoadedModel, ModelSource, load
-from .processing.calling_scmmgpt import CellEvidence, Scorer
-from .processing.encoding_scmmgpt import similarity_scale
-from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, LabelSet
+from .processing.labels_scmmgpt import Labels
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
-from .smoothing import smooth as smooth_embeds
+from .protein_evidence import StudyProteins, with_proteins
+from .scoring import Asked, call_study, label_set_of
+from .spatial import COORDINATES, scores_with_neighbours, spatial_reader, split_query
 from .storage import Additions, check_output
-from .text_cache import remembered
-from .verb import Destination, Execution, Verb
+from .verb import Destination, Execution, Verb, storable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +94,9 @@ def annotate(
     rerank: int = 0,
     prior_share: float | None = None,
     consensus: bool | None = None,
+    proteins: bool = True,
+    spatial: bool = False,
+    library_key: str | None = None,
     report: str | os.PathLike | None = None,
     model: ModelSource = None,
     output: str | os.PathLike | None = None,
@@ -124,7 +122,7 @@ def annotate(
         AnnData or MuData, or the path of a file of cells.
     labels
         Names, {name: description}, a file with one name a line, or "cell-ontology" for all of its types. None: the
-        types that the model was trained on.
+        types that the model was trained on, and where the study decides together all types that it has a profile of.
     tissue
         The tissue of the cells, added to the text of every label.
     min_confidence
@@ -143,6 +141,15 @@ def annotate(
         Decide over the study, from 100 cells on: neighbours speak for one another, and only types that the study
         holds are called. None: unless the labels are a list of one's own, which says what the study holds. False
         judges each cell by itself, and so do `cluster_key`, `rerank` and `prior_share=0`.
+    proteins
+        Let antibodies that were counted in the same cells (CITE-seq) speak too; `scmmgpt_protein_conflict` in `.obs`
+        says how much probability they moved. False: the RNA alone.
+    spatial
+        Let neighbours in space speak for one another, those that look alike first; it needs coordinates in
+        `.obsm["spatial"]`. Off where it was not measured to help: where neighbours in space are hardly more alike than
+        any two cells, and where the study decides together (`consensus`).
+    library_key
+        A column of `.obs` with sections, for `spatial`: cells of different ones are no neighbours.
     report
         The path of an HTML report to write, in one file.
     """
@@ -156,81 +163,36 @@ def annotate(
     verb = Verb.begin(
         "annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys([*names, keys.candidates]))
     )
-    clusters = _clusters(verb.cells.obs, cluster_key)
-    label_set = _label_set(verb, labels)
-    annotator = verb.loaded.annotator
-    together = _is_consensus(verb, consensus, label_set, cluster_key is None and not rerank and prior_share != 0)
-    run, cells, scorer = _score_cells(verb, label_set, tissue, smooth, rerank, prior_share, together)
-    least = scorer.calibration.min_confidence if min_confidence is None else min_confidence
-    calls = annotator.call(scorer, min_confidence=least, clusters=clusters)
-    asked = {"tissue": tissue, "min_confidence": least, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
-    used = {name: getattr(scorer, name) for name in ("prior_share", "profile_weight", "temperature")}
-    used |= {"implausible_cells": int(cells.is_implausible.sum()), "consensus": together}
-    if together:
-        used["held_labels"] = scorer.candidates.labels.labels
-    record = verb.record(run.gene_account, labels=label_set.source, num_candidates=len(label_set), **asked, **used)
-    record["annotate"]["evidence"] = evidence_table(verb, calls)
-    sets = annotator.label_sets(scorer)
+    study = call_study(
+        verb,
+        labels,
+        Asked(
+            tissue,
+            min_confidence,
+            _clusters(verb.cells.obs, cluster_key),
+            smooth,
+            rerank,
+            prior_share,
+            consensus,
+            StudyProteins.of(verb, one_by_one=prior_share == 0) if proteins else None,
+            spatial_reader(verb, library_key) if spatial else None,
+        ),
+    )
+    asked = {"tissue": tissue, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
+    asked |= {"spatial": spatial, "library_key": library_key}
+    verb.warnings.extend(study.notes)
+    record = verb.record(study.run.gene_account, **asked, **study.settings)
+    record["annotate"]["evidence"] = study.evidence
+    conflict, told = study.protein_results(verb)
+    if told:
+        record["annotate"]["proteins"] = storable(told)
     if page is not None:
         from .annotation_report import write_report
 
-        write_report(page, verb, record, calls, cells.embeds, scorer, sets, cluster_key)
-    obs = {name: _column(values) for name, values in zip(names, calls.columns.values(), strict=True)}
-    obs[keys.candidates] = _column(sets)
+        write_report(page, verb, record, study, cluster_key)
+    obs = {name: _column(values) for name, values in zip(names, study.calls.columns.values(), strict=True)}
+    obs |= {keys.candidates: _column(study.sets), **{keys.of(name): values for name, values in conflict.items()}}
     return verb.finish(Additions(obs=obs, uns={key_added: record}))
-
-
-def _is_consensus(verb: Verb, asked: bool | None, labels: LabelSet, is_possible: bool) -> bool:
-    """Whether the study decides together, as was asked or as its labels and its size suggest."""
-    if asked and not is_possible:
-        raise UserError("consensus=True decides over the study: leave out cluster_key, rerank and prior_share=0.")
-    wanted = labels.source in (TRAINED_TYPES, CELL_ONTOLOGY) if asked is None else asked
-    return wanted and is_possible and verb.cells.num_cells >= MIN_CELLS
-
-
-def _score_cells(
-    verb: Verb,
-    labels: LabelSet,
-    tissue: str | None,
-    smooth: int,
-    rerank: int,
-    prior_share: float | None,
-    together: bool,
-) -> tuple[CellRun, CellEvidence, Scorer]:
-    """The run, what it found of each cell, and the scores of the labels; warns of cells that look like none."""
-    loaded, annotator = verb.loaded, verb.loaded.annotator
-    candidates = annotator.candidates(
-        labels,
-        lambda texts: remembered(loaded.weights_hash, texts, lambda: loaded.embed_texts(texts)),
-        tissue=tissue,
-        with_profiles=prior_share != 0,
-    )
-    texts = labels.texts(tissue) if rerank else []
-    run = verb.start_run(texts=texts or None, rerank=rerank, types=candidates.profiles)
-    cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, rerank)))
-    scored, communities = cells, None
-    if together:
-        scored, communities = over_neighbours(cells, verb.cells, run.array, smooth or NUM_NEIGHBOURS)
-    elif smooth:
-        scored = replace(cells, embeds=smooth_embeds(cells.embeds, smooth))
-    scorer = annotator.scorer(
-        scored,
-        candidates,
-        scale=similarity_scale(loaded.model),
-        measured_genes=run.gene_tokenizer.measured_genes(run.source) if candidates.profiles else None,
-        prior_share=prior_share,
-        of_study=together,
-    )
-    for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):
-        verb.warn(warning)
-    return run, cells, scorer if communities is None else annotator.held(scorer, communities)
-
-
-def _label_set(verb: Verb, labels: Labels | None) -> LabelSet:
-    label_set = verb.loaded.annotator.label_set(labels)
-    for warning in label_set.notes:
-        verb.warn(warning)
-    return label_set
 
 
 def _clusters(obs: pd.DataFrame, cluster_key: str | None) -> np.ndarray | None:
@@ -262,7 +224,7 @@ def search(
     cells
         AnnData or MuData, the path of a file of cells, or the folder of an index.
     text
-        What to look for, in words.
+        What to look for, in words; of cells with coordinates also "T cells beside tumour cells".
     top
         How many cells; None returns all.
     where
@@ -282,7 +244,14 @@ def search(
     verb = Verb.begin("search", cells, model, Execution(device, batch_size, progress))
     embeds = verb.start_run().compute("search", embed_batch)["embeds"]
     rows = rows_where(verb.cells.obs, where) if where else None
-    number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
+    own, beside = split_query(text)
+    if beside is not None and COORDINATES in verb.cells.present["obsm"]:
+        found = scores_with_neighbours(
+            np.asarray(embeds), _query(verb.loaded, own), _query(verb.loaded, beside), spatial_reader(verb, None)
+        )
+        number, score = best_rows(found[:, None], np.ones(1), top or len(embeds), rows)
+    else:
+        number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
     return _hits(verb.cells.obs, number, score)
 
 
@@ -319,7 +288,8 @@ def describe(
 
     scmmgpt-chat describes where it can be had: each claim is checked against the cells beside their study, what they
     contradict is withheld, and `.uns["scmmgpt"]["describe"]["claims"]` lists all. Of more than 50 cells it describes the
-    types. The embedded model's small decoder marks genes that a cell does not express "[not detected]".
+    types. The embedded model's small decoder marks genes that a cell does not express "[not detected]". Where antibodies
+    were counted in the same cells, a sentence names the proteins that they found.
 
     Parameters
     ----------
@@ -347,11 +317,12 @@ def describe(
     model = language_source(model)
     verb = Verb.begin("describe", adata, model, execution, destination, keys=added, generative=True)
     clusters = _clusters(verb.cells.obs, cluster_key)
-    candidates = None if choices is None else _label_set(verb, choices)
+    candidates = None if choices is None else label_set_of(verb, choices)
     asked: dict[str, Any] = {"prompt": prompt, "choices": candidates, "max_new_tokens": max_new_tokens}
     result = describe_cells(verb, clusters, checked=checked, **asked)
+    texts = with_proteins(verb, result.texts, clusters) if candidates is None else result.texts
     additions = Additions(
-        obs={keys.description: np.array(result.texts, dtype=object)},
+        obs={keys.description: np.array(texts, dtype=object)},
         uns={key_added: verb.record(result.gene_account, prompt=result.prompt, cluster_key=cluster_key)},
     )
     if result.claims is not None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .cli_context import add_context
 from .cli_export import export_app
 from .cli_language import chat, describe
 from .cli_options import (
@@ -25,12 +26,14 @@ from .cli_options import (
     Engine,
     Folder,
     KeyAdded,
+    LibraryKey,
     Model,
     Output,
     Overwrite,
     Seed,
     Workers,
 )
+from .cli_tools import add_tools
 from .console import pairs, run_to_exit_code, say, say_outcome, say_table
 
 app = typer.Typer(
@@ -45,6 +48,8 @@ corpus_app = typer.Typer(help="Training corpora: build and audit.", no_args_is_h
 app.add_typer(index_app, name="index")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(export_app, name="export")
+add_context(app)
+add_tools(app)
 
 
 def main() -> None:
@@ -118,6 +123,8 @@ def annotate(
     smooth: Annotated[int, typer.Option(min=0, help="Average over so many nearest neighbours first.")] = 0,
     rerank: Annotated[int, typer.Option(min=0, help="Score so many best labels again with the matching head.")] = 0,
     consensus: Consensus = None,
+    spatial: Annotated[bool, typer.Option("--spatial", help="Let neighbours in space speak for one another.")] = False,
+    library_key: LibraryKey = None,
     report: Annotated[Path | None, typer.Option(help="An HTML report to write, in one file.")] = None,
     key_added: KeyAdded = "scmmgpt",
     overwrite: Overwrite = False,
@@ -132,27 +139,11 @@ def annotate(
     from . import api
     from .summary import annotation_summary
 
-    adata = api.annotate(
-        cells,
-        labels,
-        output=output,
-        model=model,
-        tissue=tissue,
-        min_confidence=min_confidence,
-        cluster_key=cluster_key,
-        smooth=smooth,
-        rerank=rerank,
-        consensus=consensus,
-        report=report,
-        key_added=key_added,
-        overwrite=overwrite,
-        device=device,
-        batch_size=batch_size,
-        engine=engine,
-        address=address,
-        workers=workers,
-        summary_only=True,
-    )
+    how: dict[str, Any] = {"tissue": tissue, "min_confidence": min_confidence, "cluster_key": cluster_key}
+    how |= {"smooth": smooth, "rerank": rerank, "consensus": consensus, "spatial": spatial, "library_key": library_key}
+    where: dict[str, Any] = {"device": device, "engine": engine, "address": address, "workers": workers}
+    what: dict[str, Any] = {"output": output, "report": report, "key_added": key_added, "overwrite": overwrite}
+    adata = api.annotate(cells, labels, model=model, batch_size=batch_size, summary_only=True, **how, **where, **what)
     result, lines = annotation_summary(adata, key_added)
     say(result | {"output": str(output), "report": report and str(report)}, as_json=json, lines=lines)
     if not json:

@@ -24,6 +24,9 @@ ClusterKey = Annotated[str | None, typer.Option(help="A column of obs: one resul
 Consensus = Annotated[
     bool | None, typer.Option(help="Decide over the study; default: from 100 cells on, unless labels are given.")
 ]
+LibraryKey = Annotated[
+    str | None, typer.Option(help="A column of obs with sections, which are no neighbours in space.")
+]
 Engine = Annotated[
     Literal["local", "ray"], typer.Option(help="Run in this process, or on a Ray cluster (extra `ray`).")
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import eigh
 
 from .cells import CellsInFile, CellsInMemory
 from .processing.calling_scmmgpt import CellEvidence
@@ -21,6 +22,7 @@ from .smoothing import graph_weights, nearest_neighbours
 MIN_CELLS = 100
 # Chosen on development studies, see training/LOG.md.
 NUM_NEIGHBOURS = 8
+_NUM_DIRECTIONS, _WEIGHT_OF_PROFILES = 30, 2.0
 _CELLS_PER_COMMUNITY, _MIN_CELLS_OF_COMMUNITY = 10, 6
 _MIN_COMMUNITIES, _MAX_COMMUNITIES = 4, 60
 # Neighbours are looked for among so many cells that are alike, which keeps the search linear in the cells.
@@ -36,21 +38,54 @@ def over_neighbours(
     source: CellsInMemory | CellsInFile,
     make_array: MakeArray = lambda name, shape, dtype: np.empty(shape, dtype),
     num_neighbours: int = NUM_NEIGHBOURS,
+    profile_norms: np.ndarray | None = None,
 ) -> tuple[CellEvidence, np.ndarray]:
     """The evidence of each cell averaged with that of its neighbours, and the number of each cell's community.
 
-    Neighbours are those of `obsp["connectivities"]` where the data bring it, else the most similar embeddings.
+    Neighbours are those of `obsp["connectivities"]` where the data bring it, else the cells of most similar evidence.
     """
     found = {name: getattr(cells, name) for name in ("embeds", "agreement") if getattr(cells, name) is not None}
+    found["places"] = places_of(cells, make_array, profile_norms)
     smoothed = {name: make_array(name, values.shape, np.float32) for name, values in found.items()}
-    for rows, weights, columns in _neighbourhoods(found["embeds"], source, num_neighbours):
+    for rows, weights, columns in _neighbourhoods(found["places"], source, num_neighbours):
         for name, values in found.items():
             smoothed[name][rows] = weights @ np.asarray(values[columns], dtype=np.float32)
     number = int(np.clip(len(cells) // _CELLS_PER_COMMUNITY, _MIN_COMMUNITIES, _MAX_COMMUNITIES))
     communities = np.empty(len(cells), dtype=np.int64)
-    for community, rows in enumerate(divided(smoothed["embeds"], number)):
+    for community, rows in enumerate(divided(smoothed.pop("places"), number)):
         communities[rows] = community
     return replace(cells, **smoothed), communities
+
+
+def places_of(cells: CellEvidence, make_array: MakeArray, profile_norms: np.ndarray | None) -> np.ndarray:
+    """Unit vectors (N, D) that lie near one another for cells of one type: what embeddings and type profiles say.
+
+    The main directions of the agreement with the profiles tell types apart that the embeddings hold for one.
+    """
+    embeds, agreement = cells.embeds, cells.agreement
+    if agreement is None or profile_norms is None:
+        return embeds
+    mean, scatter = _mean_and_scatter(agreement, 1 / profile_norms)
+    axes = np.linalg.eigh(scatter)[1][:, ::-1][:, :_NUM_DIRECTIONS]
+    spread = np.sqrt(np.trace(axes.T @ scatter @ axes) / len(cells))
+    axes /= profile_norms[:, None]
+    centre, embeds_scatter = _mean_and_scatter(embeds)
+    embeds_spread = np.sqrt(np.trace(embeds_scatter) / len(cells))
+    places = make_array("own_places", (len(cells), embeds.shape[1] + axes.shape[1]), np.float32)
+    for part in parts(len(cells)):
+        of_embeds = (np.asarray(embeds[part], np.float64) - centre) / max(embeds_spread, 1e-9)
+        of_types = (np.asarray(agreement[part], np.float64) - mean) @ axes / max(spread, 1e-9)
+        both = np.hstack([of_embeds, _WEIGHT_OF_PROFILES * of_types])
+        places[part] = both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-9)
+    return places
+
+
+def _mean_and_scatter(values: np.ndarray, scale: np.ndarray | float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """(D,) the mean of rows (N, D), and (D, D) the products of their scaled differences from it, summed."""
+    blocks = list(parts(len(values)))
+    mean = sum(np.asarray(values[part], np.float64).sum(axis=0) for part in blocks) / len(values)
+    centred = ((np.asarray(values[part], np.float64) - mean) * scale for part in blocks)
+    return mean, sum(block.T @ block for block in centred)
 
 
 def _neighbourhoods(embeds: np.ndarray, source: CellsInMemory | CellsInFile, num_neighbours: int) -> Iterator[tuple]:
@@ -98,7 +133,8 @@ class _Group:
 
     def halves(self) -> tuple[_Group, _Group] | None:
         """Two groups by two-means, begun along the main axis; None where that would split off too few cells."""
-        axis = np.linalg.eigh(self.scatter)[1][:, -1]
+        last = len(self.scatter) - 1
+        axis = eigh(self.scatter, subset_by_index=[last, last])[1][:, 0]
         axis = axis * np.sign(axis[np.abs(axis).argmax()])
         threshold = axis @ self.mean
         side = np.empty(len(self), dtype=bool)

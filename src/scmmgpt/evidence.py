@@ -1,10 +1,12 @@
-"""Which genes speak for a call against its runner-up: those that the cells and the called type's profile both raise.
+"""Which genes speak for a call against its runner-up, and whether the genes of a study speak for any call at all.
 
-Profiles are the measured means that travel with the model, not marker lists.
+For a call speak the genes that its cells and the called type's profile both raise. Profiles are the measured means that
+travel with the model, not marker lists.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +15,7 @@ from .embedding import CELLS_PER_CHUNK
 from .processing.back_off_scmmgpt import Calls
 from .processing.calling_scmmgpt import CellAnnotator
 from .processing.labels_scmmgpt import UNKNOWN
+from .processing.type_profiles_scmmgpt import SHORT, TypeProfiles
 from .report import GroupGenes
 
 if TYPE_CHECKING:
@@ -22,22 +25,76 @@ if TYPE_CHECKING:
 _MAX_CELLS = 6_000
 _MIN_CELLS_PER_GROUP = 20
 _NUM_GENES = 6
+_NUM_SHUFFLES = 20
 
 
-def evidence_table(verb: Verb, calls: Calls) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class CalledGenes:
+    """The genes of the cells that share a call, among at most some thousands of each.
+
+    `names` are the calls, `group_of_cell` (N,) says which of them each cell has.
+    """
+
+    names: np.ndarray
+    group_of_cell: np.ndarray
+    genes: GroupGenes
+
+    @classmethod
+    def of(cls, verb: Verb, calls: Calls) -> CalledGenes:
+        """Read some cells of each call once more."""
+        names, group_of_cell = np.unique(calls.labels.astype(str), return_inverse=True)
+        return cls(names, group_of_cell, genes_of_groups(verb, group_of_cell, len(names)))
+
+    @property
+    def differences(self) -> np.ndarray:
+        """(groups, genes) how far the mean of each group lies above that of all cells."""
+        means = self.genes.value_sums / np.maximum(self.genes.num_cells, 1)[:, None]
+        return means - self.genes.value_sums.sum(axis=0) / max(self.genes.num_cells.sum(), 1)
+
+
+def support_of_genes(called: CalledGenes, profiles: TypeProfiles) -> float:
+    """How much better the calls' genes agree with some type than the same values under shuffled gene names would.
+
+    In standard deviations, cells counting alike; infinite where there is but one call, of which nothing can be said.
+    """
+    is_call = called.names != UNKNOWN
+    if is_call.sum() < 2:
+        return float("inf")
+    measured = called.genes.value_sums[:, profiles.gene_rows].sum(axis=0) > 0
+    differences = called.differences[is_call][:, profiles.gene_rows[measured]]
+    types = profiles.differences[:, measured]
+    types = types / np.hypot(np.linalg.norm(types, axis=1), SHORT)[:, None]
+    generator = np.random.default_rng(0)
+    best = (types @ differences.T).max(axis=0)
+    shuffled = (differences[:, generator.permutation(differences.shape[1])] for _ in range(_NUM_SHUFFLES))
+    by_chance = np.array([(types @ one.T).max(axis=0) for one in shuffled])
+    deviations = (best - by_chance.mean(axis=0)) / np.maximum(by_chance.std(axis=0), 1e-9)
+    return float(np.average(deviations, weights=np.bincount(called.group_of_cell)[is_call]))
+
+
+def evidence_of(verb: Verb, calls: Calls) -> tuple[dict[str, np.ndarray], float]:
+    """The table of the genes that speak for each call, and the `support_of_genes`; nothing without type profiles."""
+    profiles = verb.loaded.annotator.type_profiles
+    if profiles is None:
+        return _table([]), float("inf")
+    called = CalledGenes.of(verb, calls)
+    return _evidence_table(called, verb.loaded.annotator, calls), support_of_genes(called, profiles)
+
+
+def _evidence_table(called: CalledGenes, annotator: CellAnnotator, calls: Calls) -> dict[str, np.ndarray]:
     """For each called type its most frequent runner-up, and the genes that speak most for it against that one."""
-    annotator = verb.loaded.annotator
     labels, seconds = calls.labels.astype(str), calls.second_choices.astype(str)
-    names, group_of_cell = np.unique(labels, return_inverse=True)
     rows = []
-    if annotator.type_profiles is not None and len(names) > 0:
-        genes = genes_of_groups(verb, group_of_cell, len(names))
-        for group, name in enumerate(names):
-            others, counts = np.unique(seconds[(group_of_cell == group) & (seconds != name)], return_counts=True)
-            if name == UNKNOWN or not len(others):
-                continue
-            against = str(others[counts.argmax()])
-            rows.append((str(name), against, ", ".join(_speaking(annotator, genes, group, str(name), against))))
+    for group, name in enumerate(called.names):
+        others, counts = np.unique(seconds[(labels == name) & (seconds != name)], return_counts=True)
+        if name == UNKNOWN or not len(others):
+            continue
+        against = str(others[counts.argmax()])
+        rows.append((str(name), against, ", ".join(_speaking(annotator, called.genes, group, str(name), against))))
+    return _table(rows)
+
+
+def _table(rows: list[tuple[str, str, str]]) -> dict[str, np.ndarray]:
     columns = zip(*rows, strict=True) if rows else ((), (), ())
     return {
         title: np.array(list(column), dtype=object)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .processing.features_scmmgpt import PANEL_BY_NAMES
 from .processing.matrix_state_scmmgpt import recover_counts
+from .processing.species_scmmgpt import HUMAN, LEAST_REACH, MILLION_YEARS, REACH_OF_CALIBRATION, trust
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FEW_COVERED = 0.5
 # Cells of one pure type, shallowly sequenced, come down to 1.02; counts drawn from one profile lie at 1.
+# Standard deviations by which the genes of the calls must agree with types better than by chance. Real studies had 4 and
+# more, shuffled genes 1 and less.
+LEAST_SUPPORT = 2.0
+LEAST_PROFILE_REACH = 0.3
 NOISE_DISPERSION = 1.05
 _MIN_CELLS_FOR_DISPERSION = 100
 _GENES_FOR_DISPERSION = 100
@@ -25,6 +33,7 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
             f"Only {account['share_of_counts']:.0%} of the counts are in genes of the model's vocabulary: check the "
             "species, and that var_names are gene symbols or Ensembl ids."
         )
+    found += _species_warnings(account)
     if account.get("empty_cells"):
         found.append(
             f"{account['empty_cells']} cells express no gene of the model's vocabulary; they are labelled unknown."
@@ -47,6 +56,46 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def organism_warnings(obs: pd.DataFrame) -> list[str]:
+    """What `obs` says of several species in one file, where their genes already go by common names."""
+    for column in ("organism", "species", "organism_ontology_term_id"):
+        names = sorted(obs[column].dropna().astype(str).unique()) if column in obs else []
+        if len(names) > 1:
+            return [
+                f"obs[{column!r}] names several species ({', '.join(names[:5])}), and all cells are read by the same genes: "
+                "reach and confidence are those of the species that the gene names say. Split the file to have each its own."
+            ]
+    return []
+
+
+def _species_warnings(account: Mapping[str, Any]) -> list[str]:
+    """What the species of the genes means for the results."""
+    found = []
+    species, reach = account.get("species"), account.get("reach", 1.0)
+    far = f"The cells are of {species}, {MILLION_YEARS.get(str(species), 0)} million years from human"
+    figures = f"orthologs cover {account.get('share_of_counts', 1):.0%} of the counts: reach {reach:.2f}"
+    if reach < LEAST_REACH:
+        found.append(
+            f"{far}, and {figures}, under the {LEAST_REACH} that a name needs: every cell is called unknown. "
+            "min_confidence=0 names cells all the same; embeddings compare cells of one file with each other."
+        )
+    elif species != HUMAN and reach < REACH_OF_CALIBRATION:
+        found.append(f"{far}, and {figures}; confidences are multiplied by {trust(reach):.2f} for that.")
+    if several := account.get("several_species"):
+        genes = ", ".join(f"{name} ({number} genes)" for name, number in several.items())
+        found.append(
+            f"The file holds genes of several species: {genes}. Each gene is read by its own, a cell by all of its genes; "
+            "split the file by species, or keep the genes of one, before you trust cells that mix them."
+        )
+    others = {name: share for name, share in (account.get("alternative_species") or {}).items() if share >= 0.99}
+    if others and species != HUMAN:
+        found.append(
+            f"{max(others.values()):.0%} of the gene names are also those of {', '.join(others)}; they are read as "
+            f"{species}, which has most of them. Ensembl ids would tell for sure."
+        )
+    return found
+
+
 def cell_warnings(
     num_implausible: int, num_cells: int, dispersion: float | None, account: Mapping[str, Any]
 ) -> list[str]:
@@ -60,13 +109,30 @@ def cell_warnings(
             f"{num_implausible} of {num_cells} cells are implausible: genes that are usually high are not high in "
             "them. Likely causes: noise, or counts under the wrong gene names. Check that gene names and columns match."
         )
-    came_as_counts = account.get("matrix_state") == "counts" or account.get("cells_turned_back_into_counts")
-    if came_as_counts and dispersion is not None and dispersion < NOISE_DISPERSION:
+    if is_noise(dispersion, account):
         found.append(
             "The cells vary hardly more than random counts from one profile, as in empty droplets or a shallowly "
             "sequenced pure population. Filter out empty droplets before you trust the labels."
         )
     return found
+
+
+def is_noise(dispersion: float | None, account: Mapping[str, Any]) -> bool:
+    """Whether cells that came as counts vary hardly more than by chance."""
+    came_as_counts = account.get("matrix_state") == "counts" or account.get("cells_turned_back_into_counts")
+    return bool(came_as_counts) and dispersion is not None and dispersion < NOISE_DISPERSION
+
+
+def why_no_study(support: float, profile_reach: float, dispersion: float | None, account: Mapping[str, Any]) -> str:
+    """Why all cells of a study together are nothing that can be called; "" where they can.
+
+    `support` is what `support_of_genes` found; of few genes (`profile_reach`) it says nothing.
+    """
+    if is_noise(dispersion, account):
+        return "the cells vary hardly more than random counts"
+    if support < LEAST_SUPPORT and profile_reach >= LEAST_PROFILE_REACH:
+        return "their genes agree with the types hardly better than under shuffled gene names"
+    return ""
 
 
 def dispersion(gene_tokenizer: Any, features: Mapping[str, np.ndarray]) -> float | None:

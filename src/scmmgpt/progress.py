@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import numpy as np
 
 from . import atomic_files
 
+# Who is told (what, done, total) instead of a terminal, and may raise to stop the work.
+listener: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("listener", default=None)
+
 
 @contextmanager
 def progress_bar(what: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Any]:
     """A function `advance(n)` that moves a bar; nothing is shown where stderr is no terminal."""
+    if listener.get() is not None:
+        yield _telling(what, total, done)
+        return
     if not (shown and sys.stderr.isatty()):
         yield lambda count: None
         return
@@ -28,6 +35,22 @@ def progress_bar(what: str, total: int, *, shown: bool = True, done: int = 0) ->
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda count: bar.advance(task, count)
+
+
+def _telling(what: str, total: int, done: int) -> Callable[[int], None]:
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(what, done, total)
+
+    tell(what, done, total)
+    return advance
+
+
+def tell(what: str, done: int, total: int) -> None:
+    """Tell the listener, if there is one."""
+    if (told := listener.get()) is not None:
+        told(what, done, total)
 
 
 class Workspace:

