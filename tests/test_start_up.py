@@ -118,5 +118,7 @@ def test_annotation_costs_less_than_twice_the_imports_it_cannot_do_without(tmp_p
     floor = float(run_python(FLOOR)[0])
     *_, modules, seconds = run_python(ANNOTATE, *call[:2], str(tmp_path / "again.h5ad"))
 
-    assert set(modules.split()).isdisjoint({"scanpy", "sklearn", "matplotlib", "trl", "peft", "datasets", "jinja2.ext"})
+    assert set(modules.split()).isdisjoint(
+        {"scanpy", "sklearn", "matplotlib", "trl", "peft", "datasets", "jinja2.ext"}
+    )
     assert float(seconds) < 2 * floor
