@@ -133,6 +133,92 @@ def _what_was_said(before: dict, after: dict) -> list[str]:
     return [*shares, f"{before['unknown']:.1%}", "yes" if after["warnings"] else "no"]
 
 
+def _space_table(report: dict) -> str:
+    """Layers from each kind of features, and types with and without smoothing over space."""
+    layers, niches = report["layers"]["balanced_accuracy"], report["layers"]["nmi_of_niches_with_layers"]
+    first = markdown(["layers from", "balanced accuracy"], [[n, f"{v:.2f}"] for n, v in layers.items()], num_left=1)
+    second = markdown(
+        ["niches", "mutual information with layers"], [[n, f"{v:.2f}"] for n, v in niches.items()], num_left=1
+    )
+    columns = ("without", "with", "shuffled places")
+    rows = [
+        [one["study"], row["setting"], *(f"{row[column]:.3f}" for column in columns)]
+        for one in report["types"]
+        for row in one["accuracy"]
+    ]
+    third = markdown(["cells", "labels", "accuracy without", "with spatial=True", "shuffled places"], rows, num_left=2)
+    return "\n\n".join([first, second, third, _run(report["run"])])
+
+
+def _perturbation_table(report: dict) -> str:
+    """Knockdowns, ranking of types, search across donors, and predictions for types left out."""
+    genes = [
+        [
+            row["perturbation"],
+            row["target"],
+            f"{row['log2_fold_change']:.2f}",
+            f"{row['fdr']:.1g}",
+            row["place_among_down"],
+            f"{row['e_test_fdr']:.3f}",
+        ]
+        for row in report["knockdowns"]
+    ]
+    head = [
+        "knockdown",
+        "target",
+        "log2 fold change",
+        "FDR of the target",
+        "place among genes that go down",
+        "FDR of the E-test",
+    ]
+    types = [
+        [row["cell_type"], f"{row['energy_distance']:.3f}", row["genes_changed"], row["pseudobulk_genes"]]
+        for row in report["ranking"]["types"]
+    ]
+    rho = report["ranking"]["spearman_with_pseudobulk"]["energy_distance"]
+    search = "; ".join(
+        f"donor {row['donor']}: AUC {row['auc']:.2f}, {row['auc_within_types']:.2f} within types"
+        for row in report["search"]
+    )
+    predictors = list(report["left_out_types"][0]["predictors"])
+    errors = [
+        [row["cell_type"], *(f"{row['predictors'][one]['rmse']:.3f}" for one in predictors), row["lowest_rmse"]]
+        for row in report["left_out_types"]
+    ]
+    return "\n\n".join(
+        [
+            f"Knockdowns, {report['screen']}:",
+            markdown(head, genes, num_left=2),
+            f"Types by response, {report['stimulated']}, beside genes that change alike in pseudobulk profiles of both of its "
+            f"{report['ranking']['donors']} donors (rank correlation {rho}):",
+            markdown(["type", "energy distance", "genes changed", "pseudobulk genes"], types, num_left=1),
+            f"Cells of a donor that was not compared, by whether they look perturbed: {search}.",
+            "Response of a type left out, RMSE of the mean log expression over its tested genes:",
+            markdown(["type left out", *predictors, "lowest"], errors, num_left=1),
+            _run(report["run"]),
+        ]
+    )
+
+
+def _renamed_table(report: dict) -> str:
+    """Human cells under other animals' gene names: one row for each study and species."""
+    header = ["study", "species", "counts covered", "reach", "accuracy", "mean confidence", "names kept", "unknown"]
+    rows = [
+        [
+            row["study"],
+            row["species"],
+            *(f"{row[name]:.2f}" for name in ("share_of_counts", "reach", "accuracy", "mean_confidence")),
+            *(f"{row[name]:.0%}" for name in ("names_kept", "unknown")),
+        ]
+        for row in report["rows"]
+    ]
+    note = (
+        "Accuracy and confidence: with the study's own labels, never backing off. Names kept, unknown: without labels, "
+        "against what the same cells are called under human names."
+    )
+    return f"{markdown(header, rows, num_left=2)}\n\n{note}\n\n{_run(report['run'])}"
+
+
 def _proteins_table(report: dict) -> str:
     """What antibodies add to the RNA: methods against what is hidden, antibodies dropped one by one, antibodies alone."""
     cases = list(dict.fromkeys((row["study"], row["cells"], row["hidden"]) for row in report["rows"]))
@@ -214,6 +300,9 @@ def _three(found: dict) -> str:
 TABLES: dict[str, Callable[[dict], str]] = {
     "chromatin": _chromatin_table,
     "index": _index_table,
+    "perturbation": _perturbation_table,
+    "renamed_species": _renamed_table,
+    "space": _space_table,
     "out_of_distribution": _out_of_distribution_table,
     "planted_swaps": _planted_swaps_table,
     "proteins": _proteins_table,

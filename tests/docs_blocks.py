@@ -10,6 +10,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+from scipy import sparse
 
 from scmmgpt import api, loading, verb
 
@@ -52,6 +53,28 @@ def write_files(folder: Path) -> None:
     mouse = anndata.AnnData(cells.X, obs=cells.obs[["tissue"]], var=cells.var[[]])
     mouse.var_names = [name.capitalize() for name in cells.var_names]
     mouse.write_h5ad(folder / "mouse.h5ad")
+
+    write_context_files(folder)
+
+
+def write_context_files(folder: Path) -> None:
+    """A tissue in two sections, where types live apart, and a screen in which one of two types responds."""
+    cells = anndata.read_h5ad(DATA)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
+    names = list(cells.obs["cell_type"].value_counts().index[:4])
+    cells = cells[cells.obs["cell_type"].isin(names)].copy()
+    corner = np.array([[0, 0], [10, 0], [0, 10], [10, 10]])[[names.index(name) for name in cells.obs["cell_type"]]]
+    cells.obsm["spatial"] = corner + np.random.default_rng(0).uniform(0, 7, size=(cells.n_obs, 2))
+    cells.obs["section"] = [f"section {number % 2 + 1}" for number in range(cells.n_obs)]
+    cells.obs["library_id"] = cells.obs["section"]  # squidpy's name for it
+    cells.write_h5ad(folder / "tissue.h5ad")
+    screen = cells[cells.obs["cell_type"].isin(names[:2])].copy()
+    screen.obs["stim"] = np.where(np.arange(screen.n_obs) % 2, "treated", "control")
+    responds = ((screen.obs["stim"] == "treated") & (screen.obs["cell_type"] == names[0])).to_numpy()
+    counts = screen.X.toarray()
+    counts[np.ix_(responds, screen.var_names.isin(["ISG15", "IFI6", "MX1", "LY6E", "IFITM1"]))] += 100
+    screen.X = sparse.csr_matrix(counts)
+    screen.write_h5ad(folder / "screen.h5ad")
 
 
 @cache

@@ -35,7 +35,17 @@ GROUND_FLOOR = {
     )
 }
 # These measure the finished model through the very functions that people call.
-MEASURES_THE_FRONT_DOOR = ("model_system.py", "eval_suite.py", "out_of_distribution.py", "planted_swaps.py")
+MEASURES_THE_FRONT_DOOR = (
+    "model_system.py",
+    "eval_suite.py",
+    "out_of_distribution.py",
+    "planted_swaps.py",
+    "proteins.py",
+    "perturbation.py",
+    "renamed_species.py",
+    "space.py",
+    "context_pictures.py",
+)
 # What each room of the training code may import of training. What a person runs stands above the rooms of conversion,
 # of corpora and of evaluation, and the embedded model above all of them.
 READER = "strict_yaml"

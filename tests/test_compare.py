@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 from typer.testing import CliRunner
 
-from scmmgpt.compare import compare
+from scmmgpt.comparison import compare
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.response import energy_test, false_discovery_rates, gene_changes, sample

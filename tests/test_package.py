@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -61,3 +62,11 @@ def test_every_extra_that_an_error_names_exists():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
     assert set(_EXTRA_OF_MODULE.values()) <= set(extras)
+
+
+@pytest.mark.parametrize("name", sorted(set(scmmgpt._HOME)))
+def test_no_module_hides_the_public_name(name):
+    before = getattr(scmmgpt, name)
+
+    assert getattr(scmmgpt, name) is before
+    assert not isinstance(before, ModuleType)

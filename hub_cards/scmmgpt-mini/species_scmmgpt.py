@@ -184,5 +184,9 @@ def reach(share_of_counts: float, species: str) -> float:
 
 
 def trust(reach: float) -> float:
-    """What confidences are multiplied by: 1 where the reach is that of the studies they were fitted on."""
-    return min(reach / REACH_OF_CALIBRATION, 1.0)
+    """What confidences are multiplied by: 1 where the reach is that of the studies they were fitted on.
+
+    The square root: human cells under the gene names of fish and birds keep nearly all of their accuracy, so that not all
+    of the distance counts against a name.
+    """
+    return min(reach / REACH_OF_CALIBRATION, 1.0) ** 0.5

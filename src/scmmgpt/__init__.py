@@ -12,7 +12,7 @@ from .version import __version__
 if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOME`
     from .api import annotate, chat, describe, embed, generate_cells, load, search
     from .chromatin import gene_activity
-    from .compare import compare
+    from .comparison import compare
     from .hub_cards import EMBEDDED_MODEL
     from .label_audit import audit
     from .modeling_scmmgpt import (
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
         ScMMGPTForPreTraining,
         ScMMGPTModel,
     )
-    from .niches import niches
+    from .niche_finding import niches
     from .one_vocabulary import harmonise
     from .processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
     from .spatial import surroundings
@@ -32,7 +32,7 @@ _HOME = {
     "annotate": "api",
     "audit": "label_audit",
     "chat": "api",
-    "compare": "compare",
+    "compare": "comparison",
     "describe": "api",
     "embed": "api",
     "EMBEDDED_MODEL": "hub_cards",
@@ -42,7 +42,7 @@ _HOME = {
     "generate_cells": "api",
     "harmonise": "one_vocabulary",
     "load": "api",
-    "niches": "niches",
+    "niches": "niche_finding",
     "search": "api",
     "surroundings": "spatial",
     "ScMMGPTConfig": "modeling_scmmgpt",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .context_report import map_of_labels
 from .evidence import genes_of_groups
 from .processing.back_off_scmmgpt import Calls
 from .processing.calling_scmmgpt import Scorer
@@ -84,6 +85,7 @@ def write_report(
         ),
         versions=_readable({**details["model"], **details["versions"]}),
         warnings=verb.warnings,
+        maps=map_of_labels(verb, labels, details["settings"].get("library_key")),
     ).write(page)
 
 

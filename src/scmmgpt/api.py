@@ -24,7 +24,7 @@ from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
 from .protein_evidence import StudyProteins, with_proteins
 from .scoring import Asked, call_study, label_set_of
-from .spatial import spatial_reader
+from .spatial import COORDINATES, scores_with_neighbours, spatial_reader, split_query
 from .storage import Additions, check_output
 from .verb import Destination, Execution, Verb, storable
 
@@ -179,6 +179,8 @@ def annotate(
         ),
     )
     asked = {"tissue": tissue, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
+    asked |= {"spatial": spatial, "library_key": library_key}
+    verb.warnings.extend(study.notes)
     record = verb.record(study.run.gene_account, **asked, **study.settings)
     record["annotate"]["evidence"] = study.evidence
     conflict, told = study.protein_results(verb)
@@ -222,7 +224,7 @@ def search(
     cells
         AnnData or MuData, the path of a file of cells, or the folder of an index.
     text
-        What to look for, in words.
+        What to look for, in words; of cells with coordinates also "T cells beside tumour cells".
     top
         How many cells; None returns all.
     where
@@ -242,7 +244,14 @@ def search(
     verb = Verb.begin("search", cells, model, Execution(device, batch_size, progress))
     embeds = verb.start_run().compute("search", embed_batch)["embeds"]
     rows = rows_where(verb.cells.obs, where) if where else None
-    number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
+    own, beside = split_query(text)
+    if beside is not None and COORDINATES in verb.cells.present["obsm"]:
+        found = scores_with_neighbours(
+            np.asarray(embeds), _query(verb.loaded, own), _query(verb.loaded, beside), spatial_reader(verb, None)
+        )
+        number, score = best_rows(found[:, None], np.ones(1), top or len(embeds), rows)
+    else:
+        number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
     return _hits(verb.cells.obs, number, score)
 
 

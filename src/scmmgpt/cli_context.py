@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ def compare(
     donor_key: Annotated[str | None, typer.Option(help="The column of obs with donors: compare within each.")] = None,
     table: Annotated[Path | None, typer.Option(help="Write the table of responses here, as CSV.")] = None,
     genes: Annotated[Path | None, typer.Option(help="Write every tested gene here, as CSV.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An HTML page to write, in one file.")] = None,
     search: Annotated[
         Path | None, typer.Option(help="List the cells of this file that look most like perturbed ones.")
     ] = None,
@@ -33,16 +34,21 @@ def compare(
     json: AsJson = False,
 ) -> None:
     """Compare perturbed cells with a control, type by type: who responds, how much, with which genes."""
-    from .compare import compare
+    from .comparison import compare
     from .storage import check_output
 
     wanted = {path: check_output(path, suffixes=(".csv",)) for path in (table, genes) if path is not None}
-    how = {"model": model, "device": device, "batch_size": batch_size}
-    keys = {"groups": group, "cell_type_key": cell_type_key, "donor_key": donor_key}
+    page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
+    how: dict[str, Any] = {"model": model, "device": device, "batch_size": batch_size}
+    keys: dict[str, Any] = {"groups": group, "cell_type_key": cell_type_key, "donor_key": donor_key}
     found = compare(cells, groupby=groupby, control=control, seed=seed, **keys, **how)
     for path, rows in ((table, found.table), (genes, found.genes)):
         if path is not None:
             rows.to_csv(wanted[path], index=False)
+    if page is not None:
+        from .context_report import write_comparison_page
+
+        write_comparison_page(page, found)
     hits = None
     if search is not None:
         hits = found.search(search, group=group[0] if group else None, top=top).reset_index(names="cell")
@@ -77,15 +83,19 @@ def niches(
     json: AsJson = False,
 ) -> None:
     """Find the niches of a tissue, by what surrounds each cell, and name them by their cell types."""
-    from .niches import niches, said_surroundings
+    from .niche_finding import niches, said_surroundings
 
-    keys = {"cell_type_key": cell_type_key, "library_key": library_key, "key_added": key_added, "report": page}
-    numbers = {"num_neighbours": num_neighbours, "num_niches": num_niches, "batch_size": batch_size}
+    keys: dict[str, Any] = {
+        "cell_type_key": cell_type_key,
+        "library_key": library_key,
+        "key_added": key_added,
+        "report": page,
+    }
+    numbers: dict[str, Any] = {"num_neighbours": num_neighbours, "num_niches": num_niches, "batch_size": batch_size}
     adata = niches(cells, output=output, overwrite=overwrite, model=model, device=device, **keys, **numbers)
     table = adata.uns[key_added]["niches"]["composition"]
-    rows = [
-        dict(zip(table, row, strict=True)) for row in zip(*(values.tolist() for values in table.values()), strict=True)
-    ]
+    names = ("niche", "cells", "neighbours")
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*(table[name].tolist() for name in names), strict=True)]
     said = None if around is None else said_surroundings(adata, around, cell_type_key, library_key, key_added)
     if json:
         say({"output": output and str(output), "niches": rows} | ({} if said is None else said), as_json=True)

@@ -15,6 +15,7 @@ from .hub_cards import EMBEDDED_MODEL
 from .input_warnings import cell_warnings, dispersion, input_warnings
 from .loading import damage_refused, find_model
 from .processing.input_account_scmmgpt import set_aside_lines
+from .spatialdata_tables import table_of
 from .verb import UNTRAINED, versions
 
 
@@ -22,7 +23,7 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     """What the processor would decide about some cells: matrix, genes, species, with warnings."""
     from . import processing
 
-    opened = open_cells(cells)
+    opened = open_cells(table_of(cells))
     directory = find_model(model)
     with damage_refused(directory):
         gene_tokenizer = processing.ScMMGPTProcessor.from_pretrained(directory).gene_tokenizer

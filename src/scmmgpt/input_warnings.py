@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .processing.features_scmmgpt import PANEL_BY_NAMES
 from .processing.matrix_state_scmmgpt import recover_counts
 from .processing.species_scmmgpt import HUMAN, LEAST_REACH, MILLION_YEARS, REACH_OF_CALIBRATION, trust
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FEW_COVERED = 0.5
 # Cells of one pure type, shallowly sequenced, come down to 1.02; counts drawn from one profile lie at 1.
@@ -51,6 +54,18 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
         if one["why"] == PANEL_BY_NAMES
     ]
     return found
+
+
+def organism_warnings(obs: pd.DataFrame) -> list[str]:
+    """What `obs` says of several species in one file, where their genes already go by common names."""
+    for column in ("organism", "species", "organism_ontology_term_id"):
+        names = sorted(obs[column].dropna().astype(str).unique()) if column in obs else []
+        if len(names) > 1:
+            return [
+                f"obs[{column!r}] names several species ({', '.join(names[:5])}), and all cells are read by the same genes: "
+                "reach and confidence are those of the species that the gene names say. Split the file to have each its own."
+            ]
+    return []
 
 
 def _species_warnings(account: Mapping[str, Any]) -> list[str]:

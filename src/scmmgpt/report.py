@@ -60,7 +60,7 @@ class GroupGenes:
 class Report:
     """Everything the page shows.
 
-    `points` holds the drawn cells: x, y, index of the label, confidence.
+    `points` holds the drawn cells: x, y, index of the label, confidence; `maps` are those of a tissue.
     """
 
     title: str
@@ -72,6 +72,7 @@ class Report:
     settings: dict[str, Any]
     versions: dict[str, Any]
     warnings: Sequence[str] = field(default=())
+    maps: Sequence[dict[str, Any]] = field(default=())
 
     def write(self, path: Path) -> None:
         with written_by_rename(path) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from scipy import sparse
 from .cells import CellsInFile, CellsInMemory, column_of, open_cells
 from .errors import UserError
 from .processing.calling_scmmgpt import CellEvidence
+from .spatialdata_tables import table_of
 from .storage import open_store
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ _SPREAD_ON_A_GRID = 0.1
 # A neighbour whose embedding is as different as this counts 1/e of one that is equal; chosen on STARmap and MERFISH
 # cells, where neighbours of every kind add up to 3 points less, see docs/howto/space.md.
 _SIMILARITY_SCALE = 0.1
+_BESIDE = "beside|next to|adjacent to|surrounded by|near|in contact with"
 # Neighbours must be this much more alike than any two cells, else space says nothing about them.
 LEAST_LIKENESS = 0.02
 
@@ -249,6 +252,42 @@ def said_over_space(verb: Verb, cells: CellEvidence, space: Space | None, togeth
     return cells
 
 
+def split_query(text: str) -> tuple[str, str | None]:
+    """What to look for, and beside what, where a text names both.
+
+    Examples
+    --------
+    >>> split_query("T cells beside tumour cells")
+    ('T cells', 'tumour cells')
+    >>> split_query("naive B cells")
+    ('naive B cells', None)
+    """
+    found = re.fullmatch(rf"\s*(.+?)\s+(?:{_BESIDE})\s+(.+?)\s*", text, flags=re.IGNORECASE | re.DOTALL)
+    return (found[1], found[2]) if found else (text, None)
+
+
+def scores_with_neighbours(embeds: np.ndarray, query: np.ndarray, beside: np.ndarray, space: Space) -> np.ndarray:
+    """How well cells fit one text and their neighbours another: the smaller of the two, in standard deviations.
+
+    Of the neighbours the best third counts, since the cells one asks for need not be all around. Cells without a place
+    come last.
+    """
+    own, wanted = embeds @ query, embeds @ beside
+    around = np.full(len(embeds), -np.inf)
+    for cell in np.flatnonzero(space.is_placed):
+        neighbours = space.graph.indices[space.graph.indptr[cell] : space.graph.indptr[cell + 1]]
+        if len(neighbours):
+            around[cell] = np.sort(wanted[neighbours])[::-1][: max(1, len(neighbours) // 3)].mean()
+    is_known = np.isfinite(around)
+    scores = np.full(len(embeds), -np.inf)
+    scores[is_known] = np.minimum(_standardised(own[is_known]), _standardised(around[is_known]))
+    return scores
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / max(float(values.std()), 1e-9)
+
+
 def surroundings(
     adata: AnnData | str | os.PathLike, cell: str, number: int = 7, *, library_key: str | None = None
 ) -> list[str]:
@@ -265,7 +304,7 @@ def surroundings(
     library_key
         The column of `.obs` with sections.
     """
-    cells = open_cells(adata)
+    cells = open_cells(table_of(adata))
     names: Sequence[str] = cells.obs.index.astype(str)
     found = np.flatnonzero(np.asarray(names) == cell)
     if not len(found):

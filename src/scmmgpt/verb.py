@@ -19,10 +19,11 @@ from .cells import CellsInFile, CellsInMemory, open_cells
 from .device import Batches
 from .embedding import CellRun
 from .errors import UserError
-from .input_warnings import input_warnings
+from .input_warnings import input_warnings, organism_warnings
 from .loading import LoadedModel, ModelSource, load
 from .progress import Workspace
 from .ray_engine import RayEngine, import_ray
+from .spatialdata_tables import table_of
 from .storage import Additions, check_output, read_cells, read_summary, save_cells, write_with_additions
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Verb:
     ) -> Verb:
         """Refuse what cannot work, then load the model. Of `keys`, what the verb will add, only the names count."""
         destination = destination or Destination()
+        data = table_of(data)
         cells = open_cells(data)
         if cells.num_cells == 0:
             raise UserError("There are no cells.")
@@ -131,7 +133,7 @@ class Verb:
 
     def record(self, gene_account: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         """What `uns` keeps: the genes that were read, and settings, model, versions and warnings of this verb."""
-        for warning in input_warnings(gene_account):
+        for warning in [*input_warnings(gene_account), *organism_warnings(self.cells.obs)]:
             self.warn(warning)
         details = {
             "settings": settings,

@@ -21,12 +21,13 @@ import numpy as np
 import typer
 from scipy import sparse, stats
 
-from ...api import generate_cells
-from ...compare import compare, read_embeds_and_expression
-from ...loading import LoadedModel, load
-from ...processing.prompting_scmmgpt import query_text
-from ...response import donor_differences, gene_changes
-from ...verb import Execution, Verb
+from scmmgpt.api import generate_cells
+from scmmgpt.comparison import compare, read_embeds_and_expression
+from scmmgpt.loading import LoadedModel, load
+from scmmgpt.processing.prompting_scmmgpt import query_text
+from scmmgpt.response import donor_differences, gene_changes
+from scmmgpt.verb import Execution, Verb
+
 from .results import provenance
 
 if TYPE_CHECKING:

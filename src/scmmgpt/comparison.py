@@ -18,6 +18,7 @@ from .embedding import CELLS_PER_CHUNK, embed_batch, run_chunk
 from .errors import UserError
 from .loading import ModelSource
 from .processing.cell_matrix_scmmgpt import parts
+from .processing.labels_scmmgpt import UNKNOWN
 from .processing.result_keys_scmmgpt import ResultKeys
 from .response import MIN_CELLS, energy_test, false_discovery_rates, gene_changes, sample
 from .response_text import response_lines
@@ -180,9 +181,17 @@ def _groups(treatment: np.ndarray, groupby: str, control: str, groups: Sequence[
     return treated
 
 
+def types_column(obs: pd.DataFrame) -> str | None:
+    """The column of cell types, if one is there that names any."""
+    for name in TYPE_COLUMNS:
+        if name in obs and (obs[name].astype(str) != UNKNOWN).any():
+            return name
+    return None
+
+
 def annotated_types(verb: Verb, key: str | None, adata: Any) -> np.ndarray:
     """The column of cell types; where there is none, cells are annotated first."""
-    key = key or next((name for name in TYPE_COLUMNS if name in verb.cells.obs), None)
+    key = key or types_column(verb.cells.obs)
     if key is not None:
         return column_of(verb.cells.obs, key).to_numpy()
     from .api import annotate

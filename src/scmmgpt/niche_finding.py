@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .arguments import shared_arguments
-from .compare import TYPE_COLUMNS, annotated_types
+from .comparison import annotated_types, types_column
 from .consensus import divided
 from .embedding import embed_batch
 from .errors import UserError
@@ -89,7 +89,7 @@ def niches(
     settings = {"num_neighbours": num_neighbours, "num_niches": len(niche_names), "is_spots": space.is_spots}
     record = verb.record(run.gene_account, library_key=library_key, cell_type_key=cell_type_key, **settings)
     record["niches"]["composition"] = table
-    types_key = _types_key(verb, cell_type_key, keys)
+    types_key = cell_type_key or types_column(verb.cells.obs) or keys.cell_type
     obs: dict[str, Any] = {names["obs"]: pd.Categorical(labels)}
     if types_key not in verb.cells.obs:  # annotated for this
         obs[types_key] = pd.Categorical(types)
@@ -149,18 +149,12 @@ def named_niches(
     }
 
 
-def _types_key(verb: Verb, key: str | None, keys: ResultKeys) -> str:
-    return key or next((name for name in TYPE_COLUMNS if name in verb.cells.obs), keys.cell_type)
-
-
 def said_surroundings(
     adata: AnnData, cell: str, cell_type_key: str | None, library_key: str | None, key_added: str, number: int = 7
 ) -> dict[str, Any]:
     """Which cells surround one, with their types, and the same in a sentence; of the result of `niches`."""
     names = surroundings(adata, cell, number, library_key=library_key)
-    column = cell_type_key or next(
-        name for name in (*TYPE_COLUMNS, ResultKeys(key_added).cell_type) if name in adata.obs
-    )
+    column = cell_type_key or types_column(adata.obs) or ResultKeys(key_added).cell_type
     types = adata.obs[column].astype(str)
     counted = types[names[1:]].value_counts()
     around = ", ".join(f"{count} {name}" for name, count in counted.items())
