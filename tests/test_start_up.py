@@ -93,3 +93,32 @@ def test_loading_the_embedded_model_shows_no_bar(capfd):
     scmmgpt.load()
 
     assert capfd.readouterr().err == ""
+
+
+ANNOTATE = """
+import resource, sys
+from scmmgpt.cli import app
+app(["annotate", *sys.argv[1:], "--json"], standalone_mode=False)
+print(" ".join({name.partition(".")[0] for name in sys.modules}))
+print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+"""
+FLOOR = """
+import resource, torch, transformers.modeling_utils, anndata
+print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+"""
+
+
+@pytest.mark.slow
+def test_annotation_costs_less_than_twice_the_imports_it_cannot_do_without(tmp_path):
+    scanpy = pytest.importorskip("scanpy")
+    scanpy.datasets.pbmc68k_reduced().write_h5ad(tmp_path / "cells.h5ad")
+    call = [str(tmp_path / "cells.h5ad"), "--output", str(tmp_path / "out.h5ad")]
+    run_python(ANNOTATE, *call, "--overwrite")  # compiles what is compiled once
+
+    floor = float(run_python(FLOOR)[0])
+    *_, modules, seconds = run_python(ANNOTATE, *call[:2], str(tmp_path / "again.h5ad"))
+
+    assert set(modules.split()).isdisjoint(
+        {"scanpy", "sklearn", "matplotlib", "trl", "peft", "datasets", "jinja2.ext"}
+    )
+    assert float(seconds) < 2 * floor

@@ -7,7 +7,7 @@ refused by the names of what is missing. Genes without a current Ensembl id are 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -233,7 +233,7 @@ def _for_cellxgene(adata: AnnData, facts: Facts, audit: Audit, label: str, speci
 def _for_cap(adata: AnnData, facts: Facts, audit: Audit, label: str, species: str) -> AnnData:
     import pandas as pd
 
-    def column(values: Sequence[str]) -> Any:
+    def column(values: Iterable[str]) -> Any:
         return pd.Categorical(np.array(list(values), dtype=object)[audit.codes])
 
     for name in _ASKED_BY_CAP:

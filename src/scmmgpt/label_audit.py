@@ -247,7 +247,9 @@ def mixed_clusters(
         ]
         number = int(counts[others].sum())
         if number >= max(_MIXED_CELLS, _MIXED_SHARE * counts.sum()):
-            shares = {mappings[code].label: int(counts[code]) for code in np.argsort(-counts)[:4] if counts[code]}
+            shares = {
+                mappings[code].label: int(counts[code]) for code in np.argsort(-counts)[:4].tolist() if counts[code]
+            }
             share = round(number / int(counts.sum()), 3)
             found.append({"cluster": str(cluster), "cells": int(counts.sum()), "other_share": share, "labels": shares})
     return sorted(found, key=lambda row: -row["other_share"])

@@ -130,7 +130,8 @@ class Tools:
 
     def __init__(self, server: CellServer, folders: Folders, model: str | None = None, most_cells: int = 200_000):
         self.server, self.folders, self.most_cells = server, folders, most_cells
-        self._model_name, self._models = model, {}  # type: dict[bool, Any]
+        self._model_name = model
+        self._models: dict[bool, Any] = {}
         self._loading = threading.Lock()
         for tool, notes in self._tools():
             server.add_tool(tool, annotations=notes, structured_output=True)
@@ -207,7 +208,10 @@ class Tools:
 
         source, target = self.cells(path), self.folders.file_to_write(output)
         page = None if report is None else self.folders.file_to_write(report, (".html",))
-        options = {"tissue": tissue and plain_text(tissue, "tissue", MOST_LABEL), "cluster_key": cluster_key}
+        options: dict[str, Any] = {
+            "tissue": tissue and plain_text(tissue, "tissue", MOST_LABEL),
+            "cluster_key": cluster_key,
+        }
         options |= {"min_confidence": min_confidence, "report": page, "output": target, "summary_only": True}
         with _warnings() as caught:
             annotated = api.annotate(source, _checked_labels(labels), model=self.model(), **options)

@@ -76,7 +76,7 @@ def harmonise(
     if not cells:
         raise UserError("There are no studies: name at least one.")
     samples = [part for study, adata in enumerate(cells) for part in _samples(study, adata, sample_key, tissue_key)]
-    how = {"model": loaded, "batch_size": batch_size, "progress": progress, "key_added": key_added}
+    how: dict[str, Any] = {"model": loaded, "batch_size": batch_size, "progress": progress, "key_added": key_added}
     how |= {"min_confidence": min_confidence, "overwrite": True}
     keys = ResultKeys(key_added)
     if not overwrite and any(keys.cell_type in adata.obs for adata in cells):
