@@ -268,6 +268,35 @@ def _chromatin_table(report: dict) -> str:
 
 _CHROMATIN_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
+
+def _planted_swaps_table(report: dict) -> str:
+    """How many planted label swaps are found, study by study, beside a baseline."""
+    methods = [name for name in next(iter(report["studies"].values())) if name != "cells"]
+    rows = [
+        [
+            study,
+            f"{found['cells']['number']:,}",
+            str(found["cells"]["labels"]),
+            *(_three(found[name]) for name in methods),
+        ]
+        for study, found in report["studies"].items()
+    ]
+    means = [
+        {key: sum(one[name][key] for one in report["studies"].values()) / len(rows) for key in _SWAPS}
+        for name in methods
+    ]
+    rows.append(["mean", "", "", *map(_three, means)])
+    table = markdown(["study", "cells", "labels", *methods], rows, num_left=1)
+    return f"{table}\n\n`{report['command']}`, {report['date']}, {report['seeds']} draws of swaps a study."
+
+
+_SWAPS = ("precision", "recall", "average_precision")
+
+
+def _three(found: dict) -> str:
+    return " / ".join(f"{found[name]:.2f}" for name in _SWAPS)
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
     "chromatin": _chromatin_table,
     "index": _index_table,
@@ -275,6 +304,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "renamed_species": _renamed_table,
     "space": _space_table,
     "out_of_distribution": _out_of_distribution_table,
+    "planted_swaps": _planted_swaps_table,
     "proteins": _proteins_table,
     "speed": _speed_table,
 }

@@ -22,7 +22,7 @@ from torch import nn
 from transformers.utils import torch_compilable_check
 
 from .configuration_scmmgpt import ScMMGPTConfig
-from .outputs_scmmgpt import ScMMGPTCellFeatures
+from .outputs_scmmgpt import CACHE, ScMMGPTCellFeatures
 
 CELL_INPUTS = ("gene_ids", "gene_values", "gene_mask", "cell_cu_seqlens")
 
@@ -106,8 +106,8 @@ class ScMMGPTPromptGenerationMixin:
         if cells:
             model_kwargs["mm_encoder_outputs"] = {"cell": self.model.read_cells(**cells)}
         elif model_kwargs.get("mm_encoder_outputs") is None and model_input_name == "input_ids":
-            past_key_values = model_kwargs.get("past_key_values")
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            cache = model_kwargs.get(CACHE)
+            past_length = 0 if cache is None else cache.get_seq_length()
             # A prompt no longer than what is in the cache is its new part alone.
             is_whole = inputs_tensor.shape[1] > past_length
             self.model.refuse_unfilled_placeholders(inputs_tensor[:, past_length:] if is_whole else inputs_tensor)

@@ -53,6 +53,7 @@ from .modeling_cell_encoder import (
 )
 from .modeling_qformer import ScMMGPTCaptionHead, ScMMGPTQFormer
 from .outputs_scmmgpt import (
+    CACHE,
     ScMMGPTCausalLMOutput,
     ScMMGPTCellFeatures,
     ScMMGPTModelOutputWithPast,
@@ -507,28 +508,27 @@ class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScMMGPTModelOutputWithPast:
         """The LLM's states over prompts with cells; arguments as in `ScMMGPTForConditionalGeneration.forward`."""
+        cache = kwargs.pop("cache", past_key_values)
         states = requested_states(self.config, kwargs, passes_on=True)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+        inputs_embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         cells = (mm_encoder_outputs or {}).get("cell")
         if gene_ids is not None:
             cells = self.read_cells(gene_ids, gene_values, gene_mask, cell_cu_seqlens, **states)
         if cells is not None:
             inputs_embeds = self.place_cells(input_ids, inputs_embeds, cells.pooler_output)
-        elif input_ids is not None and past_key_values is None:
+        elif input_ids is not None and cache is None:
             self.refuse_unfilled_placeholders(input_ids)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            **{**kwargs, **states},
+            **{**kwargs, **states, CACHE: cache},
         )
         return ScMMGPTModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **({} if cells is None else cells.states(of_queries="qformer_")),

@@ -36,6 +36,8 @@ States = tuple[torch.Tensor, ...]
 
 STATE_FLAGS = ("output_hidden_states", "output_attentions")
 KNOWN = frozenset(TransformersKwargs.__annotations__)
+# What transformers calls a model's cache: `cache` from 5.24 on, which takes the older name with a warning.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
@@ -221,6 +223,7 @@ def requested_states(config: PreTrainedConfig, kwargs: Mapping[str, Any], passes
 
 
 __all__ = [
+    "CACHE",
     "ScMMGPTCausalLMOutput",
     "ScMMGPTCellFeatures",
     "ScMMGPTModelOutputWithPast",

@@ -109,13 +109,20 @@ class Ontology:
 
     def ancestors(self, term_id: str) -> list[str]:
         """Ids above a term, nearest first, without the term itself."""
-        found: dict[str, None] = {}
-        level = self._parents([term_id])
-        while level:
-            level = [parent for parent in level if parent not in found]
-            found.update(dict.fromkeys(level))
-            level = self._parents(level)
-        return list(found)
+        if term_id not in self._ancestors_of:
+            found: dict[str, None] = {}
+            level = self._parents([term_id])
+            while level:
+                level = [parent for parent in level if parent not in found]
+                found.update(dict.fromkeys(level))
+                level = self._parents(level)
+            self._ancestors_of[term_id] = list(found)
+        return list(self._ancestors_of[term_id])
+
+    @cached_property
+    def _ancestors_of(self) -> dict[str, list[str]]:
+        """What was asked before: an annotation asks for the same few thousands of times."""
+        return {}
 
     def _parents(self, term_ids: Iterable[str]) -> list[str]:
         known = (self.terms[term_id] for term_id in term_ids if term_id in self.terms)

@@ -75,20 +75,11 @@ PHENOTYPES = {
     "CL:0000057": "CD90+ CD140a+ CD45- CD3- CD14- CD19-",  # fibroblast
     "CL:0000066": "CD326+ CD324+ CD45- CD3- CD14- CD19-",  # epithelial cell
 }
-_SAID = re.compile(
-    r"\b([A-Za-z][A-Za-z0-9/]*(?:-[A-Z0-9a-z]+)?)[- ]"
-    r"(positive|high|bright|negative|low|dim|lo|hi)\b"
-)
-_STRENGTH = {
-    "positive": 1.0,
-    "high": 1.0,
-    "bright": 1.0,
-    "hi": 1.0,
-    "negative": -1.0,
-    "low": -0.5,
-    "lo": -0.5,
-    "dim": 0.0,
-}
+# With a hyphen: "expressed in high amounts" speaks of no protein called "in".
+_SAID = re.compile(r"\b([A-Za-z][A-Za-z0-9/]*(?:-[A-Z0-9a-z]+)?)-(positive|high|bright|negative|low|dim|lo|hi)\b")
+# Low is not nothing: CD56-low natural killer cells have more of it than others.
+_STRENGTH = dict.fromkeys(("positive", "high", "bright", "hi"), 1.0) | dict.fromkeys(("low", "dim", "lo"), 0.0)
+_STRENGTH |= {"negative": -1.0}
 
 
 class SurfacePhenotypes:

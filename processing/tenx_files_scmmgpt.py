@@ -75,7 +75,7 @@ def read_tenx_folder(path: str | os.PathLike) -> TenxCells:
     features = _lines(_only(path, "features.tsv", "genes.tsv"))
     barcodes = [fields[0] for fields in _lines(_only(path, "barcodes.tsv"))]
     try:
-        matrix = sparse.csr_matrix(mmread(matrix_file).T)
+        matrix = sparse.csr_matrix(mmread(matrix_file, spmatrix=True).T)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{matrix_file} cannot be read; it may be truncated ({error}).") from error
     if matrix.shape != (len(barcodes), len(features)):

@@ -40,6 +40,7 @@ MEASURES_THE_FRONT_DOOR = (
     "eval_suite.py",
     "out_of_distribution.py",
     "planted_swaps.py",
+    "proteins.py",
     "perturbation.py",
     "renamed_species.py",
     "space.py",

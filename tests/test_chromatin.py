@@ -129,6 +129,17 @@ def test_mudata_and_files_give_the_same_activities(tmp_path):
         assert (scmmgpt.gene_activity(source).X != expected.X).nnz == 0
 
 
+def test_of_genes_and_peaks_in_one_matrix_the_peaks_are_taken():
+    """As Cell Ranger ARC writes them."""
+    cells = peaks_of("hg38")
+    genes = sparse.csr_matrix(np.ones((NUM_CELLS, 2000), np.float32))
+    both = ad.AnnData(sparse.hstack([genes, cells.X], format="csr"), obs=cells.obs)
+    both.var["feature_types"] = ["Gene Expression"] * 2000 + ["Peaks"] * cells.n_vars
+    both.var_names = [*(f"GENE{number}" for number in range(2000)), *cells.var_names]
+
+    assert (scmmgpt.gene_activity(both).X != scmmgpt.gene_activity(cells).X).nnz == 0
+
+
 @pytest.mark.parametrize("kept_in", ["memory", "file"])
 def test_every_function_takes_activities(loaded, tmp_path, kept_in):
     activity = scmmgpt.gene_activity(peaks_of("hg38"))

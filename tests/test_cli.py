@@ -32,6 +32,8 @@ VERBS = [
     "finetune",
     "eval",
     "export",
+    "audit",
+    "harmonise",
     "mcp",
     "push",
     "serve",

@@ -12,6 +12,7 @@ import scmmgpt
 from scmmgpt.cells import CellsInMemory
 from scmmgpt.consensus import divided, over_neighbours
 from scmmgpt.errors import UserError
+from scmmgpt.evidence import CalledGenes, support_of_genes
 from scmmgpt.loading import load
 from scmmgpt.processing.calibration_scmmgpt import Calibration
 from scmmgpt.processing.calling_scmmgpt import CellEvidence
@@ -19,6 +20,7 @@ from scmmgpt.processing.held_labels_scmmgpt import Lineages, held_labels, names_
 from scmmgpt.processing.label_sets_scmmgpt import GAPS, MOST_LABELS, ROOT, Groups, Sets, fitted_gap, label_sets
 from scmmgpt.processing.labels_scmmgpt import LabelSet
 from scmmgpt.processing.ontology_scmmgpt import Ontology, Term
+from scmmgpt.report import GroupGenes
 from scmmgpt.smoothing import graph_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -304,6 +306,49 @@ def test_cells_that_cannot_be_told_apart_get_one_name(blood, loaded):
     same = anndata.concat([blood[:1]] * 100, index_unique="-")
 
     assert annotated(same, loaded).obs["scmmgpt_cell_type"].nunique() == 1
+
+
+def notes(adata: anndata.AnnData) -> str:
+    return " ".join(adata.uns["scmmgpt"]["annotate"]["notes"])
+
+
+def test_a_study_of_one_type_is_named_and_the_account_says_that_there_was_nothing_to_compare(blood, loaded):
+    b_cells = blood[(blood.obs["cell_type"] == "B cell").to_numpy()]
+    study = anndata.concat([b_cells] * (1 + 100 // b_cells.n_obs), index_unique="-")
+
+    found = annotated(study, loaded)
+
+    assert (found.obs["scmmgpt_cell_type"] == "unknown").mean() < 0.1
+    assert found.obs["scmmgpt_cell_type"].str.contains("B cell").mean() > 0.9
+    if found.obs["scmmgpt_cell_type"].nunique() == 1:
+        assert "nothing to compare" in notes(found)
+
+
+def test_where_no_set_of_labels_fits_the_account_says_that_the_types_may_be_unknown(blood, loaded, monkeypatch):
+    monkeypatch.setattr(Calibration, "set_gap", lambda self, number: float("inf"))
+
+    found = annotated(blood, loaded)
+
+    assert (found.obs["scmmgpt_candidates"] == ROOT).all()
+    assert "may not know their types" in notes(found)
+
+
+def test_shuffled_gene_names_make_a_study_unknown_unless_names_are_asked_for(blood, loaded):
+    shuffled = blood[:, np.random.default_rng(0).permutation(blood.n_vars)].copy()
+    shuffled.var = blood.var
+
+    found, named = annotated(shuffled, loaded), annotated(shuffled, loaded, min_confidence=0)
+
+    assert (found.obs["scmmgpt_cell_type"] == "unknown").all()
+    assert (found.obs["scmmgpt_candidates"] == ROOT).all()
+    assert "under shuffled gene names" in notes(found)
+    assert not (named.obs["scmmgpt_cell_type"] == "unknown").any()
+
+
+def test_one_call_alone_says_nothing_of_its_genes(blood, loaded):
+    groups = GroupGenes.empty(["A", "B"], 1)
+
+    assert support_of_genes(CalledGenes(np.array(["B cell"]), np.zeros(3, int), groups), None) == float("inf")
 
 
 def test_the_graph_of_the_data_may_leave_cells_alone(blood, loaded):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
+from scmmgpt.modeling_scmmgpt.outputs_scmmgpt import CACHE
 
 CELL = [5, 5, 5, 5]
 CELLS = ("gene_ids", "gene_values", "gene_mask")
@@ -109,7 +110,7 @@ def test_a_conversation_goes_on_from_its_cache(model, encoded_rows, one_prompt, 
     expected = model.generate(input_ids=question, **both, **GREEDY)
     encoded_rows.clear()
 
-    answer = model.generate(input_ids=question, past_key_values=first.past_key_values, **other, **GREEDY)
+    answer = model.generate(input_ids=question, **{CACHE: first[CACHE]}, **other, **GREEDY)
 
     torch.testing.assert_close(answer, expected)
     assert encoded_rows == [1]
@@ -120,7 +121,7 @@ def test_a_new_placeholder_of_a_conversation_without_its_cell_is_refused(model, 
     question = torch.cat([first.sequences, torch.tensor([[9, *CELL, 10]])], dim=1)
 
     with pytest.raises(ValueError, match="4 <cell> placeholder tokens.*1 cells, but 0 cells"):
-        model.generate(input_ids=question, past_key_values=first.past_key_values, **GREEDY)
+        model.generate(input_ids=question, **{CACHE: first[CACHE]}, **GREEDY)
 
 
 def test_guidance_sees_the_cells_of_the_prompt_and_none_of_its_opposite(model, encoded_rows, one_prompt):

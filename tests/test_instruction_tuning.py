@@ -155,6 +155,19 @@ def test_labels_are_what_the_assistant_says(start, conversations):
     assert len(ids) == len(labels)
 
 
+def test_turns_beyond_the_limit_are_left_out_and_the_first_stays_whole(start, conversations):
+    messages = json.loads(datasets.load_from_disk(conversations)[0]["messages"])
+    whole, short = (
+        InstructionCollator(ScMMGPTProcessor.from_pretrained(start), max_tokens=most).spell(messages)
+        for most in (500, 10)
+    )
+
+    tokenizer = ScMMGPTProcessor.from_pretrained(start).tokenizer
+    assert whole[0][: len(short[0])] == short[0]
+    said = tokenizer.decode([label for label in short[1] if label != -100], skip_special_tokens=True)
+    assert said.split() == ["A", "T", "cell."]
+
+
 def test_a_conversation_is_tokenised_as_it_is_asked(start, conversations):
     collate = InstructionCollator(ScMMGPTProcessor.from_pretrained(start), max_tokens=500)
     messages = json.loads(datasets.load_from_disk(conversations)[0]["messages"])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from scmmgpt.archive_export import export, parse_facts
-from scmmgpt.audit import audit, mixed_clusters
 from scmmgpt.author_labels import by_name, map_labels
 from scmmgpt.cli import app
 from scmmgpt.console import run_to_exit_code
 from scmmgpt.errors import UserError
+from scmmgpt.label_audit import audit, mixed_clusters
 from scmmgpt.loading import load
 
 CELLS = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"

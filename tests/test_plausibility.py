@@ -53,12 +53,12 @@ def test_real_cells_keep_their_names(cells, model):
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        (shuffled_gene_names, ["cells are implausible"]),
-        (noise_over_all_genes, ["cells are implausible", "empty droplets"]),
+        (shuffled_gene_names, ["cells are implausible", "under shuffled gene names"]),
+        (noise_over_all_genes, ["cells are implausible", "empty droplets", "than random counts"]),
     ],
 )
 def test_noise_and_wrong_gene_names_are_unknown_and_warned_of(change, advice, cells, model):
-    with pytest.warns(UserWarning, match="cells are implausible|empty droplets") as given:
+    with pytest.warns(UserWarning, match="cells are implausible|empty droplets|All cells") as given:
         assert share_of_unknown(changed(cells, change), model) > 0.95
 
     assert len(given) == len(advice)
@@ -81,19 +81,21 @@ def test_the_endpoint_knows_no_cell_too(cells, model):
     assert [(call["cell_type"], call["confidence"]) for call in calls] == [("unknown", 0)] * 3
 
 
-def test_droplets_that_hold_one_profile_are_warned_of_and_the_report_says_so(cells, model, tmp_path):
+def test_droplets_that_hold_one_profile_are_unknown_and_warned_of_and_the_report_says_so(cells, model, tmp_path):
     droplets = changed(cells, noise_of_the_mean)
     droplets.obsm["X_umap"] = np.zeros((droplets.n_obs, 2))
 
-    with pytest.warns(UserWarning, match="empty droplets"):
-        scmmgpt.annotate(droplets, model=model, report=tmp_path / "report.html", progress=False)
+    with pytest.warns(UserWarning, match="empty droplets|than random counts"):
+        called = scmmgpt.annotate(droplets, model=model, report=tmp_path / "report.html", progress=False)
 
+    assert (called.obs["scmmgpt_cell_type"] == "unknown").all()
+    assert (called.obs["scmmgpt_candidates"] == "cell").all()
     assert "empty droplets" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("change", [yeast, yeast_with_symbols])
 def test_another_kingdom_is_refused(change, cells, model):
-    with pytest.raises(ValueError, match="are needed"):
+    with pytest.raises(ValueError, match="baker's yeast"):
         scmmgpt.annotate(changed(cells, change), model=model, progress=False)
 
 

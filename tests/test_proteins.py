@@ -14,7 +14,7 @@ import scmmgpt
 from scmmgpt.loading import load
 from scmmgpt.processing.cell_reading_scmmgpt import open_cells
 from scmmgpt.processing.protein_names_scmmgpt import ProteinNames, is_control
-from scmmgpt.processing.proteins_scmmgpt import LOGARITHMS, Panel, Proteins, read_proteins, two_levels
+from scmmgpt.processing.proteins_scmmgpt import COUNTS, LOGARITHMS, Panel, Proteins, read_proteins, two_levels
 from scmmgpt.processing.surface_phenotypes_scmmgpt import PHENOTYPES, SurfacePhenotypes
 from scmmgpt.protein_evidence import StudyProteins
 from scmmgpt.summary import annotation_summary
@@ -158,6 +158,14 @@ def test_a_type_inherits_what_is_known_of_its_ancestors(loaded, names):
     assert found.tolist() == [[1, 1, -1, 1, 0, -1], [-1, 0, 0, 0, 1, -1], [0] * 6]
 
 
+def test_words_about_amounts_are_no_proteins(loaded, names):
+    phenotypes = SurfacePhenotypes(loaded.annotator.ontology, names)
+
+    found = phenotypes.table(list(loaded.annotator.ontology.terms), ["HAS1", "BRIP1", "WWOX"])
+
+    assert not found.any()  # "has high", "of high", "for low"
+
+
 # ---- levels
 
 
@@ -179,6 +187,12 @@ def test_an_antibody_without_two_levels_says_little(names):
 
     assert panel.parting[0] < 0.6
     assert Panel.of(Proteins(["CD4"], np.full((500, 1), 3.0), "obsm", LOGARITHMS), names).parting[0] == 0
+
+
+def test_a_few_counts_of_background_are_no_second_level(names):
+    counts = np.random.default_rng(0).poisson(0.3, (500, 1)).astype(np.float32)
+
+    assert Panel.of(Proteins(["CD4"], counts, "obsm", COUNTS), names).parting[0] < 0.6
 
 
 def test_what_isotype_controls_rise_with_is_no_protein(names):

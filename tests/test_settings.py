@@ -1,5 +1,8 @@
 """A recipe is one yaml file; what it says is checked before anything runs."""
 
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,10 +11,11 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 import scmmgpt.training
+from scmmgpt.errors import UserError
 from scmmgpt.training.corpus.recipe import CorpusRecipe
 from scmmgpt.training.eval_suite import Suite
 from scmmgpt.training.mini.recipe import MiniRecipe
-from scmmgpt.training.run import training_arguments
+from scmmgpt.training.run import check_trackers, training_arguments
 from scmmgpt.training.settings import Stage1Settings, Stage2Settings, read_recipe
 from scmmgpt.training.strict_yaml import RecipeError, read_settings
 
@@ -236,3 +240,34 @@ def test_activation_checkpointing_is_as_each_trainer_has_it_and_nothing_is_said(
     arguments = training_arguments(read_recipe(write(tmp_path / "r.yaml", MINIMAL), Stage1Settings), kind)
 
     assert arguments.activation_checkpointing is (kind is SFTConfig)
+
+
+@pytest.mark.parametrize(
+    ("tracker", "reason"),
+    [
+        ("trakio", "did you mean 'trackio'"),
+        ("<script>", "there is no tracker"),
+        (["tensorboard", "wandbs"], "'wandb'"),
+    ],
+)
+def test_an_unknown_tracker_is_refused_by_its_name(tracker, reason):
+    with pytest.raises(RecipeError, match=reason):
+        check_trackers(tracker)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+
+    with pytest.raises(UserError, match="track"):
+        check_trackers(["trackio"])
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "unseen_pairs", "eval_suite", "mini/train"])
+def test_a_script_names_what_it_needs_for_those_that_run_it_alone(name):
+    script = (RECIPES.parent / f"{name}.py").read_text(encoding="utf-8")
+    head = re.search(r"(?m)^# /// script\n((?:# .*\n)+)# ///$", script)
+
+    needs = tomllib.loads(re.sub(r"(?m)^# ", "", head[1]))
+
+    assert needs["requires-python"] == ">=3.11"
+    assert needs["dependencies"] == ["scmmgpt[train,eval]"]

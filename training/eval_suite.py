@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scmmgpt[train,eval]"]
+# ///
 """Run a whole suite from its recipe: studies, training cells of the baselines, tasks, one JSON a task and part.
 
     python -m scmmgpt.training.eval_suite --recipe training/recipes/eval_dev.yaml --output hub_cards/results \\

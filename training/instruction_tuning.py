@@ -51,13 +51,13 @@ class InstructionCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         spelt = [self.spell(json.loads(row["messages"])) for row in rows]
-        batch = padded_rows(
-            [(ids[: self.max_tokens], labels[: self.max_tokens]) for ids, labels in spelt], tokenizer.pad_token_id
-        )
-        return batch | tokens_of_cells(rows)
+        return padded_rows(spelt, tokenizer.pad_token_id) | tokens_of_cells(rows)
 
     def spell(self, messages: list[dict]) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation and its labels: each answer is tokenised by itself, as generation writes it."""
+        """Token ids of a conversation and its labels: each answer is tokenised by itself, as generation writes it.
+
+        Turns beyond `max_tokens` are left out. The first stays whole: it holds the cells.
+        """
         ids: list[int] = []
         labels: list[int] = []
         for number, message in enumerate(messages):
@@ -68,6 +68,8 @@ class InstructionCollator:
             before = "".join(self._render(messages[:last]) for last in [number - 1] if ids)
             question = self._ids(asked.removeprefix(before))
             answer = self._ids(said)
+            if ids and len(ids) + len(question) + len(answer) > self.max_tokens:
+                break
             ids += question + answer
             labels += [-100] * len(question) + answer
         return ids, labels
@@ -137,7 +139,7 @@ def instruction_parts(
     processor = with_words_of_language_model(processor_to_train(start, EMBEDDED_MODEL / ONTOLOGY_FILE), settings.model)
     model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
     collate = InstructionCollator(processor, settings.data.max_text_tokens)
-    lengths = np.array([len(collate.spell(json.loads(text))[0]) for text in dataset["messages"]])
+    lengths = np.array([len(text) for text in dataset["messages"]])  # in letters, which cost nothing to count
     order = SimilarLengths(lengths, arguments.train_batch_size * arguments.world_size, arguments.seed)
     if settings.model.projector_start_steps:
         begin_projector_once(model, processor, dataset, settings)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,7 +17,7 @@ import torch
 import yaml
 from transformers import Trainer, TrainerState, TrainingArguments, enable_full_determinism, set_seed
 
-from scmmgpt.errors import UserError
+from scmmgpt.errors import UserError, require
 from scmmgpt.training.checkpoints import (
     STATE_FILE,
     TrainingStopped,
@@ -76,6 +77,7 @@ def training_arguments(settings: RunSettings, kind: type[Arguments], **always: A
     }
     if "gradient_checkpointing" not in settings.training:
         defaults["activation_checkpointing"] = kind.gradient_checkpointing  # where TRL keeps its default
+    check_trackers(settings.training.get("report_to") or [])
     given = {
         name: "no" if value is False and name.endswith("_strategy") else value  # YAML reads a bare `no` as false
         for name, value in settings.training.items()
@@ -84,6 +86,21 @@ def training_arguments(settings: RunSettings, kind: type[Arguments], **always: A
         return kind(**{**defaults, **given, **always})
     except ValueError as error:
         raise RecipeError(f"`training` of the recipe: {str(error).splitlines()[0]}") from error
+
+
+def check_trackers(names: str | Sequence[str]) -> None:
+    """Refuse, before any work, a tracker that transformers does not know or that is not installed."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in [names] if isinstance(names, str) else names:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            nearest = get_close_matches(str(name), INTEGRATION_TO_CALLBACK, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(INTEGRATION_TO_CALLBACK)}."
+            raise RecipeError(f"`training.report_to` of the recipe: there is no tracker {str(name)[:80]!r}; {hint}")
+        if name in ("tensorboard", "trackio", "wandb", "mlflow"):
+            require(name)
 
 
 def seed_everything(arguments: TrainingArguments) -> None:

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scmmgpt[train,eval]"]
+# ///
 """Stage 1: align cells and text with contrastive, matching, captioning and masked-value losses.
 
     accelerate launch training/stage1.py --config training/recipes/tiny_stage1.yaml

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scmmgpt[train,eval]"]
+# ///
 """Stage 2: train a causal LM on cell to text and text to cell in one run.
 
     accelerate launch training/stage2.py --config training/recipes/tiny_stage2.yaml

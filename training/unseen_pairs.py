@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scmmgpt[train,eval]"]
+# ///
 """Does text -> cell compose? Cells of a type from a tissue in which training never saw that type.
 
     python training/unseen_pairs.py --config training/recipes/tiny_stage2.yaml output=runs/unseen_pairs \\

@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import softmax
-from torch.nn.functional import embedding_bag
 
 from .back_off_scmmgpt import BackOff, Calls, call_cells, group_means
 from .calibration_scmmgpt import FILE_NAME as CALIBRATION_FILE
@@ -306,14 +305,25 @@ class TokenEvidence:
             gene_ids = gene_tokenizer.gene_ids
             if type_profiles.gene_rows.max(initial=0) >= len(gene_ids):
                 raise UserError(f"{PROFILES_FILE} holds profiles of other genes than the model's vocabulary names.")
-            self._table = torch.from_numpy(type_profiles.table(chosen, gene_ids, gene_tokenizer.vocab_size))
+            self._table = torch.from_numpy(np.ascontiguousarray(type_profiles.differences[list(chosen)].T))
+            # Of every token its gene among those of the profiles; the last stands for all others.
+            self._places = torch.full((gene_tokenizer.vocab_size,), len(self._table))
+            self._places[torch.from_numpy(gene_ids[type_profiles.gene_rows])] = torch.arange(len(self._table))
 
     def __call__(self, tokens: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Arrays of `CellEvidence`, one row per cell, from `gene_ids`, `gene_values` and `gene_mask`."""
         tokens = {name: np.asarray(values) for name, values in tokens.items()}
         is_gene = self.gene_tokenizer.is_gene(tokens["gene_ids"], tokens["gene_mask"])
         evidence = {"is_empty": ~is_gene.any(axis=1), "is_implausible": self._is_implausible(tokens, is_gene)}
-        return evidence if self._table is None else {**evidence, "agreement": agreement(self._table, tokens, is_gene)}
+        return evidence if self._table is None else {**evidence, "agreement": self._agreement(tokens, is_gene)}
+
+    def _agreement(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
+        """(cells, profiles): sum of a cell's values weighted by a type's differences, over the length of the values."""
+        values = torch.from_numpy(tokens["gene_values"].astype(np.float32) * is_gene).clamp(min=0)
+        places = self._places[torch.from_numpy(np.ascontiguousarray(tokens["gene_ids"]))]
+        of_genes = torch.zeros(len(values), len(self._table) + 1).scatter_add_(1, places, values)
+        sums = of_genes[:, :-1] @ self._table
+        return (sums / values.norm(dim=1, keepdim=True).clamp(min=1e-6)).numpy()
 
     def _is_implausible(self, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
         """Cells like no cell; few are compared with the types, as a rule none."""
@@ -331,14 +341,6 @@ class TokenEvidence:
             return None
         ids, size = self.gene_tokenizer.gene_ids, self.gene_tokenizer.vocab_size
         return saturated(torch.from_numpy(profiles.table(range(len(profiles.term_ids)), ids, size)))
-
-
-def agreement(table: torch.Tensor, tokens: Mapping[str, np.ndarray], is_gene: np.ndarray) -> np.ndarray:
-    """(cells, profiles): sum of a cell's values weighted by a type's differences, over the length of the values."""
-    values = torch.from_numpy(tokens["gene_values"].astype(np.float32) * is_gene).clamp(min=0)
-    ids = torch.from_numpy(np.ascontiguousarray(tokens["gene_ids"]))
-    sums = embedding_bag(ids, table, per_sample_weights=values, mode="sum")
-    return (sums / values.norm(dim=1, keepdim=True).clamp(min=1e-6)).numpy()
 
 
 class Scorer:

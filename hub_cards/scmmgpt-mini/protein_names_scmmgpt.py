@@ -93,6 +93,7 @@ _GENES_OF = {
     "F4/80": "ADGRE1",
     "NK1.1": "KLRB1",
     "TER-119": "GYPA",
+    "T1/ST2": "IL1RL1",
     "Sca-1": "LY6A",
     "CD45.1": "PTPRC",
     "CD45.2": "PTPRC",

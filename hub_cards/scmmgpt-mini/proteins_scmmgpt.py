@@ -120,24 +120,35 @@ class Panel:
         ]
         has_values = measured.is_measured
         values = measured.values[has_values].astype(np.float64)
-        if measured.scale in (COUNTS, LINEAR):
+        counted = measured.scale in (COUNTS, LINEAR)
+        if counted:
             values = np.log1p(values)
         stickiness = values[:, is_control_].mean(axis=1) if is_control_.any() else None
         presence, parting = np.full(measured.values.shape, 0.5, np.float32), np.zeros(len(proteins), np.float32)
         for column, protein in enumerate(proteins):
             if protein is not None:
-                presence[has_values, column], parting[column] = _presence(values[:, column], stickiness)
+                presence[has_values, column], parting[column] = _presence(values[:, column], stickiness, counted)
         return cls(measured.names, proteins, is_control_, presence, parting)
 
 
-def _presence(values: np.ndarray, stickiness: np.ndarray | None) -> tuple[np.ndarray, float]:
-    """The probability of each cell to lie on the upper of two levels, and how clearly these part."""
+def _presence(values: np.ndarray, stickiness: np.ndarray | None, counted: bool) -> tuple[np.ndarray, float]:
+    """The probability of each cell to lie on the upper of two levels, and how clearly these part.
+
+    Levels of counts vary at least as much as counting does: a few more are no second level.
+    """
     if stickiness is not None:
         values = values - _slope(values, stickiness) * (stickiness - stickiness.mean())
     low, high, share, variance = two_levels(values)
+    if counted:
+        variance = max(variance, _variance_of_counting(float(np.expm1(values.clip(min=0)).mean())))
     presence = expit((high - low) / variance * (values - (high + low) / 2) + logit(share))
     distance = (high - low) / np.sqrt(variance)
     return presence, float(np.clip((distance - _NO_PARTING) / (_FULL_PARTING - _NO_PARTING), 0, 1))
+
+
+def _variance_of_counting(mean: float) -> float:
+    """The variance of log(1 + x) where every cell has the same protein and x is counted with this mean."""
+    return mean / (1 + mean) ** 2
 
 
 def _slope(values: np.ndarray, stickiness: np.ndarray) -> float:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
     from .chromatin import gene_activity
     from .comparison import compare
     from .hub_cards import EMBEDDED_MODEL
+    from .label_audit import audit
     from .modeling_scmmgpt import (
         ScMMGPTConfig,
         ScMMGPTForConditionalGeneration,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
         ScMMGPTModel,
     )
     from .niche_finding import niches
+    from .one_vocabulary import harmonise
     from .processing import ScMMGPTGeneTokenizer, ScMMGPTProcessor
     from .spatial import surroundings
     from .training.evaluate import evaluate
@@ -28,6 +30,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not look into `_HOM
 
 _HOME = {
     "annotate": "api",
+    "audit": "label_audit",
     "chat": "api",
     "compare": "comparison",
     "describe": "api",
@@ -37,6 +40,7 @@ _HOME = {
     "finetune": "training.finetune",
     "gene_activity": "chromatin",
     "generate_cells": "api",
+    "harmonise": "one_vocabulary",
     "load": "api",
     "niches": "niche_finding",
     "search": "api",

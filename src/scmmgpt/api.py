@@ -180,6 +180,7 @@ def annotate(
     )
     asked = {"tissue": tissue, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
     asked |= {"spatial": spatial, "library_key": library_key}
+    verb.warnings.extend(study.notes)
     record = verb.record(study.run.gene_account, **asked, **study.settings)
     record["annotate"]["evidence"] = study.evidence
     conflict, told = study.protein_results(verb)

@@ -19,7 +19,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from .audit import Audit
+    from .label_audit import Audit
     from .loading import LoadedModel
 
 Schema = Literal["cellxgene", "cap"]

@@ -150,7 +150,7 @@ class BaseLLM:
         if place.suffix == ".gguf":
             require("gguf")
             where = {"pretrained_model_name_or_path": place.parent, "gguf_file": place.name}
-        llm = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        llm: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**where)
         # What was dequantised is a plain model, and is saved as one.
         if hasattr(llm.config, "quantization_config"):

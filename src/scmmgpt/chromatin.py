@@ -21,6 +21,7 @@ from scipy import sparse
 
 from .errors import UserError
 from .processing.calibration_scmmgpt import Calibration
+from .processing.features_scmmgpt import PEAK, features_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -130,7 +131,12 @@ def is_gene_activity(cells: Any) -> bool:
 
 
 def activity_scorer(
-    annotator: CellAnnotator, cells: CellEvidence, candidates: Candidates, *, scale: float, measured_genes: np.ndarray
+    annotator: CellAnnotator,
+    cells: CellEvidence,
+    candidates: Candidates,
+    *,
+    scale: float,
+    measured_genes: np.ndarray | None,
 ) -> Scorer:
     """Probabilities of the candidates for gene activities, by the calibration of these."""
     reader = replace(annotator, calibration=CALIBRATION)
@@ -149,8 +155,10 @@ def _peak_cells(peaks: Any) -> AnnData:
         name = next((name for name in peaks.mod if name.lower() in ATAC_NAMES), None)
         if name is None:
             raise UserError(f"None of the modalities {list(peaks.mod)} is called atac; pass the one that holds peaks.")
-        return peaks.mod[name]
-    return peaks
+        peaks = peaks.mod[name]
+    peaks = peaks.to_memory() if peaks.isbacked else peaks
+    is_peak = features_of(peaks.var, peaks.var_names.astype(str).tolist()).kinds == PEAK
+    return peaks[:, is_peak] if is_peak.any() else peaks
 
 
 def _read(path: Path) -> Any:

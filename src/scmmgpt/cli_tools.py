@@ -1,4 +1,4 @@
-"""Commands for what surrounds a study: `audit` of author labels, `mcp` for agents."""
+"""Commands for what surrounds a study: `audit` of author labels, `harmonise`, `mcp` for agents."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def add_tools(app: typer.Typer) -> None:
         epilog="Examples: scmmgpt audit my.h5ad --label author_type --output audited.h5ad | "
         "scmmgpt audit my.h5ad --label author_type --schema cellxgene --fact tissue_type=tissue --output out.h5ad"
     )(audit)
+    app.command(
+        epilog="Examples: scmmgpt harmonise a.h5ad b.h5ad --output together | "
+        "scmmgpt harmonise all.h5ad --sample-key donor --tissue-key tissue --output together"
+    )(harmonise)
     app.command(epilog="Example: scmmgpt mcp --folder data --folder results")(mcp)
 
 
@@ -35,8 +39,8 @@ def audit(
 ) -> None:
     """Check author labels: terms of the Cell Ontology, cells that contradict them, mixed clusters, missing fields."""
     from .archive_export import missing_fields_of, parse_facts, write_export
-    from .audit import audit as audit_cells
     from .errors import UserError
+    from .label_audit import audit as audit_cells
     from .loading import load
 
     facts, loaded = parse_facts(fact or []), load(model, device=device)
@@ -65,6 +69,32 @@ def _lines(result: dict[str, Any]) -> list[str]:
     for schema, fields in result["missing_fields"].items():
         lines.append(f"Missing for {schema}: {', '.join(fields) or 'nothing'}.")
     return lines
+
+
+def harmonise(
+    studies: Annotated[list[Path], typer.Argument(metavar="IN.h5ad...", help="Files of cells.")],
+    output: Annotated[Path, typer.Option(help="A folder for the annotated files, which keep their names.")],
+    sample_key: Annotated[
+        str | None, typer.Option(help="A column of obs with samples, each called by itself.")
+    ] = None,
+    tissue_key: Annotated[str | None, typer.Option(help="A column of obs with the tissue of each cell.")] = None,
+    min_confidence: Annotated[float | None, typer.Option(min=0, max=1, help="As in annotate.")] = None,
+    model: Model = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    json: AsJson = False,
+) -> None:
+    """Annotate several files, or the samples of one, with one vocabulary of names."""
+    from .one_vocabulary import harmonise as annotate_together
+
+    keys: dict[str, Any] = {"sample_key": sample_key, "tissue_key": tissue_key, "min_confidence": min_confidence}
+    how: dict[str, Any] = {"model": model, "overwrite": overwrite, "device": device, "batch_size": batch_size}
+    results = annotate_together(studies, output=output, **keys, **how)
+    names = [str(name) for name in results[0].uns["scmmgpt"]["harmonise"]["names"]]
+    files = [str(output / f"{study.stem}.h5ad") for study in studies]
+    lines = [f"{len(names)} names for all: {', '.join(names)}", *(f"Written to {file}" for file in files)]
+    say({"names": names, "files": files}, as_json=json, lines=lines)
 
 
 def mcp(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import eigh
 
 from .cells import CellsInFile, CellsInMemory
 from .processing.calling_scmmgpt import CellEvidence
@@ -132,7 +133,8 @@ class _Group:
 
     def halves(self) -> tuple[_Group, _Group] | None:
         """Two groups by two-means, begun along the main axis; None where that would split off too few cells."""
-        axis = np.linalg.eigh(self.scatter)[1][:, -1]
+        last = len(self.scatter) - 1
+        axis = eigh(self.scatter, subset_by_index=[last, last])[1][:, 0]
         axis = axis * np.sign(axis[np.abs(axis).argmax()])
         threshold = axis @ self.mean
         side = np.empty(len(self), dtype=bool)

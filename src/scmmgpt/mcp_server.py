@@ -137,7 +137,7 @@ class Tools:
 
     def _tools(self) -> list[tuple[Callable[..., Any], ToolAnnotations]]:
         reading: list[Callable[..., Any]] = [self.doctor, self.search]
-        writing: list[Callable[..., Any]] = [self.annotate, self.describe, self.generate, self.eval]
+        writing: list[Callable[..., Any]] = [self.annotate, self.compare, self.describe, self.generate, self.eval]
         return [(tool, _READS) for tool in reading] + [(tool, _WRITES) for tool in writing]
 
     def model(self, generative: bool = False) -> Any:
@@ -215,6 +215,19 @@ class Tools:
         link = [] if page is None or page.stat().st_size > MOST_PAGE else [self.page(page)]
         figures = {"output": str(target), "report": link[0].uri if link else page, **figures}
         return _with_links(self.result(figures, caught), link)
+
+    def compare(self, path: str, groupby: str, control: str, group: str | None = None) -> dict[str, Any]:
+        """Compare treated cells with their control, cell type by cell type: which respond, and which genes change.
+
+        path: the cells. groupby: the column of obs with treatments. control: its value for untreated cells.
+        group: one treatment; leave out for all.
+        """
+        from .compare import compare
+
+        with _warnings() as caught:
+            chosen = None if group is None else [group]
+            found = compare(self.cells(path), groupby=groupby, control=control, groups=chosen, model=self.model())
+        return self.result({"responses": found.table.to_dict("records"), "text": found.text.splitlines()}, caught)
 
     def describe(self, path: str, output: str, cluster_key: str | None = None) -> dict[str, Any]:
         """Describe cells, or clusters, in words; genes that the cells do not express are marked. Writes a copy.

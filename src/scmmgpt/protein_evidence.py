@@ -87,10 +87,13 @@ class StudyProteins:
         """For each called type the antibodies that its cells have, or lack, as is known of the type, and those that disagree."""
         panel: Any = self.panel
         labels = calls.labels.astype(str)
+        called, first = np.unique(labels, return_index=True)
+        expected_of_types = self._expected(calls.term_ids[first].astype(str).tolist(), loaded)
         rows = []
-        for name in map(str, np.unique(labels[labels != UNKNOWN])):
+        for name, expected in zip(called.tolist(), expected_of_types, strict=True):
+            if name == UNKNOWN:
+                continue
             of_type = labels == name
-            expected = self._expected([str(calls.term_ids[of_type][0])], loaded)[0]
             share = panel.presence[of_type].mean(axis=0)
             agrees = np.where(np.abs(expected) >= _LEAST_EXPECTED, expected * (share - 0.5) * panel.parting, 0)
             for_, against = (

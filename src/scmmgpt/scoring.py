@@ -16,12 +16,16 @@ from .input_warnings import cell_warnings, why_no_study
 from .processing.back_off_scmmgpt import Calls
 from .processing.calling_scmmgpt import CellEvidence, Scorer
 from .processing.encoding_scmmgpt import similarity_scale
-from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, Labels, LabelSet
+from .processing.label_sets_scmmgpt import ROOT
+from .processing.labels_scmmgpt import CELL_ONTOLOGY, TRAINED_TYPES, UNKNOWN, Labels, LabelSet
 from .protein_evidence import StudyProteins
 from .smoothing import smooth as smooth_embeds
 from .spatial import Space, said_over_space
 from .text_cache import remembered
 from .verb import Verb
+
+# Share of cells that fit no set of labels, above which it is said.
+MOST_OF_ROOT = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,25 @@ class CalledStudy:
             **used,
             **held,
         }
+
+    @property
+    def notes(self) -> list[str]:
+        """What should be known about the study before its calls are trusted."""
+        if not self.together or self.turned_away.all():
+            return []
+        names, is_root = set(self.calls.labels) - {UNKNOWN}, self.sets == ROOT
+        found = []
+        if len(names) == 1:
+            found.append(
+                f"All cells are called {names.pop()!r}: with one type in a study there is nothing to compare cells with, "
+                "so look at the candidates and at the genes before you trust it."
+            )
+        if is_root.mean() > MOST_OF_ROOT:
+            found.append(
+                f"{is_root.mean():.0%} of the cells fit no set of labels: the model may not know their types, or too few "
+                "of their genes were measured."
+            )
+        return found
 
     def protein_results(self, verb: Verb) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Columns by name and the account of what antibodies changed; nothing where there are none."""
@@ -169,7 +192,7 @@ def _score(verb: Verb, labels: LabelSet, asked: Asked, together: bool) -> tuple[
         measured_genes=measured,
         prior_share=asked.prior_share,
         of_study=together,
-        proteins=asked.proteins and asked.proteins.evidence(candidates, loaded),
+        proteins=None if asked.proteins is None else asked.proteins.evidence(candidates, loaded),
         reach=run.gene_account.get("reach", 1.0),
     )
     for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion(), run.gene_account):

@@ -54,6 +54,8 @@ def generate_ids(
     import torch
     from torch.nn.functional import pad
 
+    from .modeling_scmmgpt.outputs_scmmgpt import CACHE
+
     tokenizer = loaded.processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     embeds = embed_prompt(loaded, input_ids, cell_tokens)
@@ -61,10 +63,9 @@ def generate_ids(
     ids = loaded.model.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
-        past_key_values=read.past_key_values,
         max_new_tokens=max_new_tokens,
         pad_token_id=filler,
-        **{"do_sample": False, **settings},
+        **{"do_sample": False, CACHE: getattr(read, CACHE), **settings},
     )[:, input_ids.shape[1] :]
     return pad(ids, (0, max_new_tokens - ids.shape[1]), value=filler)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import anndata
 import typer
 
-import scmmgpt
+from scmmgpt.api import chat as talk_about
 from scmmgpt.chat_model import assembled
 from scmmgpt.claims import GENERAL, RAISED, SUPPORTED, TYPE, ClaimReader
 from scmmgpt.loading import LoadedModel, load
@@ -32,7 +32,7 @@ RUBRIC = {
 
 
 def talk_to(loaded: LoadedModel, cells: anndata.AnnData, label: str, cluster: str, checked: bool = True) -> list[str]:
-    talk = scmmgpt.chat(cells, cluster_key=label, select=[cluster], model=loaded, checked=checked)
+    talk = talk_about(cells, cluster_key=label, select=[cluster], model=loaded, checked=checked)
     return [talk.ask(question, max_new_tokens=48) for question in TURNS]
 
 
@@ -72,7 +72,7 @@ def main(
         adata = adata[:: max(1, adata.n_obs // cells)].copy()
         adata.obs[label] = adata.obs[label].astype(str)
         for cluster in list(adata.obs[label].value_counts().index)[:clusters]:
-            judge = scmmgpt.chat(adata, cluster_key=label, select=[cluster], model=chat)
+            judge = talk_about(adata, cluster_key=label, select=[cluster], model=chat)
             row: dict[str, Any] = {"file": path.stem, "cluster": cluster}
             for name, loaded in (("chat", chat), ("small decoder", small)):
                 answers = talk_to(loaded, adata, label, cluster)

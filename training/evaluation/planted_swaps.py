@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scmmgpt[train,eval]"]
+# ///
 """How many planted label swaps `audit` finds, beside cross-validated logistic regression (cleanlab's idea).
 
     python -m scmmgpt.training.evaluation.planted_swaps STUDY.h5ad... --output docs/measured/planted_swaps.json
@@ -20,7 +24,7 @@ from typing import Any
 import anndata
 import numpy as np
 
-from scmmgpt.audit import MIN_CELLS_OF_LABEL, MIN_CHANCE, audit
+from scmmgpt.label_audit import MIN_CELLS_OF_LABEL, MIN_CHANCE, audit
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.training.evaluation.expression import log_expression, most_variable
 

@@ -65,9 +65,9 @@ def _ensembl_places(package: Path, folder: str, prefix: str, refseq: dict[str, P
     for transcript, _, _, strand, *_ in _rows_of_tar(package, f"gene-structures/{folder}-gene-structures"):
         strand_of[re.sub(r"-\d+$", "", transcript)] = strand
     for chromosome, start, length, number, symbol, *_ in _rows_of_tar(package, f"genes/{folder}-genes"):
-        strand = strand_of.get(symbol) or (refseq[symbol].strand if symbol in refseq else None)
-        if strand:
-            yield prefix + number.zfill(11), Place(chromosome, int(start), int(length), strand)
+        direction = strand_of.get(symbol) or (refseq[symbol].strand if symbol in refseq else None)
+        if direction:
+            yield prefix + number.zfill(11), Place(chromosome, int(start), int(length), direction)
 
 
 def _rows_of_tar(package: Path, name: str) -> Iterator[list[str]]:

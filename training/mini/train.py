@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scmmgpt[train,eval]"]
+# ///
 """Train the embedded model, scmmgpt-mini, from profiles to a model directory.
 
     python -m scmmgpt.training.mini.train --config training/recipes/mini.yaml [--development] [--steps N] [--output DIR]
