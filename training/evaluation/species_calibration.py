@@ -99,14 +99,15 @@ def main(
     output: Annotated[Path | None, typer.Option(help="The JSON file to write.")] = None,
     label: Annotated[str, typer.Option(help="The column of obs with the true types.")] = "cell_type",
     max_cells: Annotated[int, typer.Option(help="Cells of each study, chosen at random.")] = 600,
+    model: Annotated[str | None, typer.Option(help="A model that was trained without these studies.")] = None,
 ) -> None:
     """Print one row for each study, and write them."""
-    loaded = load()
+    loaded = load(model)
     rows = rows_of([study_of(path, label, max_cells, loaded) for path in files])
     for row in rows:
         print(row)
     if output is not None:
-        content = {"run": provenance(seed=0, device=str(loaded.device)), "rows": rows}
+        content = {"run": provenance(seed=0, device=str(loaded.device)), "model": loaded.name, "rows": rows}
         output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
