@@ -297,9 +297,25 @@ def _three(found: dict) -> str:
     return " / ".join(f"{found[name]:.2f}" for name in _SWAPS)
 
 
+def _calibration_table(report: dict) -> str:
+    """Accuracy and confidence of studies of one species, as they are and with a factor fitted on the others."""
+    header = ["study", "cells", "reach", "accuracy", "mean confidence", "calibration error", "factor", "error with it"]
+    names = (
+        "reach",
+        "accuracy",
+        "mean_confidence",
+        "calibration_error",
+        "factor_of_the_others",
+        "calibration_error_after",
+    )
+    rows = [[row["study"], str(row["cells"]), *(f"{row[name]:.2f}" for name in names)] for row in report["rows"]]
+    return f"{markdown(header, rows, num_left=1)}\n\n{_run(report['run'])}"
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
     "chromatin": _chromatin_table,
     "index": _index_table,
+    "mouse_calibration": _calibration_table,
     "perturbation": _perturbation_table,
     "renamed_species": _renamed_table,
     "space": _space_table,

@@ -44,6 +44,7 @@ MEASURES_THE_FRONT_DOOR = (
     "perturbation.py",
     "renamed_species.py",
     "space.py",
+    "species_calibration.py",
     "context_pictures.py",
 )
 # What each room of the training code may import of training. What a person runs stands above the rooms of conversion,

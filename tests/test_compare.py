@@ -180,6 +180,13 @@ def test_controls_alone_are_refused(treated, model):
         compare(treated[treated.obs.stim == "control"].copy(), groupby="stim", control="control", model=model)
 
 
+def test_donors_of_one_treatment_each_are_refused(treated, model):
+    treated.obs["donor"] = treated.obs["stim"] + treated.obs["donor"]
+
+    with pytest.raises(UserError, match="No value of obs\\['donor'\\] has both 'control' and 'treated' cells"):
+        compare(treated, groupby="stim", control="control", donor_key="donor", model=model)
+
+
 def test_which_of_several_groups_to_search_must_be_said(treated, model):
     treated.obs["stim"] = ["abc"[number % 3] for number in range(treated.n_obs)]
     found = compare(treated, groupby="stim", control="a", model=model, progress=False)

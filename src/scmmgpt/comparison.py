@@ -87,7 +87,7 @@ class Comparison:
         """How much each cell looks like the perturbed ones of the type whose control or perturbed cells are nearest."""
         found = self._of_group(group)
         middles = np.array([direction.control + direction.way / 2 for direction in found])
-        nearest = ((embeds[:, None] - middles) ** 2).sum(axis=2).argmin(axis=1)
+        nearest = ((middles**2).sum(axis=1) - 2 * embeds @ middles.T).argmin(axis=1)
         scores = np.empty(len(embeds))
         for place, direction in enumerate(found):
             scores[nearest == place] = direction.score(embeds[nearest == place])
@@ -155,6 +155,8 @@ def compare(
     treated = _groups(treatment, groupby, control, groups)
     types = annotated_types(verb, cell_type_key, adata)
     donors = None if donor_key is None else column_of(verb.cells.obs, donor_key).to_numpy()
+    if donors is not None:
+        _check_donors(str(donor_key), donors, treatment, control, treated)
     rows = _rows_to_read(treatment, types, [control, *treated], seed)
     embeds, expression = read_embeds_and_expression(verb, rows)
     found = _Compared(control, treatment[rows], types[rows], None if donors is None else donors[rows], seed)
@@ -179,6 +181,17 @@ def _groups(treatment: np.ndarray, groupby: str, control: str, groups: Sequence[
     if not treated:
         raise UserError(f"obs[{groupby!r}] holds nothing but the control {control!r}: there is nothing to compare.")
     return treated
+
+
+def _check_donors(key: str, donors: np.ndarray, treatment: np.ndarray, control: str, groups: Sequence[str]) -> None:
+    """Donors that were all treated alike cannot be compared within themselves."""
+    of_control = set(donors[treatment == control])
+    for group in groups:
+        if not of_control & set(donors[treatment == group]):
+            raise UserError(
+                f"No value of obs[{key!r}] has both {control!r} and {group!r} cells, so nothing can be compared within "
+                f"it: leave donor_key out, or name a column in which the same donor has one name in both."
+            )
 
 
 def types_column(obs: pd.DataFrame) -> str | None:
