@@ -161,7 +161,7 @@ def begin_projector_once(
     projector = model.model.cell_token_projector
     if not kept.is_file():
         states, words = spelling_task(model, processor, dataset)
-        right = fit_words(projector, states, words, model.get_input_embeddings().weight, steps, seed)
+        right = fit_words(projector, states, words, next(model.get_input_embeddings().parameters()), steps, seed)
         print(f"the projector spells {right:.0%} of the words of its last batch", flush=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file(projector.state_dict(), kept)
@@ -218,12 +218,12 @@ def _standardise(
 ) -> torch.Tensor:
     """Begin with inputs of mean 0 and spread 1, the mean of the words, and places apart; the spread of the inputs."""
     mean, spread = states.mean((0, 1)), states.std((0, 1))
-    projector[0].weight /= spread
-    projector[0].bias -= projector[0].weight @ mean
-    projector[2].bias.copy_(table.mean(0))
-    if hasattr(projector, "positions"):
-        drawn = torch.randn(projector.positions.shape, generator=generator)
-        projector.positions.copy_(POSITION_SPREAD * spread * drawn)
+    parameters = dict(projector.named_parameters())
+    parameters["0.weight"].div_(spread)
+    parameters["0.bias"].sub_(parameters["0.weight"] @ mean)
+    parameters["2.bias"].copy_(table.mean(0))
+    if (positions := parameters.get("positions")) is not None:
+        positions.copy_(POSITION_SPREAD * spread * torch.randn(positions.shape, generator=generator))
     return spread
 
 

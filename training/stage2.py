@@ -67,7 +67,7 @@ class Stage2Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc] # TRL gives `
     """The trainer of stage 2, in TRL's place."""
 
     data_collator: ConversationCollator
-    losses = ("language_loss", "cell_generation_loss")
+    losses: tuple[str, ...] = ("language_loss", "cell_generation_loss")
     flops_of = staticmethod(stage_2_flops)
 
     def losses_of(self, model, inputs):
@@ -88,7 +88,10 @@ class InstructionTrainer(Stage2Trainer):
         """With logits of the answers alone; several processes need the wrapped model's own loss."""
         if self.args.world_size > 1:
             return super().losses_of(model, inputs)
-        loss = answer_loss(getattr(self.model, "get_base_model", lambda: self.model)(), inputs)
+        whole: ScMMGPTForConditionalGeneration = getattr(
+            self.model, "get_base_model", lambda: self.model
+        )()  # without its adapter's wrapper
+        loss = answer_loss(whole, inputs)
         return loss, {"language_loss": loss}
 
 

@@ -129,7 +129,8 @@ def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -
     cells, calls, sets = study.cells, study.calls, study.sets.astype(str)
     called, seconds = calls.labels.astype(str), calls.second_choices.astype(str)
     if group_of_cell is None:
-        names, group_of_cell = np.unique(called, return_inverse=True)
+        found, group_of_cell = np.unique(called, return_inverse=True)
+        names = [str(name) for name in found]
     members = [np.flatnonzero(group_of_cell == group) for group in range(len(names))]
     main = [_most_frequent(called[rows]) for rows in members]
     return ReadGroups(

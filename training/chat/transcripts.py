@@ -17,6 +17,7 @@ import typer
 from scmmgpt.api import chat as talk_about
 from scmmgpt.chat_model import assembled
 from scmmgpt.claims import GENERAL, RAISED, SUPPORTED, TYPE, ClaimReader
+from scmmgpt.conversation import Conversation
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.reading_conversation import ReadingConversation
 from scmmgpt.training.chat.evaluate import related
@@ -37,9 +38,10 @@ def talk_to(loaded: LoadedModel, cells: anndata.AnnData, label: str, cluster: st
 
 
 def scores(
-    answers: list[str], cluster: str, judge: ReadingConversation, reader: ClaimReader, tree: TypeTree
+    answers: list[str], cluster: str, judge: Conversation, reader: ClaimReader, tree: TypeTree
 ) -> dict[str, int]:
     """Which points of the rubric three answers meet."""
+    assert isinstance(judge, ReadingConversation)
     assert judge.read is not None
     checked = [reader.check(answer, judge.read.facts[0]) for answer in answers]
     named = [claim for claim in checked[0].claims if claim.kind == TYPE]
