@@ -528,10 +528,9 @@ class ScMMGPTGenerativeModel(ScMMGPTModel, ScMMGPTPromptMixin):
         )
         return ScMMGPTModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **({} if cells is None else cells.states(of_queries="qformer_")),
+            **{CACHE: getattr(outputs, CACHE), **({} if cells is None else cells.states(of_queries="qformer_"))},
         )
 
 
