@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, TrainerCallback
@@ -88,9 +89,8 @@ class InstructionTrainer(Stage2Trainer):
         """With logits of the answers alone; several processes need the wrapped model's own loss."""
         if self.args.world_size > 1:
             return super().losses_of(model, inputs)
-        whole: ScMMGPTForConditionalGeneration = getattr(
-            self.model, "get_base_model", lambda: self.model
-        )()  # without its adapter's wrapper
+        # Without its adapter's wrapper.
+        whole: Any = getattr(self.model, "get_base_model", lambda: self.model)()
         loss = answer_loss(whole, inputs)
         return loss, {"language_loss": loss}
 
