@@ -100,6 +100,10 @@ def test_where_everything_is_withheld_the_known_facts_are_said(reader):
     assert printed == "[withheld: contradicted by the cells, which are called B cell; raised genes: MS4A1, CD79A]"
 
 
+def test_of_an_empty_text_nothing_is_called_withheld(reader):
+    assert reader.check("", facts()).printed.startswith("[the language model said nothing of cells called B cell")
+
+
 def test_a_finer_type_is_borne_out_only_where_it_cannot_be_told_from_the_call(reader):
     text = "This is a naive B cell."
 

@@ -137,7 +137,7 @@ class ClaimReader:
             claims += found or [Claim(number, GENERAL, sentence.strip(), UNCHECKED)]
             if all(claim.verdict != CONTRADICTED for claim in found):
                 kept.append(f"{sentence.strip()}{percentiles(found)}")
-        printed = " ".join(kept) if kept else fallback(facts)
+        printed = " ".join(kept) or fallback(facts, was_said=bool(text.strip()))
         return CheckedText(text, printed, tuple(claims))
 
     def claims(self, number: int, sentence: str, facts: tuple[CellFacts, ...]) -> Iterator[Claim]:
@@ -291,13 +291,14 @@ def percentiles(claims: list[Claim]) -> str:
     return f" [percentile: {', '.join(dict.fromkeys(shown))}]" if shown else ""
 
 
-def fallback(facts: tuple[CellFacts, ...]) -> str:
+def fallback(facts: tuple[CellFacts, ...], *, was_said: bool = True) -> str:
     """What is known without the language model, where nothing that it said bears the check."""
     known = []
     for one in facts:
         genes = f"; raised genes: {', '.join(one.raised[:3])}" if one.raised else ""
         known.append(f"called {one.label}{genes}")
-    return f"[withheld: contradicted by the cells, which are {' | '.join(known)}]"
+    why = "withheld: contradicted by the cells, which are" if was_said else "the language model said nothing of cells"
+    return f"[{why} {' | '.join(known)}]"
 
 
 def names_of_types(ontology: Ontology) -> dict[str, str]:
