@@ -97,11 +97,14 @@ def test_a_tissue_that_nobody_gave_cannot_be_known(reader):
 def test_where_everything_is_withheld_the_known_facts_are_said(reader):
     printed = reader.check("This is a neuron of a mouse.", facts()).printed
 
-    assert printed == "[withheld: contradicted by the cells, which are called B cell; raised genes: MS4A1, CD79A]"
+    assert printed == (
+        "This is called B cell; raised genes: MS4A1, CD79A. "
+        "[The language model's text was withheld, as the cells contradict it.]"
+    )
 
 
 def test_of_an_empty_text_nothing_is_called_withheld(reader):
-    assert reader.check("", facts()).printed.startswith("[the language model said nothing of cells called B cell")
+    assert reader.check("", facts()).printed.endswith("[The language model's text was empty.]")
 
 
 def test_a_finer_type_is_borne_out_only_where_it_cannot_be_told_from_the_call(reader):

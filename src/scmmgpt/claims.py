@@ -294,11 +294,12 @@ def percentiles(claims: list[Claim]) -> str:
 def fallback(facts: tuple[CellFacts, ...], *, was_said: bool = True) -> str:
     """What is known without the language model, where nothing that it said bears the check."""
     known = []
-    for one in facts:
+    for number, one in enumerate(facts, 1):
+        name = f"Cell {number} is" if len(facts) > 1 else "This is"
         genes = f"; raised genes: {', '.join(one.raised[:3])}" if one.raised else ""
-        known.append(f"called {one.label}{genes}")
-    why = "withheld: contradicted by the cells, which are" if was_said else "the language model said nothing of cells"
-    return f"[{why} {' | '.join(known)}]"
+        known.append(f"{name} called {one.label}{genes}.")
+    why = "withheld, as the cells contradict it" if was_said else "empty"
+    return f"{' '.join(known)} [The language model's text was {why}.]"
 
 
 def names_of_types(ontology: Ontology) -> dict[str, str]:
