@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from scmmgpt.claims import CellFacts, ClaimReader
+from scmmgpt.claims import CellFacts, ClaimReader, without_marks
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
@@ -83,7 +83,10 @@ def test_what_cells_cannot_tell_is_general_knowledge(reader):
     checked = reader.check("B cells produce antibodies. They are fascinating.", facts())
 
     assert [(claim.kind, claim.verdict) for claim in checked.claims] == [("general knowledge", "unchecked")] * 2
-    assert checked.printed == "B cells produce antibodies. They are fascinating."
+    assert checked.printed == (
+        "B cells produce antibodies. [general knowledge] They are fascinating. [general knowledge]"
+    )
+    assert without_marks(checked.printed) == "B cells produce antibodies. They are fascinating."
 
 
 def test_general_knowledge_of_another_type_is_withheld(reader):

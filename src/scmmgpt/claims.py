@@ -62,6 +62,7 @@ _WHERE = r"(?:from|of|in)\s+(?:the\s+)?(?:adult\s+|fetal\s+|human\s+|mouse\s+)*(
 _TISSUE_CLAIM = re.compile(
     "|".join([_WHERE.format("|".join(TISSUES)), rf"tissue is\s+(?:the\s+)?({'|'.join(TISSUES)})\b"]), re.I
 )
+_MARK = re.compile(r" \[(?:percentile:[^\]]*|general knowledge)\]")
 _MAX_WORDS_OF_NAME, _MIN_LETTERS_OF_NAME = 12, 4
 
 
@@ -136,7 +137,8 @@ class ClaimReader:
             found = [claim for part, about in parts(sentence, facts) for claim in self.claims(number, part, about)]
             claims += found or [Claim(number, GENERAL, sentence.strip(), UNCHECKED)]
             if all(claim.verdict != CONTRADICTED for claim in found):
-                kept.append(f"{sentence.strip()}{percentiles(found)}")
+                mark = "" if any(claim.verdict == SUPPORTED for claim in found) else f" [{GENERAL}]"
+                kept.append(f"{sentence.strip()}{mark}{percentiles(found)}")
         printed = " ".join(kept) or fallback(facts, was_said=bool(text.strip()))
         return CheckedText(text, printed, tuple(claims))
 
@@ -289,6 +291,11 @@ def percentiles(claims: list[Claim]) -> str:
         if not math.isnan(claim.percentile)
     ]
     return f" [percentile: {', '.join(dict.fromkeys(shown))}]" if shown else ""
+
+
+def without_marks(text: str) -> str:
+    """A printed text as the language model may read it again."""
+    return _MARK.sub("", text)
 
 
 def fallback(facts: tuple[CellFacts, ...], *, was_said: bool = True) -> str:
