@@ -61,6 +61,12 @@ def test_what_is_assembled_already_needs_no_base_llm(cache, repository, llm):
     assert (place / "config.json").stat().st_mtime_ns == written
 
 
+def test_its_prompts_are_filled_up_on_the_left_as_generation_wants_it(cache, repository, llm):
+    chat = load(assembled(repository, base=llm), generative=True)
+
+    assert chat.processor.tokenizer.padding_side == "left"
+
+
 def test_its_towers_are_those_of_the_embedded_model(cache, repository, llm):
     mini, chat = load(EMBEDDED_MODEL), load(assembled(repository, base=llm), generative=True)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from scmmgpt.claims import CellFacts, ClaimReader
+from scmmgpt.claims import CellFacts, ClaimReader, without_marks
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
@@ -83,7 +83,10 @@ def test_what_cells_cannot_tell_is_general_knowledge(reader):
     checked = reader.check("B cells produce antibodies. They are fascinating.", facts())
 
     assert [(claim.kind, claim.verdict) for claim in checked.claims] == [("general knowledge", "unchecked")] * 2
-    assert checked.printed == "B cells produce antibodies. They are fascinating."
+    assert checked.printed == (
+        "B cells produce antibodies. [general knowledge] They are fascinating. [general knowledge]"
+    )
+    assert without_marks(checked.printed) == "B cells produce antibodies. They are fascinating."
 
 
 def test_general_knowledge_of_another_type_is_withheld(reader):
@@ -97,7 +100,14 @@ def test_a_tissue_that_nobody_gave_cannot_be_known(reader):
 def test_where_everything_is_withheld_the_known_facts_are_said(reader):
     printed = reader.check("This is a neuron of a mouse.", facts()).printed
 
-    assert printed == "[withheld: contradicted by the cells, which are called B cell; raised genes: MS4A1, CD79A]"
+    assert printed == (
+        "This is called B cell; raised genes: MS4A1, CD79A. "
+        "[The language model's text was withheld, as the cells contradict it.]"
+    )
+
+
+def test_of_an_empty_text_nothing_is_called_withheld(reader):
+    assert reader.check("", facts()).printed.endswith("[The language model's text was empty.]")
 
 
 def test_a_finer_type_is_borne_out_only_where_it_cannot_be_told_from_the_call(reader):

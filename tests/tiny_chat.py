@@ -30,6 +30,7 @@ def write_llm(directory: Path, kind: str = "llama", seed: int = 0) -> Path:
     """A causal LM with random weights, its tokenizer without a word for cells."""
     torch.manual_seed(seed)
     tokenizer = make_text_tokenizer()
+    tokenizer.padding_side = "right"  # as most language models are saved
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = CONFIGS[kind](vocab_size=len(tokenizer), **SIZES, **special)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)

@@ -166,6 +166,7 @@ def joined(repository: ChatRepository, base: Path, *, with_adapters: bool = True
 
     settings = repository.settings
     llm, tokenizer = repository.base.load(base)
+    tokenizer.padding_side = "left"  # as `generate` wants it
     mini = ScMMGPTProcessor.from_pretrained(EMBEDDED_MODEL)
     processor = ScMMGPTProcessor(
         mini.gene_tokenizer, tokenizer, qformer_tokenizer=mini.tokenizer, num_query_tokens=mini.num_query_tokens

@@ -62,6 +62,7 @@ _WHERE = r"(?:from|of|in)\s+(?:the\s+)?(?:adult\s+|fetal\s+|human\s+|mouse\s+)*(
 _TISSUE_CLAIM = re.compile(
     "|".join([_WHERE.format("|".join(TISSUES)), rf"tissue is\s+(?:the\s+)?({'|'.join(TISSUES)})\b"]), re.I
 )
+_MARK = re.compile(r" \[(?:percentile:[^\]]*|general knowledge)\]")
 _MAX_WORDS_OF_NAME, _MIN_LETTERS_OF_NAME = 12, 4
 
 
@@ -136,8 +137,9 @@ class ClaimReader:
             found = [claim for part, about in parts(sentence, facts) for claim in self.claims(number, part, about)]
             claims += found or [Claim(number, GENERAL, sentence.strip(), UNCHECKED)]
             if all(claim.verdict != CONTRADICTED for claim in found):
-                kept.append(f"{sentence.strip()}{percentiles(found)}")
-        printed = " ".join(kept) if kept else fallback(facts)
+                mark = "" if any(claim.verdict == SUPPORTED for claim in found) else f" [{GENERAL}]"
+                kept.append(f"{sentence.strip()}{mark}{percentiles(found)}")
+        printed = " ".join(kept) or fallback(facts, was_said=bool(text.strip()))
         return CheckedText(text, printed, tuple(claims))
 
     def claims(self, number: int, sentence: str, facts: tuple[CellFacts, ...]) -> Iterator[Claim]:
@@ -291,13 +293,20 @@ def percentiles(claims: list[Claim]) -> str:
     return f" [percentile: {', '.join(dict.fromkeys(shown))}]" if shown else ""
 
 
-def fallback(facts: tuple[CellFacts, ...]) -> str:
+def without_marks(text: str) -> str:
+    """A printed text as the language model may read it again."""
+    return _MARK.sub("", text)
+
+
+def fallback(facts: tuple[CellFacts, ...], *, was_said: bool = True) -> str:
     """What is known without the language model, where nothing that it said bears the check."""
     known = []
-    for one in facts:
+    for number, one in enumerate(facts, 1):
+        name = f"Cell {number} is" if len(facts) > 1 else "This is"
         genes = f"; raised genes: {', '.join(one.raised[:3])}" if one.raised else ""
-        known.append(f"called {one.label}{genes}")
-    return f"[withheld: contradicted by the cells, which are {' | '.join(known)}]"
+        known.append(f"{name} called {one.label}{genes}.")
+    why = "withheld, as the cells contradict it" if was_said else "empty"
+    return f"{' '.join(known)} [The language model's text was {why}.]"
 
 
 def names_of_types(ontology: Ontology) -> dict[str, str]:

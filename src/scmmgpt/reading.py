@@ -166,7 +166,9 @@ def answers(verb: Verb, read: ReadGroups, question: str, max_new_tokens: int) ->
         groups = range(start, min(start + GROUPS_AT_ONCE, len(read.names)))
         prompts = [read.prompt(question, group) for group in groups]
         cells = verb.cells.rows(read.typical[groups.start : groups.stop])
-        inputs = loaded.processor(cells=cells, text=prompts, return_tensors="pt").to(loaded.device)
+        # On the left: an answer follows the prompt's last word, not what fills up shorter prompts.
+        inputs = loaded.processor(cells=cells, text=prompts, return_tensors="pt", padding_side="left")
+        inputs = inputs.to(loaded.device)
         with torch.inference_mode():
             ids = loaded.model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_filler(loaded)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .claims import CheckedText
+from .claims import CheckedText, without_marks
 from .conversation import MAX_NEW_TOKENS, Conversation
 from .processing.labels_scmmgpt import UNKNOWN
 from .processing.prompting_scmmgpt import reading
@@ -72,7 +72,7 @@ class ReadingConversation(Conversation):
             self.last = replace(self.last, printed="I cannot tell what these cells are.")
         shown = self.last.printed if self.checked else self.last.raw
         # What was withheld must not be built upon: the model reads what the person reads.
-        self.messages[-1] = said(shown.split(" [percentile")[0] if self.checked else shown)
+        self.messages[-1] = said(without_marks(shown))
         yield shown
 
     def _keep(self, question: str, answer: str) -> None:

@@ -32,11 +32,11 @@ scmmgpt chat cells.h5ad --cluster-key leiden --ask "What are these cells?"
 
 ## What it was trained on
 
-{conversations} conversations about labelled cells ({steps} steps, last loss {loss}): cells of the sources of
+{conversations} conversations about labelled cells ({steps} steps, mean loss of the last eight {loss}): cells of the sources of
 `scmmgpt-mini`, real ones and ones simulated from published means, whose licences let a model be shared; questions and
 answers come from what is known of each cell. Before that, the projector learnt to spell each type in the LLM's words. A
 sixth of the rows replays general instructions with the base LLM's own answers. That is a training of minutes on two shared
-processor cores: far from converged.
+processor cores: far from converged, and a start for longer training with the same recipe.
 
 ## What it knows, and where it errs
 
@@ -45,6 +45,13 @@ processor cores: far from converged.
 - What the package prints is checked against the cells, as far as they can tell; raw text (`--unchecked`) is not.
 - A right sentence is withheld, and a wrong one printed, where `annotate` itself is wrong.
 - Genes stand under their human names, also those of a mouse.
+"""
+
+
+UNMEASURED = """
+## Results
+
+None were measured for these adapters. `python -m scmmgpt.training.chat.evaluate` and `...chat.transcripts` measure them.
 """
 
 
@@ -70,6 +77,8 @@ def card(directory: Path) -> str:
         parts += [*naming(results), *facts(results), *knowledge(results), *failures(results)]
     if talks:
         parts += transcripts(talks)
+    if not results and not talks:
+        parts.append(UNMEASURED)
     return "\n".join(parts)
 
 

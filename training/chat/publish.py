@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -64,7 +65,10 @@ def main() -> None:
         "training": {
             "steps": state["global_step"],
             "conversations": state["global_step"] * recipe["training"]["per_device_train_batch_size"],
-            "last_loss": next((entry["loss"] for entry in reversed(state["log_history"]) if "loss" in entry), None),
+            # Batches are of one kind each, so that a single loss says little.
+            "last_loss": round(
+                float(np.mean([entry["loss"] for entry in state["log_history"] if "loss" in entry][-8:])), 3
+            ),
             "recipe": "training/recipes/chat.yaml",
             "seed": recipe["training"]["seed"],
             "directions": ["cells to text"],
