@@ -226,7 +226,7 @@ class Tools:
         path: the cells. groupby: the column of obs with treatments. control: its value for untreated cells.
         group: one treatment; leave out for all.
         """
-        from .compare import compare
+        from .comparison import compare
 
         with _warnings() as caught:
             chosen = None if group is None else [group]
