@@ -243,7 +243,9 @@ def mixed_clusters(
         counts = np.bincount(codes[clusters == cluster], minlength=len(mappings))
         most = int(counts.argmax())
         others = [
-            code for code in np.flatnonzero(counts) if not _is_one_lineage(mappings[most], mappings[code], ontology)
+            code
+            for code in np.flatnonzero(counts).tolist()
+            if not _is_one_lineage(mappings[most], mappings[code], ontology)
         ]
         number = int(counts[others].sum())
         if number >= max(_MIXED_CELLS, _MIXED_SHARE * counts.sum()):
