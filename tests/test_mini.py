@@ -22,7 +22,7 @@ from scmmgpt.training.mini import consensus_markers
 from scmmgpt.training.mini.cell_simulator import CellSimulator, SimulatedBatches, SimulatorSettings, pad_cells
 from scmmgpt.training.mini.consensus_markers import read_consensus_markers
 from scmmgpt.training.mini.development import TEST_STUDIES
-from scmmgpt.training.mini.gene_tables import family_orthologs
+from scmmgpt.training.mini.gene_tables import FAMILY_FILE, best_orthologs
 from scmmgpt.training.mini.guard import guard_numbers
 from scmmgpt.training.mini.measured_cells import MeasuredCells, read_measured_cells
 from scmmgpt.training.mini.profile_tables import ProfileTable, read_profile_table
@@ -292,12 +292,21 @@ def test_mouse_genes_of_a_family_stand_for_the_human_gene_that_most_databases_na
         ("LY6H", "Ly6a", 2),
         ("OUTSIDE", "Far", 9),
     ]
-    table = pd.DataFrame(pairs, columns=["human_symbol", "species_symbol", "support_n"])
-    table.to_csv(tmp_path / "mouse.tsv.gz", sep="\t", index=False)
+    table = pd.DataFrame(pairs, columns=["human_symbol", "species_symbol", "support_n"]).assign(species_ensembl="")
+    source = tmp_path / "cells"
+    source.mkdir()
+    path = source / FAMILY_FILE.format("mouse")
+    path.parent.mkdir(parents=True)
+    table.to_csv(path, sep="\t", index=False)
 
-    found = family_orthologs(tmp_path / "mouse.tsv.gz", {"INS", "HBB", "HBD", "HBA1", "HBA2", "LY6H"})
+    found = best_orthologs(source, "mouse", {"INS", "HBB", "HBD", "HBA1", "HBA2", "LY6H"})
 
-    assert found == {"Ins2": "INS", "Ins1": "INS", "Hbb-bt": "HBB", "Hba2": "HBA2"}
+    assert dict(zip(found.species_symbol, found.human_symbol, strict=True)) == {
+        "Ins2": "INS",
+        "Ins1": "INS",
+        "Hbb-bt": "HBB",
+        "Hba2": "HBA2",
+    }
 
 
 def test_leaving_out_a_family_leaves_out_all_its_studies(profiles):

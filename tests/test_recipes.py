@@ -51,7 +51,12 @@ STUDIES = [
 ]
 STARTS = {"tiny_stage2": "tiny_stage1", "paper_stage2_llama2": "paper_stage1", "paper_stage2_qwen3": "paper_stage1"}
 RUNS = ["tiny_stage1", "paper_stage1", *STARTS]
-ELSEWHERE = {"finetune": "test_finetune", "mini": "test_mini", "eval_dev": "test_evaluate"}
+ELSEWHERE = {
+    "chat": "test_instruction_tuning",
+    "eval_dev": "test_evaluate",
+    "finetune": "test_finetune",
+    "mini": "test_mini",
+}
 # Numbers alone: what a recipe switches on stays on.
 SHORT = {
     "max_steps": 3,
