@@ -17,7 +17,7 @@ from scmmgpt.training.evaluate import ALL_TASKS, evaluate, leakage_record, study
 from scmmgpt.training.evaluation import task_annotation
 from scmmgpt.training.evaluation.baselines import TrainingCells
 from scmmgpt.training.evaluation.expression import log_expression
-from scmmgpt.training.evaluation.results import read_records
+from scmmgpt.training.evaluation.results import provenance, read_records
 from scmmgpt.training.evaluation.results_table import draw, markdown_table, mean_table
 from scmmgpt.training.evaluation.study import open_study
 from scmmgpt.training.evaluation.systems import System
@@ -478,3 +478,12 @@ def test_a_system_of_counts_takes_no_part_where_there_are_none(study):
 def test_a_task_says_that_a_system_lacks_what_it_asks_for(study):
     with pytest.raises(TypeError, match="lacks the function that this task asks for"):
         describe_study(System("mute"), study, TREE, most=8)
+
+
+@pytest.mark.parametrize("argument", ["/home/me/models/mini", "part=/home/me/models/mini"])
+def test_the_command_of_a_result_names_no_folder_of_the_machine(argument, monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["python", argument, "hub_cards/results"])
+
+    command = provenance(seed=0, device="cpu")["command"]
+
+    assert command == f"python {argument.replace('/home/me/models/', '')} hub_cards/results"

@@ -163,4 +163,5 @@ def _commit() -> str:
 
 def _without_folders(argument: str) -> str:
     """Paths of one machine mean nothing on another: only the last part is kept."""
-    return Path(argument).name if os.path.isabs(argument) else argument
+    option, equals, value = argument.rpartition("=")
+    return option + equals + Path(value).name if os.path.isabs(value) else argument
