@@ -66,7 +66,8 @@ def places_of(cells: CellEvidence, make_array: MakeArray, profile_norms: np.ndar
     if agreement is None or profile_norms is None:
         return embeds
     mean, scatter = _mean_and_scatter(agreement, 1 / profile_norms)
-    axes = np.linalg.eigh(scatter)[1][:, ::-1][:, :_NUM_DIRECTIONS]
+    number = len(scatter)
+    axes = eigh(scatter, subset_by_index=[max(number - _NUM_DIRECTIONS, 0), number - 1])[1]
     spread = np.sqrt(np.trace(axes.T @ scatter @ axes) / len(cells))
     axes /= profile_norms[:, None]
     centre, embeds_scatter = _mean_and_scatter(embeds)

@@ -15,7 +15,7 @@ from .embedding import CELLS_PER_CHUNK
 from .processing.back_off_scmmgpt import Calls
 from .processing.calling_scmmgpt import CellAnnotator
 from .processing.labels_scmmgpt import UNKNOWN
-from .processing.type_profiles_scmmgpt import SHORT, TypeProfiles
+from .processing.type_profiles_scmmgpt import TypeProfiles
 from .report import GroupGenes
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def support_of_genes(called: CalledGenes, profiles: TypeProfiles) -> float:
         return float("inf")
     measured = called.genes.value_sums[:, profiles.gene_rows].sum(axis=0) > 0
     differences = called.differences[is_call][:, profiles.gene_rows[measured]]
-    types = profiles.differences[:, measured]
-    types = types / np.hypot(np.linalg.norm(types, axis=1), SHORT)[:, None]
+    types = profiles.differences[:, measured] / profiles.norms(profiles.gene_rows[measured])[:, None]
     generator = np.random.default_rng(0)
     best = (types @ differences.T).max(axis=0)
     shuffled = (differences[:, generator.permutation(differences.shape[1])] for _ in range(_NUM_SHUFFLES))
