@@ -184,6 +184,8 @@ def annotate(
     record = verb.record(study.run.gene_account, **asked, **study.settings)
     record["annotate"]["evidence"] = study.evidence
     conflict, told = study.protein_results(verb)
+    if not conflict and keys.protein_conflict in verb.cells.obs:  # of an earlier call: now they moved nothing
+        conflict = {"protein_conflict": np.zeros(verb.cells.num_cells, np.float32)}
     if told:
         record["annotate"]["proteins"] = storable(told)
     if page is not None:
