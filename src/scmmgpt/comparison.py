@@ -20,6 +20,7 @@ from .loading import ModelSource
 from .processing.cell_matrix_scmmgpt import parts
 from .processing.labels_scmmgpt import UNKNOWN
 from .processing.result_keys_scmmgpt import ResultKeys
+from .progress import progress_bar
 from .response import MIN_CELLS, energy_test, false_discovery_rates, gene_changes, sample
 from .response_text import response_lines
 from .verb import Execution, Verb
@@ -241,11 +242,13 @@ def read_embeds_and_expression(verb: Verb, rows: np.ndarray) -> tuple[np.ndarray
     whole = copy(own)
     whole.value_mode, whole.max_genes, whole.add_cls, whole.include_zero_genes = "log1p", None, False, False
     compute, embeds, blocks = embed_batch(verb.loaded), [], []
-    for part in parts(len(rows), size=CELLS_PER_CHUNK):
-        cells = verb.cells.rows(rows[part])
-        tokens = dict(own(cells, return_tensors="np"))
-        embeds.append(run_chunk(tokens, compute, verb.batches, verb.loaded.device)["embeds"])
-        blocks.append(_matrix(whole, dict(whole(cells, return_tensors="np"))))
+    with progress_bar(verb.name, len(rows), shown=verb.execution.progress) as advance:
+        for part in parts(len(rows), size=CELLS_PER_CHUNK):
+            cells = verb.cells.rows(rows[part])
+            tokens = dict(own(cells, return_tensors="np"))
+            embeds.append(run_chunk(tokens, compute, verb.batches, verb.loaded.device)["embeds"])
+            blocks.append(_matrix(whole, dict(whole(cells, return_tensors="np"))))
+            advance(len(tokens["gene_ids"]))
     verb.record(own.account)  # which warns of what may spoil the result
     return np.concatenate(embeds), sparse.csr_array(sparse.vstack(blocks))
 
