@@ -9,6 +9,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from input_variants import without_pulling
 from scipy import sparse
 
 import scmmgpt
@@ -119,7 +120,7 @@ def test_fragments_count_with_both_ends(tmp_path):
 def test_mudata_and_files_give_the_same_activities(tmp_path):
     cells = peaks_of("mm10")
     rna = ad.AnnData(np.ones((NUM_CELLS, 3)), obs=cells.obs[[]], var=pd.DataFrame(index=["Cd4", "Cd8a", "Cd19"]))
-    with mudata.set_options(pull_on_update=False):
+    with without_pulling():
         both = mudata.MuData({"rna": rna, "atac": cells})
         both.write(tmp_path / "both.h5mu")
     cells.write_h5ad(tmp_path / "peaks.h5ad")

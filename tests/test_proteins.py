@@ -8,6 +8,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from input_variants import without_pulling
 from scipy import sparse
 
 import scmmgpt
@@ -89,7 +90,7 @@ def in_rows(rna, antibodies) -> ad.AnnData:
 def in_mod(rna, antibodies) -> mudata.MuData:
     part = ad.AnnData(antibodies.to_numpy(np.float32), obs=pd.DataFrame(index=antibodies.index))
     part.var_names = antibodies.columns
-    with mudata.set_options(pull_on_update=False):
+    with without_pulling():
         return mudata.MuData({"rna": rna.copy(), "prot": part})
 
 
@@ -99,7 +100,7 @@ def in_h5ad(rna, antibodies, folder) -> Path:
 
 
 def in_h5mu(rna, antibodies, folder) -> Path:
-    with mudata.set_options(pull_on_update=False):
+    with without_pulling():
         in_mod(rna, antibodies).write(folder / "cells.h5mu")
     return folder / "cells.h5mu"
 
@@ -450,7 +451,7 @@ def test_a_result_with_proteins_can_be_written(rna, antibodies, loaded, tmp_path
 
     annotated(path, loaded, output=tmp_path / "out.h5mu")
 
-    with mudata.set_options(pull_on_update=False):
+    with without_pulling():
         written = mudata.read_h5mu(tmp_path / "out.h5mu")["rna"]
     assert "scmmgpt_protein_conflict" in written.obs
     assert list(written.uns["scmmgpt"]["annotate"]["proteins"]["proteins"]) == ["CD3E", "CD4", "CD8A", "CD19", "CD14"]

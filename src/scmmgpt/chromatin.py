@@ -11,6 +11,7 @@ import gzip
 import os
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -163,13 +164,19 @@ def _peak_cells(peaks: Any) -> AnnData:
 
 def _read(path: Path) -> Any:
     if path.suffix == ".h5mu":
-        import mudata
-
-        with mudata.set_options(pull_on_update=False):
-            return mudata.read_h5mu(path)
+        return read_h5mu(path)
     from .storage import check_input, read_cells
 
     return read_cells(check_input(path))
+
+
+def read_h5mu(path: Path) -> Any:
+    """MuData as it lies in a file; mudata before 0.4 would pull columns of `obs` up, and say so, unless told not to."""
+    import mudata
+
+    quiet = mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
+    with quiet:
+        return mudata.read_h5mu(path)
 
 
 def _counts(cells: AnnData) -> sparse.csr_matrix:

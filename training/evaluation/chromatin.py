@@ -32,12 +32,10 @@ TOP_SHARE = 0.01
 
 def study(path: Path) -> tuple[AnnData, AnnData, np.ndarray]:
     """RNA and gene activities of the cells of a clear type, and the type of each."""
-    import mudata
-
     from scmmgpt import gene_activity
+    from scmmgpt.chromatin import read_h5mu
 
-    with mudata.set_options(pull_on_update=False):
-        both = mudata.read_h5mu(path)
+    both = read_h5mu(path)
     rna, activity = both["rna"], gene_activity(both)
     clear = ((rna.obs["cell_type"] != UNCLEAR) & (rna.obs["cell_type"] != "unknown")).to_numpy()
     names = rna.obs_names[clear]
