@@ -341,7 +341,7 @@ def main(
     data: CellFolder,
     output: Annotated[Path, typer.Option(help="The folder to write.")],
     config: RecipeFile = RECIPE,
-    number: Annotated[int, typer.Option(help="Conversations to make.")] = 4000,
+    number: Annotated[int, typer.Option(help="Conversations to make.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Other conversations for another seed.")] = 0,
 ) -> None:
     """Write a set of conversations about cells."""
