@@ -92,13 +92,24 @@ def test_unchecked_text_is_what_the_model_wrote(chat, cells):
         "Which drug dose should I take?",
         "Can you diagnose me?",
         "What treatment do you recommend?",
+        "Should we treat him with another drug?",
+        "Am I ill?",
     ],
 )
 def test_a_request_for_medical_advice_is_answered_with_the_limit(chat, cells, question):
     assert "I cannot give medical advice" in scmmgpt.chat(cells, model=chat).ask(question)
 
 
-@pytest.mark.parametrize("question", ["What do dendritic cells do?", "Is it a T cell?", "Compare the two clusters."])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What do dendritic cells do?",
+        "Is it a T cell?",
+        "Compare the two clusters.",
+        "Which cells respond to the treatment with interferon?",
+        "Are the cells of these patients activated at this dose?",
+    ],
+)
 def test_a_question_about_cells_is_no_request_for_advice(question):
     assert not asks_for_advice(question)
     assert is_question(question)

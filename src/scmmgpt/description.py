@@ -81,7 +81,7 @@ def _describe_in_context(
         clusters = np.arange(verb.cells.num_cells)
     names = [] if clusters is None else [str(number) for number in range(int(clusters.max()) + 1)]
     read = read_cells(verb, names, clusters)
-    texts = checked_answers(read, answers(verb, read, question, max_new_tokens))
+    texts = checked_answers(read, answers(read, question, max_new_tokens))
     shown = [text.printed if checked else text.raw for text in texts]
     of_cell = [shown[group] if group >= 0 else "" for group in read.group_of_cell]
     return Descriptions(of_cell, question, read.gene_account, claims=claim_table(read, texts))

@@ -167,6 +167,15 @@ def embed_batch(loaded: LoadedModel) -> Compute:
     return compute
 
 
+def token_batch(loaded: LoadedModel) -> Compute:
+    """A computation of the tokens that a language model reads cells as."""
+
+    def compute(inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
+        return {"tokens": loaded.model.get_cell_tokens(**inputs).float().cpu().numpy()}
+
+    return compute
+
+
 @dataclass(frozen=True)
 class EvidenceBatch:
     """Makes the computation of `CellEvidence` from whichever copy of the model computes: it may be pickled.

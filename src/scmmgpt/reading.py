@@ -12,23 +12,32 @@ import numpy as np
 
 from .cell_context import Groups, read_groups
 from .claims import CellFacts, CheckedText, ClaimReader
+from .embedding import run_chunk, token_batch
 from .errors import UserError
 from .processing.label_sets_scmmgpt import BETWEEN
 from .processing.labels_scmmgpt import UNKNOWN
 from .processing.prompting_scmmgpt import label_text, reading
 from .scoring import call_study
+from .text_generation import write_answers
 
 if TYPE_CHECKING:
+    import torch
+
     from .loading import LoadedModel
     from .verb import Verb
 
 GROUPS_AT_ONCE = 8
+CELLS_OF_GROUP, CELLS_AT_ONCE = 16, 256
 MAX_QUESTION_LETTERS = 4_000
 NO_ADVICE = "I cannot give medical advice: I describe cells for research. Please ask a physician."
 NO_QUESTION = "I did not understand the question. You can ask for the type, the genes or the function of these cells."
+# Research speaks of treatments, doses and patients, too: only who is to be told what to do, or what somebody has, is asked.
 _ADVICE = re.compile(
-    r"\b(?:diagnos\w*|prognos\w*|prescri\w*|dosage|dose|medication|therap(?:y|ies)|treatment|medical advice|doctor|"
-    r"physician|symptoms?|cure)\b|\b(?:my|the|this|our) patients?\b|\bdo i have\b|\bshould (?:i|we) (?:take|treat|give|worry)",
+    r"\b(?:diagnose|diagnosis for|prognosis|prescri\w*|medication|medical advice|(?:see|ask) a (?:doctor|physician))\b"
+    r"|\b(?:recommend|suggest|should (?:i|we|he|she|they|the patient))\b[^.?!]*\b(?:drug|treatment|therap\w*|dose|dosage)\b"
+    r"|\b(?:drug|treatment|therap\w*|dose|dosage)\b[^.?!]*\b(?:recommend|suggest|should (?:i|we|he|she|they|the patient))\b"
+    r"|\bmy (?:disease|illness|cancer|symptoms?|health|tumou?r|results?)\b"
+    r"|\b(?:do i|does (?:he|she|(?:the|this|my|our) patient)) have\b|\bshould (?:i|we) (?:take|worry)\b|\bam i (?:ill|sick)\b",
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"[a-z]{2,}", re.IGNORECASE)
@@ -66,8 +75,8 @@ class ReadGroups:
         (cells,) -1 where a cell is in no group.
     labels, seconds, candidates
         What each group is called, its runner-up, and the labels that cannot be told from it.
-    typical
-        The cell of each group that stands for it.
+    tokens
+        (groups, Q, H) what the language model reads each group as: the mean over its most typical cells.
     """
 
     loaded: LoadedModel
@@ -78,7 +87,7 @@ class ReadGroups:
     labels: list[str]
     seconds: list[str]
     candidates: list[tuple[str, ...]]
-    typical: np.ndarray
+    tokens: torch.Tensor
     gene_account: dict[str, Any]
 
     @cached_property
@@ -132,6 +141,7 @@ def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -
         found, group_of_cell = np.unique(called, return_inverse=True)
         names = [str(name) for name in found]
     members = [np.flatnonzero(group_of_cell == group) for group in range(len(names))]
+    typical = [_nearest_to_mean(cells.embeds, rows) for rows in members]
     main = [_most_frequent(called[rows]) for rows in members]
     return ReadGroups(
         verb.loaded,
@@ -142,7 +152,7 @@ def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -
         main,
         [_most_frequent(seconds[rows][seconds[rows] != label]) for rows, label in zip(members, main, strict=True)],
         [tuple(_most_frequent(sets[rows]).split(BETWEEN)) for rows in members],
-        np.array([_nearest_to_mean(cells.embeds, rows) for rows in members]),
+        _mean_tokens(verb, typical),
         study.run.gene_account,
     )
 
@@ -152,35 +162,36 @@ def _most_frequent(values: np.ndarray) -> str:
     return str(names[counts.argmax()]) if len(names) else ""
 
 
-def _nearest_to_mean(embeds: np.ndarray, rows: np.ndarray) -> int:
-    return int(rows[(embeds[rows] @ embeds[rows].mean(axis=0)).argmax()])
+def _nearest_to_mean(embeds: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A group's most typical cells; of a few like cells together less is chance than in any one of them."""
+    nearness = embeds[rows] @ embeds[rows].mean(axis=0)
+    return rows[np.argsort(-nearness, kind="stable")[:CELLS_OF_GROUP]]
 
 
-def answers(verb: Verb, read: ReadGroups, question: str, max_new_tokens: int) -> list[str]:
-    """What the language model says of each group, unchecked."""
+def _mean_tokens(verb: Verb, rows_of_group: list[np.ndarray]) -> torch.Tensor:
     import torch
 
-    loaded = read.loaded
+    loaded = verb.loaded
+    rows, place = np.unique(np.concatenate(rows_of_group), return_inverse=True)
+    tokens: list[np.ndarray] = []
+    for start in range(0, len(rows), CELLS_AT_ONCE):
+        features = loaded.processor.gene_tokenizer(
+            verb.cells.rows(rows[start : start + CELLS_AT_ONCE]), return_tensors="np"
+        )
+        tokens.append(run_chunk(dict(features), token_batch(loaded), verb.batches, loaded.device)["tokens"])
+    ends = np.cumsum([len(group) for group in rows_of_group])[:-1]
+    means = np.stack([np.concatenate(tokens)[group].mean(axis=0) for group in np.split(place, ends)])
+    return torch.from_numpy(means).to(loaded.device, loaded.model.dtype)
+
+
+def answers(read: ReadGroups, question: str, max_new_tokens: int) -> list[str]:
+    """What the language model says of each group, unchecked."""
     texts: list[str] = []
     for start in range(0, len(read.names), GROUPS_AT_ONCE):
         groups = range(start, min(start + GROUPS_AT_ONCE, len(read.names)))
         prompts = [read.prompt(question, group) for group in groups]
-        cells = verb.cells.rows(read.typical[groups.start : groups.stop])
-        # On the left: an answer follows the prompt's last word, not what fills up shorter prompts.
-        inputs = loaded.processor(cells=cells, text=prompts, return_tensors="pt", padding_side="left")
-        inputs = inputs.to(loaded.device)
-        with torch.inference_mode():
-            ids = loaded.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_filler(loaded)
-            )
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        texts += [text.strip() for text in loaded.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        texts += write_answers(read.loaded, prompts, read.tokens[groups.start : groups.stop], max_new_tokens)
     return texts
-
-
-def _filler(loaded: LoadedModel) -> int:
-    tokenizer = loaded.processor.tokenizer
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def whole_sentences(text: str) -> str:

@@ -94,11 +94,5 @@ def said(text: str) -> dict[str, Any]:
 
 def begin_reading(verb: Verb, names: list[str], groups: np.ndarray, *, checked: bool) -> ReadingConversation:
     """Call the cells, gather their contexts, and encode what stands for each cell or cluster once."""
-    import torch
-
     read = read_cells(verb, names, groups)
-    features = verb.loaded.processor.gene_tokenizer(verb.cells.rows(read.typical), return_tensors="pt")
-    with torch.inference_mode():
-        inputs = {name: values.to(verb.loaded.device) for name, values in features.items()}
-        tokens = verb.loaded.model.get_cell_tokens(**inputs)
-    return ReadingConversation(verb.loaded, names, tokens, read=read, checked=checked)
+    return ReadingConversation(verb.loaded, names, read.tokens, read=read, checked=checked)

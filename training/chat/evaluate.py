@@ -28,6 +28,7 @@ from scmmgpt.chat_model import assembled
 from scmmgpt.claims import ClaimReader
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.prompting_scmmgpt import cell_context, reading
+from scmmgpt.text_generation import write_answers
 from scmmgpt.training.evaluation.metrics import accuracy, hierarchical_f1, macro_f1, meant_types
 from scmmgpt.training.evaluation.type_tree import TypeTree
 
@@ -80,28 +81,12 @@ def read_studies(data: Path, recipe: Path, number: int, names: list[str], seed: 
 # ---- systems: what each says of each cell
 
 
-@torch.inference_mode()
-def say(
-    loaded: LoadedModel, prompts: list[str], tokens: torch.Tensor | None, new_tokens: int = NEW_TOKENS
-) -> list[str]:
+def say(loaded: LoadedModel, prompts: list[str], tokens: torch.Tensor | None) -> list[str]:
     """What the model writes to prompts; each `<cell>` is filled with the tokens of its row."""
-    model, processor = loaded.model, loaded.processor
-    tokenizer, texts = processor.tokenizer, []
-    tokenizer.padding_side = "left"
+    texts: list[str] = []
     for start in range(0, len(prompts), CELLS_AT_ONCE):
-        part = [processor.expand_cell_tokens(prompt) for prompt in prompts[start : start + CELLS_AT_ONCE]]
-        inputs = tokenizer(part, padding=True, add_special_tokens=False, return_tensors="pt")
-        embeds = model.get_input_embeddings()(inputs["input_ids"])
-        if tokens is not None:
-            embeds = model.model.place_cells(inputs["input_ids"], embeds, tokens[start : start + CELLS_AT_ONCE])
-        ids = model.generate(
-            inputs_embeds=embeds,
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        texts += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        part = slice(start, start + CELLS_AT_ONCE)
+        texts += write_answers(loaded, prompts[part], None if tokens is None else tokens[part], NEW_TOKENS)
     return texts
 
 
@@ -184,7 +169,7 @@ def facts(chat: LoadedModel, studies: list[TestStudy], tree: TypeTree) -> dict[s
         names, groups = np.unique(study.truth, return_inverse=True)
         began = time.perf_counter()
         read = read_cells(verb, list(names), groups)
-        texts = answers(verb, read, "Describe this cell.", 64)
+        texts = answers(read, "Describe this cell.", 64)
         seconds += time.perf_counter() - began
         for group, (truth, text) in enumerate(zip(names, texts, strict=True)):
             checked = check(read, text, group)
