@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ from scmmgpt.training.evaluation.type_tree import TypeTree
 
 QUESTION = "What type of cell is this?"
 QUESTIONS = Path(__file__).parent / "biology_questions.json"
-CELLS_AT_ONCE, NEW_TOKENS = 8, 14
+CELLS_AT_ONCE, NEW_TOKENS = 32, 14
 
 
 @dataclass
@@ -78,6 +78,14 @@ def read_studies(data: Path, recipe: Path, number: int, names: list[str], seed: 
     return studies
 
 
+@dataclass
+class Judges:
+    """What reads types off texts, and how far apart types are."""
+
+    reader: ClaimReader
+    tree: TypeTree
+
+
 # ---- systems: what each says of each cell
 
 
@@ -107,6 +115,8 @@ def systems(chat: LoadedModel, base: LoadedModel, study: TestStudy) -> dict[str,
     with_genes, without = (prompts_of(chat, study.contexts[kind]) for kind in ("genes", "no genes"))
     plain = prompts_of(base, study.contexts["genes"], with_cell=False)
     return {
+        "annotate": lambda: called_types(chat, study),
+        "small decoder": lambda: small(study),
         "chat: cell tokens and genes": lambda: say(chat, with_genes, tokens),
         "cell tokens without genes": lambda: say(chat, without, tokens),
         "genes with blank tokens": lambda: say(chat, with_genes, blank),
@@ -131,26 +141,33 @@ def figures(truth: np.ndarray, named: list[str], tree: TypeTree) -> dict[str, fl
 
 
 def naming(
-    chat: LoadedModel, base: LoadedModel, studies: list[TestStudy], reader: ClaimReader, tree: TypeTree
-) -> dict:
-    found: dict[str, Any] = {}
+    chat: LoadedModel, base: LoadedModel, studies: list[TestStudy], about: Judges, found: dict, wanted: list[str]
+) -> Iterator[None]:
+    """Fills `found` system by system, and yields after each: what is there already is not measured again."""
     for study in studies:
         study.write_contexts(chat)
-        rows: dict[str, Any] = {}
-        called = scmmgpt.annotate(study.cells, model=chat, progress=False).obs["scmmgpt_cell_type"].astype(str)
-        rows["annotate"] = figures(study.truth, list(called), tree)
-        small = scmmgpt.describe(study.cells, model="scmmgpt-mini", max_new_tokens=24, progress=False)
-        small_texts = list(small.obs["scmmgpt_description"].astype(str))
-        rows["small decoder"] = figures(study.truth, types_named(small_texts, reader), tree)
+        entry = found.setdefault(study.name, {"cells": study.cells.n_obs, "systems": {}})
+        rows = entry["systems"]
         for name, write in systems(chat, base, study).items():
+            if name in rows or (wanted and name not in wanted):
+                continue
             texts = write()
-            rows[name] = figures(study.truth, types_named(texts, reader), tree)
+            named = texts if name == "annotate" else types_named(texts, about.reader)
+            rows[name] = figures(study.truth, named, about.tree)
+            print(study.name, name, rows[name], flush=True)
             rows[name]["examples"] = [
                 f"{truth}: {text}" for truth, text in zip(study.truth[:4], texts[:4], strict=True)
             ]
-            print(study.name, name, {key: value for key, value in rows[name].items() if key != "examples"}, flush=True)
-        found[study.name] = {"cells": study.cells.n_obs, "systems": rows}
-    return found
+            yield
+
+
+def called_types(chat: LoadedModel, study: TestStudy) -> list[str]:
+    return list(scmmgpt.annotate(study.cells, model=chat, progress=False).obs["scmmgpt_cell_type"].astype(str))
+
+
+def small(study: TestStudy) -> list[str]:
+    described = scmmgpt.describe(study.cells, model="scmmgpt-mini", max_new_tokens=24, progress=False)
+    return list(described.obs["scmmgpt_description"].astype(str))
 
 
 # ---- facts: what is printed, and what of another type is let pass
@@ -246,6 +263,7 @@ def main(
     cells: int = 200,
     study: Annotated[list[str] | None, typer.Option(help="Only these; repeat it.")] = None,
     base: Annotated[Path | None, typer.Option(help="The base LLM; default: where it is found.")] = None,
+    system: Annotated[list[str] | None, typer.Option(help="Only these; repeat it. Those measured stay.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="naming, facts, knowledge; default: all.")] = None,
 ) -> None:
     """Measure, and write or complete one JSON."""
@@ -264,11 +282,17 @@ def main(
     plain = LoadedModel("base", place, model, processor, torch.device("cpu"))
     studies = read_studies(data, recipe, cells, study or [])
     if "naming" in parts:
-        found["naming"] = naming(chat, plain, studies, reader, tree)
+        judges, table = Judges(reader, tree), found.setdefault("naming", {})
+        for _ in naming(chat, plain, studies, judges, table, system or []):
+            write(output, found)
     if "facts" in parts:
         found["facts"] = facts(chat, studies, tree)
     if "knowledge" in parts:
         found["knowledge"] = {"chat": knowledge(chat), "base": knowledge(plain), "questions": 60}
+    write(output, found)
+
+
+def write(output: Path, found: dict[str, Any]) -> None:
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
