@@ -26,6 +26,7 @@ import scmmgpt
 from scmmgpt.cell_context import raised_genes, study_of
 from scmmgpt.chat_model import assembled
 from scmmgpt.claims import ClaimReader
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.prompting_scmmgpt import cell_context, reading
 from scmmgpt.text_generation import write_answers
@@ -166,7 +167,7 @@ def called_types(chat: LoadedModel, study: TestStudy) -> list[str]:
 
 
 def small(study: TestStudy) -> list[str]:
-    described = scmmgpt.describe(study.cells, model="scmmgpt-mini", max_new_tokens=24, progress=False)
+    described = scmmgpt.describe(study.cells, model=EMBEDDED_MODEL, max_new_tokens=24, progress=False)
     return list(described.obs["scmmgpt_description"].astype(str))
 
 
