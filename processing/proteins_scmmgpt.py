@@ -194,12 +194,13 @@ def expected_proteins(
     phenotypes: SurfacePhenotypes,
     profiles: TypeProfiles | None,
     genes: Sequence[str],
+    labels: Sequence[str] | None = None,
 ) -> np.ndarray:
     """(types, antibodies) between -1, lacks it, and 1, has it; 0 where nothing is known of a protein on a type.
 
-    `genes` are those of the vocabulary, of which the profiles name rows.
+    `genes` are those of the vocabulary, of which the profiles name rows; `labels` as in `SurfacePhenotypes.table`.
     """
-    said = phenotypes.table(term_ids, proteins)
+    said = phenotypes.table(term_ids, proteins, labels)
     if profiles is None:
         return said
     column = {genes[row]: place for place, row in enumerate(profiles.gene_rows)}

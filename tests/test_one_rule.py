@@ -8,13 +8,16 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import pipeline
 
 import scmmgpt
 from scmmgpt.hub_cards.handler import EndpointHandler
+from scmmgpt.hub_cards.schema_scmmgpt import AnnotateResponse
 from scmmgpt.loading import load
 from scmmgpt.training.evaluation.model_system import model_system
+from scmmgpt.training.evaluation.renamed_species import renamed
 
 LABELS = ["B cell", "natural killer cell", "CD14-positive monocyte", "T cell", "dendritic cell", "cells that clot"]
 COLUMNS = ("cell_type", "cell_type_ontology_term_id", "confidence", "second_choice")
@@ -89,6 +92,29 @@ def test_the_endpoint_calls_cells_as_annotate_does(cells, annotated, tmp_path):
     calls = EndpointHandler(str(scmmgpt.EMBEDDED_MODEL), device="cpu")({"inputs": request})["calls"]
 
     assert_same_calls({column: [call[column] for call in calls] for column in COLUMNS}, annotated[None])
+
+
+def test_the_endpoint_says_which_genes_it_read_and_how_far_they_carry(loaded, tmp_path):
+    human = sorted_blood_cells()[:20]
+    names = loaded.processor.gene_tokenizer.gene_names
+    lost = anndata.AnnData(np.full((20, 1), 400, np.float32), pd.DataFrame(index=human.obs_names), uns={})
+    lost.var_names = ["lost-too"]
+    tags = anndata.AnnData(np.ones((20, 1), np.float32), pd.DataFrame(index=human.obs_names))
+    tags.var_names = ["CD3_TotalSeqB"]
+    fish = anndata.concat([renamed(human, names, "zebrafish"), lost, tags], axis=1)
+    fish.write_h5ad(tmp_path / "fish.h5ad")
+    file = base64.b64encode((tmp_path / "fish.h5ad").read_bytes()).decode()
+    handler = EndpointHandler(str(scmmgpt.EMBEDDED_MODEL), device="cpu")
+
+    answer = handler({"inputs": {"task": "annotate", "cells": {"h5ad": file}, "labels": LABELS}})
+
+    expected = scmmgpt.annotate(fish, LABELS, model=loaded, prior_share=0, progress=False)
+    assert_same_calls({column: [call[column] for call in answer["calls"]] for column in COLUMNS}, expected.obs)
+    account = expected.uns["scmmgpt"]["genes"]
+    assert (answer["genes"]["species"], answer["genes"]["set_aside"]) == ("zebrafish", {"antibody": 1})
+    assert answer["genes"]["reach"] == pytest.approx(account["reach"], abs=1e-3)
+    assert account["reach"] < 0.6
+    AnnotateResponse.model_validate(answer)
 
 
 def test_the_space_calls_cells_as_annotate_does(cells, annotated, loaded):

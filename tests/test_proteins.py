@@ -16,7 +16,7 @@ from scmmgpt.processing.cell_reading_scmmgpt import open_cells
 from scmmgpt.processing.protein_names_scmmgpt import ProteinNames, is_control
 from scmmgpt.processing.proteins_scmmgpt import COUNTS, LOGARITHMS, Panel, Proteins, read_proteins, two_levels
 from scmmgpt.processing.surface_phenotypes_scmmgpt import PHENOTYPES, SurfacePhenotypes
-from scmmgpt.protein_evidence import StudyProteins
+from scmmgpt.protein_evidence import StudyProteins, types_of_labels
 from scmmgpt.summary import annotation_summary
 from scmmgpt.verb import Execution, Verb
 
@@ -166,6 +166,41 @@ def test_words_about_amounts_are_no_proteins(loaded, names):
     assert not found.any()  # "has high", "of high", "for low"
 
 
+def test_other_cells_that_a_definition_speaks_of_are_not_the_type_itself(loaded, names):
+    phenotypes = SurfacePhenotypes(loaded.annotator.ontology, names)
+    be1, thymic_epithelium, cdc1 = "CL:0000943", "CL:0002364", "CL:0002394"
+
+    found = phenotypes.table([be1, thymic_epithelium, cdc1], ["CD4", "CD8A"])
+
+    assert (found <= 0).all(where=[[True, True], [True, True], [False, True]])  # "antigen to CD8-positive T cells"
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("CD14 Mono", "CD14+ FCGR3A-"),
+        ("FCGR3A+ Monocytes", "CD14- FCGR3A+"),
+        ("CD4 Naive", "CD3E+ CD4+ CD8A- CD45RA+ CD45RO- CCR7+"),
+        ("CD8 TEM", "CD3E+ CD4- CD8A+ CD45RA- CD45RO+ CCR7-"),
+        ("memory CD4 T", "CD3E+ CD4+ CD45RA- CD45RO+"),
+        ("NK_CD56bright", "CD3E- NCAM1+ FCGR3A-"),
+        ("B naive", "CD19+ IGHD+ CD27-"),
+        ("Treg", "CD3E+ CD4+ CD8A-"),
+        ("gdT", "CD3E+ TRDC+"),
+        ("HLA-DR+ T cells", "CD3E+ HLA-DRA+"),
+        ("CD4+ T cells", "CD3E+ CD4+ CD8A-"),
+        ("something else", ""),
+    ],
+)
+def test_what_the_words_of_authors_say_of_proteins_is_known(loaded, names, label, said):
+    proteins = [word[:-1] for word in said.split()] or ["CD3E", "CD4"]
+    meant, words = types_of_labels([label], [None], loaded.ontology)
+
+    found = SurfacePhenotypes(loaded.ontology, names).table(meant, proteins, words)
+
+    assert found[0].tolist() == ([1 if word[-1] == "+" else -1 for word in said.split()] or [0, 0])
+
+
 # ---- levels
 
 
@@ -228,6 +263,18 @@ def test_proteins_correct_calls_of_the_rna(rna, antibodies, loaded):
     evidence = dict(zip(told["evidence"]["cell_type"], told["evidence"]["proteins"], strict=True))
     assert evidence["B cell"].startswith("CD19+")
     assert found.obs["scmmgpt_protein_conflict"].between(0, 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:.* is not in the Cell Ontology:UserWarning")
+def test_labels_in_the_words_of_authors_have_proteins_too(rna, antibodies, loaded):
+    authors = ["CD4 T", "CD8 T", "B", "NK", "Mono"]
+
+    found = scmmgpt.annotate(in_obsm(rna, antibodies), authors, model=loaded, min_confidence=0, progress=False)
+
+    called = found.obs["scmmgpt_cell_type"].astype(str)
+    is_cytotoxic = rna.obs["cell_type"].astype(str).str.contains("CD8-positive").to_numpy()
+    assert (called[is_cytotoxic] == "CD8 T").mean() > 0.7  # 0.43 of them without proteins
+    assert (called[~is_cytotoxic] != "CD8 T").mean() > 0.9
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

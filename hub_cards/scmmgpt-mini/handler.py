@@ -11,6 +11,7 @@ calls it with each decoded body:
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
@@ -101,10 +102,12 @@ class EndpointHandler:
         candidates = self.annotator.candidates(
             label_set, self._embed_texts, tissue=request.tissue, with_profiles=False
         )
-        scorer = self.annotator.scorer(cells, candidates, scale=similarity_scale(self.model), prior_share=0)
+        genes = _genes_read(cells.pop("account"))
+        scale = similarity_scale(self.model)
+        scorer = self.annotator.scorer(cells, candidates, scale=scale, prior_share=0, reach=genes["reach"])
         columns = self.annotator.call(scorer, min_confidence=request.min_confidence).columns
         rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-        return {"calls": [dict(zip(columns, row, strict=True)) for row in rows]}
+        return {"calls": [dict(zip(columns, row, strict=True)) for row in rows], "genes": genes}
 
     def _embed(self, request: Any, cells: dict[str, np.ndarray]) -> dict[str, Any]:
         return {"embeddings": cells["embeds"].tolist()}
@@ -184,32 +187,35 @@ class EndpointHandler:
             return self.processor(**{"return_tensors": "pt", **inputs}).to(self.device)
 
     def _embed_cells(self, requests: Sequence[Any]) -> list[Any]:
-        """For each request its cells' vectors, the reason why there are none, or None where none were asked for."""
+        """For each request its cells' vectors and the account of their genes, the reason why there are none, or None
+        where none were asked for."""
         results: list[Any] = [None] * len(requests)
         cells: list[tuple[np.ndarray, np.ndarray]] = []
-        places: dict[int, slice] = {}
+        places: dict[int, tuple[slice, dict[str, Any]]] = {}
         for index, request in enumerate(requests):
             if request is None:
                 continue
             try:
-                tokens = self._tokenize(request.cells)
+                tokens, account = self._tokenize(request.cells)
             except BadRequest as reason:
                 results[index] = reason
                 continue
-            places[index] = slice(len(cells), len(cells) + len(tokens))
+            places[index] = slice(len(cells), len(cells) + len(tokens)), account
             cells += tokens
         evidence = self._forward(cells) if cells else {}
-        for index, place in places.items():
-            results[index] = {name: values[place] for name, values in evidence.items()}
+        for index, (place, account) in places.items():
+            results[index] = {"account": account, **{name: values[place] for name, values in evidence.items()}}
         return results
 
-    def _tokenize(self, cells: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(gene ids, values) of each cell."""
+    def _tokenize(self, cells: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
+        """(gene ids, values) of each cell, and the account of what was read."""
+        gene_tokenizer = copy(self.processor.gene_tokenizer)  # whose account no other thread replaces
         with _explained(), opened_cells(cells) as source:
-            features = self.processor.gene_tokenizer(source, packed=True)
+            features = gene_tokenizer(source, packed=True)
         ids, values = np.ravel(features["gene_ids"]), np.ravel(features["gene_values"])
         bounds = np.asarray(features["cell_cu_seqlens"])
-        return [(ids[start:stop], values[start:stop]) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        pairs = zip(bounds[:-1], bounds[1:], strict=True)
+        return [(ids[start:stop], values[start:stop]) for start, stop in pairs], gene_tokenizer.account
 
     def _forward(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays of `CellEvidence`, computed in batches of cells of like length."""
@@ -245,6 +251,12 @@ _ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "describe": EndpointHandler._describe,
     "generate": EndpointHandler._generate,
 }
+
+
+def _genes_read(account: dict[str, Any]) -> dict[str, Any]:
+    """What of the account the sender of cells should know."""
+    told = {name: account[name] for name in ("species", "num_genes", "num_matched", "share_of_counts", "reach")}
+    return told | {"set_aside": {kind: entry["number"] for kind, entry in account["set_aside"].items()}}
 
 
 @contextmanager

@@ -169,8 +169,23 @@ class CellCall(BaseModel):
     second_choice: str
 
 
+class GenesRead(BaseModel):
+    """Which genes were read, and how far what the model learnt carries."""
+
+    species: str
+    num_genes: int
+    num_matched: int
+    share_of_counts: float = Field(description="Share of the counts in genes that the model knows, 0 to 1.")
+    reach: float = Field(description="Under 0.6 confidences are lowered, under 0.25 every cell is `unknown`.")
+    set_aside: dict[str, int] = Field(
+        description="Features that are no genes, by kind, and are not read. Antibodies too: their two levels show only in "
+        "a study, and here every cell is judged by itself."
+    )
+
+
 class AnnotateResponse(BaseModel):
     calls: list[CellCall]
+    genes: GenesRead
 
 
 class EmbedResponse(BaseModel):

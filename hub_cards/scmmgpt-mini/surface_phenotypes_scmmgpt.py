@@ -2,11 +2,12 @@
 
 The table holds the phenotypes that flow cytometry sorts by (those of the Human Cell Differentiation Molecules workshops
 and of the OMIP panels). The ontology adds what its labels and definitions say, such as "CCR7-positive". A type inherits
-what is said of its ancestors unless it is contradicted nearer by.
+what is said of its ancestors unless it is contradicted nearer by. Last comes what an author's own words add to the type:
+"CD56bright NK", "CD4 TCM".
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +23,7 @@ PHENOTYPES = {
     "CL:0000798": "TCRgd+ TCRab- CD4-",  # gamma-delta T cell
     "CL:0000940": "CD161+ TCR_Va7.2+ CD4- CD26+",  # mucosal-associated invariant T cell
     "CL:0000814": "CD56+",  # mature NK T cell
-    "CL:0000815": "CD25+ CD127-",  # regulatory T cell
+    "CL:0000815": "CD4+ CD8- CD25+ CD127-",  # regulatory T cell
     "CL:0000898": "CD45RA+ CD45RO- CCR7+ CD62L+ CD27+",  # naive T cell
     "CL:0000813": "CD45RO+ CD45RA-",  # memory T cell
     "CL:0000904": "CCR7+ CD62L+ CD27+",  # central memory CD4-positive, alpha-beta T cell
@@ -75,8 +76,31 @@ PHENOTYPES = {
     "CL:0000057": "CD90+ CD140a+ CD45- CD3- CD14- CD19-",  # fibroblast
     "CL:0000066": "CD326+ CD324+ CD45- CD3- CD14- CD19-",  # epithelial cell
 }
-# With a hyphen: "expressed in high amounts" speaks of no protein called "in".
-_SAID = re.compile(r"\b([A-Za-z][A-Za-z0-9/]*(?:-[A-Z0-9a-z]+)?)-(positive|high|bright|negative|low|dim|lo|hi)\b")
+# What authors add to the name of a T cell, B cell or natural killer cell, as types of the table.
+STATES = {
+    "CL:0000084": {
+        "naive": ["CL:0000898"],
+        "memory": ["CL:0000813"],
+        "central": ["CL:0000904"],
+        "tcm": ["CL:0000813", "CL:0000904"],
+        "effector": ["CL:0000905"],
+        "tem": ["CL:0000813", "CL:0000905"],
+        "temra": ["CL:0001062"],
+        "emra": ["CL:0001062"],
+        "ctl": ["CL:0001050"],
+    },
+    "CL:0000236": {"naive": ["CL:0000788"], "memory": ["CL:0000787"]},
+    "CL:0000623": {"bright": ["CL:0000938"]},
+}
+_AUTHORS_SAY = re.compile(
+    r"(CD\d+[A-Za-z]{0,2}?|HLA-DR|[A-Z][A-Z0-9]{2,})[-_ ]?(\+|bright|high|hi\b|pos|dim|low|lo\b|neg|-(?=\W|_|CD\d|$))"
+)
+_AUTHORS_STRENGTH = {"dim": 0.0, "low": 0.0, "lo": 0.0, "neg": -1.0, "-": -1.0}
+# With a hyphen: "expressed in high amounts" speaks of no protein called "in". Not "presents antigen to CD8-positive T
+# cells": in the plural these are other cells.
+_SAID = re.compile(
+    r"\b([A-Za-z][A-Za-z0-9/]*(?:-[A-Z0-9a-z]+)?)-(positive|high|bright|negative|low|dim|lo|hi)\b(?! (?:[BT] )?cells\b)"
+)
 # Low is not nothing: CD56-low natural killer cells have more of it than others.
 _STRENGTH = dict.fromkeys(("positive", "high", "bright", "hi"), 1.0) | dict.fromkeys(("low", "dim", "lo"), 0.0)
 _STRENGTH |= {"negative": -1.0}
@@ -88,16 +112,21 @@ class SurfacePhenotypes:
     def __init__(self, ontology: Ontology, names: ProteinNames):
         self.ontology, self.names = ontology, names
 
-    def table(self, term_ids: Sequence[str | None], proteins: Sequence[str | None]) -> np.ndarray:
+    def table(
+        self, term_ids: Sequence[str | None], proteins: Sequence[str | None], labels: Sequence[str] | None = None
+    ) -> np.ndarray:
         """(types, proteins): 1 where a type has a protein, -1 where it lacks it, 0 where nothing is said.
 
-        Several antibodies against one protein share its weight.
+        Several antibodies against one protein share its weight. `labels` are the authors' words for the types, "" where
+        these are names of the ontology.
         """
         places = {protein: [at for at, one in enumerate(proteins) if one == protein] for protein in set(proteins)}
         result = np.zeros((len(term_ids), len(proteins)), np.float32)
         for row, term_id in enumerate(term_ids):
-            for ancestor in self._from_general_to_special(term_id):
-                for protein, strength in self._said_of(ancestor).items():
+            lineage = self._from_general_to_special(term_id)
+            said = [self._said_of(ancestor) for ancestor in lineage]
+            for one in [*said, self._said_by(labels[row] if labels is not None else "", lineage)]:
+                for protein, strength in one.items():
                     columns = places.get(protein, [])
                     result[row, columns] = strength / max(len(columns), 1)
         return result
@@ -112,7 +141,22 @@ class SurfacePhenotypes:
         """Protein -> strength; the table comes before words, which may speak of other stages of a cell."""
         term = self.ontology.terms[term_id]
         words = _SAID.findall(f"{term.label}. {term.definition}")
-        found = {self.names.protein(name): _STRENGTH[level] for name, level in words}
-        for word in PHENOTYPES.get(term_id, "").split():
-            found[self.names.protein(word[:-1])] = 1.0 if word[-1] == "+" else -1.0
+        return self._known({name: _STRENGTH[level] for name, level in words} | _phenotype(term_id))
+
+    def _said_by(self, label: str, lineage: Sequence[str]) -> dict[str, float]:
+        """Protein -> strength, by the words of an author."""
+        words = re.findall(r"[a-z]+", label.lower())
+        states = [states for cell, states in STATES.items() if cell in lineage]
+        terms = [term for word in words for one in states for term in one.get(word, [])]
+        found = {name: level for term in terms for name, level in _phenotype(term).items()}
+        levels = {name: _AUTHORS_STRENGTH.get(level, 1.0) for name, level in _AUTHORS_SAY.findall(label)}
+        return self._known(found | levels)
+
+    def _known(self, strengths: Mapping[str, float]) -> dict[str, float]:
+        found = {self.names.protein(name): strength for name, strength in strengths.items()}
         return {protein: strength for protein, strength in found.items() if protein is not None}
+
+
+def _phenotype(term_id: str) -> dict[str, float]:
+    """Name of a protein -> strength, by the table."""
+    return {word[:-1]: 1.0 if word[-1] == "+" else -1.0 for word in PHENOTYPES.get(term_id, "").split()}

@@ -30,14 +30,19 @@ ABBREVIATIONS = {
     "cd8positivet": "CD8-positive, alpha-beta T cell",
     "cd8t": "CD8-positive, alpha-beta T cell",
     "cdc": "conventional dendritic cell",
+    "cdc1": "CD141-positive myeloid dendritic cell",
+    "cdc2": "CD1c-positive myeloid dendritic cell",
     "cm": "cardiac muscle cell",
     "dc": "dendritic cell",
     "ec": "endothelial cell",
     "endo": "endothelial cell",
     "epi": "epithelial cell",
+    "eryth": "erythrocyte",
     "exc": "glutamatergic neuron",
     "excitatory": "glutamatergic neuron",
+    "fcgr3apositivemonocyte": "CD14-low, CD16-positive monocyte",
     "fibro": "fibroblast",
+    "gdt": "gamma-delta T cell",
     "gran": "granulocyte",
     "hep": "hepatocyte",
     "hsc": "hematopoietic stem cell",
@@ -153,12 +158,12 @@ def by_name(label: str, ontology: Ontology, in_this_tissue: dict[str, str] | Non
     if (term := ontology.find(label)) is not None and not is_short:
         is_own = label.strip() == term.id or plain_name(label) == plain_name(term.label)
         return _mapping(label, term, *(("name", _BY_NAME) if is_own else ("synonym", _BY_SYNONYM)))
-    for number, phrase in enumerate(_phrases(words)):
+    for number, phrase in enumerate((plain_name(label), *_phrases(words))):
         written_out = short.get(phrase.removesuffix(" cell").replace(" ", ""))
         for name in (written_out, phrase, f"{phrase} cell"):
             if name and (name is written_out or len(phrase) > 1) and (term := ontology.find(name)) is not None:
                 how, sure = ("abbreviation", _BY_ABBREVIATION) if name is written_out else ("part", _BY_PART)
-                return _mapping(label, term, how, _BY_ABBREVIATION if number == 0 else sure)
+                return _mapping(label, term, how, _BY_ABBREVIATION if number < 2 else sure)
     return Mapping(label)
 
 

@@ -30,6 +30,7 @@ from .cli_options import (
     Model,
     Output,
     Overwrite,
+    Proteins,
     Seed,
     Workers,
 )
@@ -123,6 +124,7 @@ def annotate(
     smooth: Annotated[int, typer.Option(min=0, help="Average over so many nearest neighbours first.")] = 0,
     rerank: Annotated[int, typer.Option(min=0, help="Score so many best labels again with the matching head.")] = 0,
     consensus: Consensus = None,
+    proteins: Proteins = True,
     spatial: Annotated[bool, typer.Option("--spatial", help="Let neighbours in space speak for one another.")] = False,
     library_key: LibraryKey = None,
     report: Annotated[Path | None, typer.Option(help="An HTML report to write, in one file.")] = None,
@@ -140,7 +142,8 @@ def annotate(
     from .summary import annotation_summary
 
     how: dict[str, Any] = {"tissue": tissue, "min_confidence": min_confidence, "cluster_key": cluster_key}
-    how |= {"smooth": smooth, "rerank": rerank, "consensus": consensus, "spatial": spatial, "library_key": library_key}
+    how |= {"smooth": smooth, "rerank": rerank, "consensus": consensus, "proteins": proteins}
+    how |= {"spatial": spatial, "library_key": library_key}
     where: dict[str, Any] = {"device": device, "engine": engine, "address": address, "workers": workers}
     what: dict[str, Any] = {"output": output, "report": report, "key_added": key_added, "overwrite": overwrite}
     adata = api.annotate(cells, labels, model=model, batch_size=batch_size, summary_only=True, **how, **where, **what)

@@ -24,6 +24,7 @@ ClusterKey = Annotated[str | None, typer.Option(help="A column of obs: one resul
 Consensus = Annotated[
     bool | None, typer.Option(help="Decide over the study; default: from 100 cells on, unless labels are given.")
 ]
+Proteins = Annotated[bool, typer.Option("--proteins/--no-proteins", help="Let antibodies of the same cells speak.")]
 LibraryKey = Annotated[
     str | None, typer.Option(help="A column of obs with sections, which are no neighbours in space.")
 ]

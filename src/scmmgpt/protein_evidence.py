@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .author_labels import by_name
 from .processing.back_off_scmmgpt import Calls, group_means
 from .processing.cell_matrix_scmmgpt import parts
 from .processing.cell_reading_scmmgpt import open_cells
 from .processing.labels_scmmgpt import UNKNOWN
+from .processing.ontology_scmmgpt import Ontology
 from .processing.protein_names_scmmgpt import ProteinNames, without_marks
 from .processing.proteins_scmmgpt import MIN_CELLS, Panel, ProteinEvidence, expected_proteins, read_proteins
 from .processing.surface_phenotypes_scmmgpt import SurfacePhenotypes
@@ -60,14 +62,16 @@ class StudyProteins:
         """What the antibodies say for each label."""
         if self.panel is None:
             return None
-        expected = self._expected(candidates.term_ids, loaded)
+        expected = self._expected(candidates.labels.labels, candidates.term_ids, loaded)
         return ProteinEvidence(self.panel, expected) if expected.any() else None
 
-    def _expected(self, term_ids: Any, loaded: LoadedModel) -> np.ndarray:
+    def _expected(self, labels: Sequence[str], term_ids: Sequence[str | None], loaded: LoadedModel) -> np.ndarray:
         annotator, gene_tokenizer = loaded.annotator, loaded.processor.gene_tokenizer
         phenotypes = SurfacePhenotypes(annotator.ontology, ProteinNames(gene_tokenizer.gene_names))
+        meant, words = types_of_labels(labels, term_ids, annotator.ontology)
         panel: Any = self.panel
-        return expected_proteins(term_ids, panel.proteins, phenotypes, annotator.type_profiles, gene_tokenizer.genes)
+        profiles, genes = annotator.type_profiles, gene_tokenizer.genes
+        return expected_proteins(meant, panel.proteins, phenotypes, profiles, genes, words)
 
     def results(
         self, scorer: Scorer, calls: Calls, loaded: LoadedModel
@@ -88,7 +92,8 @@ class StudyProteins:
         panel: Any = self.panel
         labels = calls.labels.astype(str)
         called, first = np.unique(labels, return_index=True)
-        expected_of_types = self._expected(calls.term_ids[first].astype(str).tolist(), loaded)
+        terms = [term or None for term in calls.term_ids[first].astype(str).tolist()]
+        expected_of_types = self._expected(called.tolist(), terms, loaded)
         rows = []
         for name, expected in zip(called.tolist(), expected_of_types, strict=True):
             if name == UNKNOWN:
@@ -128,6 +133,22 @@ class StudyProteins:
             said = [f"{', '.join(names)} {level}" for names, level in ((high, "high"), (low, "low")) if names]
             result.append(f"Surface proteins, by antibodies: {'; '.join(said)}." if said else "")
         return result
+
+
+def types_of_labels(
+    labels: Sequence[str], term_ids: Sequence[str | None], ontology: Ontology
+) -> tuple[list[str | None], list[str]]:
+    """The term of each label for what is known of proteins, and the label where it is an author's words, else "".
+
+    What a label says ("CD16 Mono", "CD4 TCM") comes before the term that the model's texts find nearest to it.
+    """
+    meant, words = [], []
+    for label, term_id in zip(labels, term_ids, strict=True):
+        own = ontology.find(label)
+        named = by_name(label, ontology).term_id if own is None else own.id
+        meant.append(named or term_id)
+        words.append(label if own is None else "")
+    return meant, words
 
 
 def protein_line(account: Mapping[str, Any]) -> str:
