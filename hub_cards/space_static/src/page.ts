@@ -39,6 +39,7 @@ function ask(request: Request): void {
   if (request.do !== "cancel") {
     isBusy = true;
     byId("error").hidden = true;
+    delete document.documentElement.dataset.failed;
     cancel.hidden = !isReady;
     showControls();
   }
@@ -98,7 +99,6 @@ function fail(message: string): void {
 // ---- opening
 
 function open(file: File): void {
-  delete document.documentElement.dataset.failed;
   [opened, shown, scores, coloured] = [null, null, null, null];
   selected = new Int32Array(0);
   for (const id of ["account", "warnings"]) byId(id).hidden = true;
