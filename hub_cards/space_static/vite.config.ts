@@ -1,0 +1,39 @@
+import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import { defineConfig, type Plugin } from "vite";
+
+// Loaded as they are, because their threads load them again by name.
+const RUNTIME = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
+
+/** The runtime, the Space's card, and a service worker that knows the files of this build. */
+function besides(): Plugin {
+  let out = "dist";
+  return {
+    name: "besides",
+    configResolved(config) {
+      out = join(config.root, config.build.outDir);
+      if (config.build.outDir.startsWith("/")) out = config.build.outDir;
+    },
+    generateBundle(_, bundle) {
+      const files = ["./", ...Object.keys(bundle).map((name) => `./${name}`), ...RUNTIME.map((name) => `./ort/${name}`)];
+      const version = Math.random().toString(36).slice(2);
+      const source = readFileSync("src/sw.js", "utf8").replace("__FILES__", JSON.stringify(files)).replace("__VERSION__", version);
+      this.emitFile({ type: "asset", fileName: "sw.js", source });
+      this.emitFile({ type: "asset", fileName: "README.md", source: readFileSync("README.md", "utf8") });
+    },
+    writeBundle() {
+      const from = dirname(createRequire(import.meta.url).resolve("onnxruntime-web/wasm"));
+      mkdirSync(join(out, "ort"), { recursive: true });
+      for (const name of RUNTIME) copyFileSync(join(from, name), join(out, "ort", name));
+      copyFileSync("sample.h5ad", join(out, "sample.h5ad"));
+    },
+  };
+}
+
+export default defineConfig({
+  base: "./",
+  plugins: [besides()],
+  build: { target: "es2022", emptyOutDir: true, chunkSizeWarningLimit: 6000, modulePreload: { polyfill: false } },
+  worker: { format: "es" },
+});
