@@ -14,7 +14,9 @@ from scmmgpt.chat_model import assembled
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing import ScMMGPTGeneTokenizer
+from scmmgpt.processing.prompting_scmmgpt import with_article
 from scmmgpt.reading import asks_for_advice, is_question, plain_question, whole_sentences
+from scmmgpt.text_generation import write_choices
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +75,33 @@ def test_chat_about_clusters_keeps_its_turns_and_checks_its_answers(chat, cells)
     talk.ask("What are these cells?", max_new_tokens=4)
     talk.ask("Why do you think so?", max_new_tokens=4)
 
-    assert [message["role"] for message in talk.messages] == ["system", *["user", "assistant"] * 2]
+    assert [message["role"] for message in talk.messages] == ["system", *["user", "assistant"] * 3]
     assert sum(block["type"] == "cell" for block in talk.messages[1]["content"]) == 2
     assert "Tissue: blood." in str(talk.messages[1])
     assert talk.last is not None
+
+
+def test_a_conversation_opens_with_what_the_model_reads_the_cells_as(chat, cells):
+    talk = scmmgpt.chat(cells, cluster_key="half", model=chat)
+    talk.ask("Which genes stand out?", max_new_tokens=4)
+
+    first, second = talk.read.read_as
+    assert f"1 is {with_article(first)}; cell 2 is {with_article(second)}." in str(talk.messages[2])
+    for group, read_as in enumerate(talk.read.read_as):
+        assert read_as in {talk.read.labels[group], talk.read.seconds[group], *talk.read.candidates[group]}
+
+
+def test_a_choice_is_one_of_the_given_answers(chat, cells):
+    talk = scmmgpt.chat(cells, cluster_key="half", model=chat)
+    prompts = [talk.read.prompt("Which is it?", group) for group in (0, 1)]
+    choices = [["B cell", "B cell of a kind", "monocyte"], ["neuron", "astrocyte"]]
+
+    chosen = write_choices(chat, prompts, talk.read.tokens, choices)
+
+    assert all(label in among for label, among in zip(chosen, choices, strict=True))
+    assert chosen == [
+        write_choices(chat, [prompts[row]], talk.read.tokens[[row]], [choices[row]])[0] for row in (0, 1)
+    ]
 
 
 def test_unchecked_text_is_what_the_model_wrote(chat, cells):

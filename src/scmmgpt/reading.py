@@ -16,9 +16,9 @@ from .embedding import run_chunk, token_batch
 from .errors import UserError
 from .processing.label_sets_scmmgpt import BETWEEN
 from .processing.labels_scmmgpt import UNKNOWN
-from .processing.prompting_scmmgpt import label_text, reading
+from .processing.prompting_scmmgpt import label_text, reading, with_article
 from .scoring import call_study
-from .text_generation import write_answers
+from .text_generation import write_answers, write_choices
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 GROUPS_AT_ONCE = 8
 CELLS_OF_GROUP, CELLS_AT_ONCE = 16, 256
 MAX_QUESTION_LETTERS = 4_000
+WHAT_IS_IT, WHAT_ARE_THEY = "What type of cell is this?", "What are these cells?"
 NO_ADVICE = "I cannot give medical advice: I describe cells for research. Please ask a physician."
 NO_QUESTION = "I did not understand the question. You can ask for the type, the genes or the function of these cells."
 # Research speaks of treatments, doses and patients, too: only who is to be told what to do, or what somebody has, is asked.
@@ -104,11 +105,48 @@ class ReadGroups:
         ]
 
     @cached_property
+    def read_as(self) -> list[str]:
+        """What the language model reads each group as, among the types that the calls leave open; "" where nothing is."""
+        open_types = [self._open_types(group) for group in range(len(self.names))]
+        unclear = [group for group, types in enumerate(open_types) if len(types) > 1]
+        found = [types[0] if types else "" for types in open_types]
+        for start in range(0, len(unclear), GROUPS_AT_ONCE):
+            some = unclear[start : start + GROUPS_AT_ONCE]
+            prompts = [self._render(reading(_choice(open_types[group]), [self.contexts[group]])) for group in some]
+            chosen = write_choices(self.loaded, prompts, self.tokens[some], [open_types[group] for group in some])
+            for group, label in zip(some, chosen, strict=True):
+                found[group] = label
+        return found
+
+    def _open_types(self, group: int) -> list[str]:
+        if self.labels[group] == UNKNOWN:
+            return []
+        others = (self.labels[group], self.seconds[group], *self.candidates[group])
+        return sorted({label for label in others if label and self.loaded.ontology.find(label)} | {self.labels[group]})
+
+    def opening(self, groups: Sequence[int]) -> list[dict[str, Any]]:
+        """Messages before the first question: the cells with their contexts, and what they were read as."""
+        named = [with_article(self.read_as[group]) for group in groups if self.read_as[group]]
+        if len(named) < len(groups):
+            return []
+        if len(groups) > 1:
+            text = "; ".join(f"cell {number} is {name}" for number, name in enumerate(named, 1))
+            question, answer = WHAT_ARE_THEY, f"{text[:1].upper()}{text[1:]}."
+        else:
+            open_types = self._open_types(groups[0])
+            question = _choice(open_types)
+            answer = self.read_as[groups[0]] if len(open_types) > 1 else f"This is {named[0]}."
+        return [*reading(question, [self.contexts[group] for group in groups]), said(answer)]
+
+    @cached_property
     def reader(self) -> ClaimReader:
         return ClaimReader(self.loaded.ontology, frozenset(self.loaded.processor.gene_tokenizer.genes))
 
     def prompt(self, question: str, group: int) -> str:
-        messages = reading(question, [self.contexts[group]])
+        opening = self.opening([group])
+        return self._render([*opening, asked(question)] if opening else reading(question, [self.contexts[group]]))
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
         return self.loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _percentile_of(self, group: int):
@@ -130,6 +168,19 @@ class ReadGroups:
         fits = self.embeds @ text
         own = fits[self.group_of_cell == group].mean()
         return float(100 * ((fits < own).mean() + (fits == own).mean() / 2))
+
+
+def _choice(types: Sequence[str]) -> str:
+    """The question among some types, as the language model was taught it."""
+    return f"{WHAT_IS_IT} Choose one of: {'; '.join(types)}." if len(types) > 1 else WHAT_IS_IT
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def asked(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text}]}
 
 
 def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -> ReadGroups:

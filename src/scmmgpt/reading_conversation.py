@@ -16,10 +16,12 @@ from .reading import (
     NO_ADVICE,
     NO_QUESTION,
     ReadGroups,
+    asked,
     asks_for_advice,
     is_question,
     plain_question,
     read_cells,
+    said,
     whole_sentences,
 )
 
@@ -80,16 +82,13 @@ class ReadingConversation(Conversation):
 
     def _question(self, question: str) -> list[dict[str, Any]]:
         assert self.read is not None
-        if not self.messages:
-            return reading(question, self.read.contexts)
-        return [{"role": "user", "content": [{"type": "text", "text": question}]}]
+        if self.messages:
+            return [asked(question)]
+        opening = self.read.opening(range(len(self.names)))
+        return [*opening, asked(question)] if opening else reading(question, self.read.contexts)
 
     def _about(self, first: dict) -> list[dict]:
         return first["content"][:-1]
-
-
-def said(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 def begin_reading(verb: Verb, names: list[str], groups: np.ndarray, *, checked: bool) -> ReadingConversation:

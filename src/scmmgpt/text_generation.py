@@ -70,7 +70,9 @@ def generate_ids(
     return pad(ids, (0, max_new_tokens - ids.shape[1]), value=filler)
 
 
-def write_answers(loaded: LoadedModel, prompts: Sequence[str], cell_tokens: Any, max_new_tokens: int) -> list[str]:
+def write_answers(
+    loaded: LoadedModel, prompts: Sequence[str], cell_tokens: Any, max_new_tokens: int, **settings: Any
+) -> list[str]:
     """The most probable answer to each prompt; `cell_tokens` (cells, Q, H) fill the `<cell>` of all, None where none."""
     import torch
 
@@ -90,8 +92,22 @@ def write_answers(loaded: LoadedModel, prompts: Sequence[str], cell_tokens: Any,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=filler,
+            **settings,
         )
     return decode(loaded, new)
+
+
+def write_choices(
+    loaded: LoadedModel, prompts: Sequence[str], cell_tokens: Any, choices: Sequence[Sequence[str]]
+) -> list[str]:
+    """What the model answers to each prompt where it may only answer with one of the prompt's choices."""
+    trees = [answers_tree(loaded, answers) for answers in choices]
+
+    def allowed(row: int, written: torch.Tensor) -> list[int]:
+        return trees[row].following(written.tolist())
+
+    longest = max(len(answer) for tree in trees for answer in tree.answers)
+    return write_answers(loaded, prompts, cell_tokens, longest, prefix_allowed_tokens_fn=allowed)
 
 
 def decode(loaded: LoadedModel, ids: Any) -> list[str]:

@@ -35,7 +35,7 @@ from scmmgpt.training.evaluation.type_tree import TypeTree
 
 QUESTION = "What type of cell is this?"
 QUESTIONS = Path(__file__).parent / "biology_questions.json"
-CELLS_AT_ONCE, NEW_TOKENS = 32, 14
+CELLS_AT_ONCE, NEW_TOKENS = 32, 22
 
 
 @dataclass
