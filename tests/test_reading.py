@@ -15,7 +15,7 @@ from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.prompting_scmmgpt import with_article
-from scmmgpt.reading import asks_for_advice, is_question, plain_question, whole_sentences
+from scmmgpt.reading import asked, asks_for_advice, is_question, plain_question, whole_sentences
 from scmmgpt.text_generation import write_choices
 
 
@@ -45,6 +45,16 @@ def test_more_than_fifty_cells_are_described_by_type_with_a_table_of_claims(chat
     assert described.obs["scmmgpt_description"].groupby(called.to_numpy()).nunique().max() == 1
     assert set(claims) == {"group", "sentence", "kind", "subject", "verdict", "percentile"}
     assert set(claims["group"]) == set(called)
+
+
+def test_a_description_says_what_the_cells_are_and_where_from(chat, cells):
+    described = scmmgpt.describe(
+        cells, cluster_key="half", model=chat, max_new_tokens=4, checked=False, progress=False
+    )
+
+    for text in described.obs["scmmgpt_description"].unique():
+        assert text.startswith("This is a")
+        assert " from human blood." in text
 
 
 def test_a_few_cells_are_described_one_by_one(chat, cells):
@@ -93,7 +103,7 @@ def test_a_conversation_opens_with_what_the_model_reads_the_cells_as(chat, cells
 
 def test_a_choice_is_one_of_the_given_answers(chat, cells):
     talk = scmmgpt.chat(cells, cluster_key="half", model=chat)
-    prompts = [talk.read.prompt("Which is it?", group) for group in (0, 1)]
+    prompts = [talk.read.render([*talk.read.opening([group]), asked("Which is it?")]) for group in (0, 1)]
     choices = [["B cell", "B cell of a kind", "monocyte"], ["neuron", "astrocyte"]]
 
     chosen = write_choices(chat, prompts, talk.read.tokens, choices)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cell_context import Groups, read_groups
+from .cell_context import Groups, origin, read_groups
 from .claims import CellFacts, CheckedText, ClaimReader
 from .embedding import run_chunk, token_batch
 from .errors import UserError
@@ -30,6 +30,7 @@ GROUPS_AT_ONCE = 8
 CELLS_OF_GROUP, CELLS_AT_ONCE = 16, 256
 MAX_QUESTION_LETTERS = 4_000
 WHAT_IS_IT, WHAT_ARE_THEY = "What type of cell is this?", "What are these cells?"
+DESCRIBE_BY = ("Which genes speak for that?", "What does such a cell do?")
 NO_ADVICE = "I cannot give medical advice: I describe cells for research. Please ask a physician."
 NO_QUESTION = "I did not understand the question. You can ask for the type, the genes or the function of these cells."
 # Research speaks of treatments, doses and patients, too: only who is to be told what to do, or what somebody has, is asked.
@@ -112,7 +113,7 @@ class ReadGroups:
         found = [types[0] if types else "" for types in open_types]
         for start in range(0, len(unclear), GROUPS_AT_ONCE):
             some = unclear[start : start + GROUPS_AT_ONCE]
-            prompts = [self._render(reading(_choice(open_types[group]), [self.contexts[group]])) for group in some]
+            prompts = [self.render(reading(_choice(open_types[group]), [self.contexts[group]])) for group in some]
             chosen = write_choices(self.loaded, prompts, self.tokens[some], [open_types[group] for group in some])
             for group, label in zip(some, chosen, strict=True):
                 found[group] = label
@@ -142,11 +143,7 @@ class ReadGroups:
     def reader(self) -> ClaimReader:
         return ClaimReader(self.loaded.ontology, frozenset(self.loaded.processor.gene_tokenizer.genes))
 
-    def prompt(self, question: str, group: int) -> str:
-        opening = self.opening([group])
-        return self._render([*opening, asked(question)] if opening else reading(question, [self.contexts[group]]))
-
-    def _render(self, messages: list[dict[str, Any]]) -> str:
+    def render(self, messages: list[dict[str, Any]]) -> str:
         return self.loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _percentile_of(self, group: int):
@@ -235,14 +232,37 @@ def _mean_tokens(verb: Verb, rows_of_group: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(means).to(loaded.device, loaded.model.dtype)
 
 
-def answers(read: ReadGroups, question: str, max_new_tokens: int) -> list[str]:
-    """What the language model says of each group, unchecked."""
+def answers(read: ReadGroups, questions: Sequence[str], max_new_tokens: int) -> list[str]:
+    """What the language model says of each group, unchecked: its answers to some questions, one after another."""
     texts: list[str] = []
     for start in range(0, len(read.names), GROUPS_AT_ONCE):
         groups = range(start, min(start + GROUPS_AT_ONCE, len(read.names)))
-        prompts = [read.prompt(question, group) for group in groups]
-        texts += write_answers(read.loaded, prompts, read.tokens[groups.start : groups.stop], max_new_tokens)
+        talks = [read.opening([group]) for group in groups]
+        for question in questions:
+            talks = [
+                [*talk, asked(question)] if talk else reading(question, [read.contexts[group]])
+                for group, talk in zip(groups, talks, strict=True)
+            ]
+            prompts = [read.render(talk) for talk in talks]
+            new = write_answers(read.loaded, prompts, read.tokens[groups.start : groups.stop], max_new_tokens)
+            talks = [[*talk, said(whole_sentences(text))] for talk, text in zip(talks, new, strict=True)]
+        texts += [" ".join(dict.fromkeys(_answers_in(talk)[-len(questions) :])) for talk in talks]
     return texts
+
+
+def descriptions(read: ReadGroups, max_new_tokens: int) -> list[str]:
+    """What each group was read as, where it is from, and what the language model says of its genes and its function."""
+    told = answers(read, DESCRIBE_BY, max_new_tokens)
+    return [
+        f"This is {with_article(label)}{origin(read.groups.species, read.groups.tissues[group])}. {text}"
+        if label
+        else text
+        for group, (label, text) in enumerate(zip(read.read_as, told, strict=True))
+    ]
+
+
+def _answers_in(talk: list[dict[str, Any]]) -> list[str]:
+    return [message["content"][0]["text"] for message in talk if message["role"] == "assistant"]
 
 
 def whole_sentences(text: str) -> str:

@@ -177,17 +177,17 @@ def small(study: TestStudy) -> list[str]:
 def facts(chat: LoadedModel, studies: list[TestStudy], tree: TypeTree) -> dict[str, Any]:
     """Descriptions of each source type as a cluster; its printed claims against the source's own labels."""
     from scmmgpt.api import Execution, Verb
-    from scmmgpt.reading import answers, check, read_cells
+    from scmmgpt.reading import check, descriptions, read_cells
 
     right = printed = raw = rejected = pairs = wrong_context = 0
-    descriptions: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     seconds = 0.0
     for study in studies:
         verb = Verb.begin("describe", study.cells, chat, Execution(progress=False), generative=True)
         names, groups = np.unique(study.truth, return_inverse=True)
         began = time.perf_counter()
         read = read_cells(verb, list(names), groups)
-        texts = answers(read, "Describe this cell.", 64)
+        texts = descriptions(read, 64)
         seconds += time.perf_counter() - began
         for group, (truth, text) in enumerate(zip(names, texts, strict=True)):
             checked = check(read, text, group)
@@ -205,19 +205,19 @@ def facts(chat: LoadedModel, studies: list[TestStudy], tree: TypeTree) -> dict[s
                     if any(claim.kind == "type" for claim in shown):
                         pairs, rejected = pairs + 1, rejected + ("contradicted" in verdicts)
             row = {"study": study.name, "truth": truth, "called": read.labels[group], "raw": text}
-            descriptions.append(row | {"printed": checked.printed})
-    genes = [len({c for c in row["printed"].split() if c.strip(",.[]") in known_genes(chat)}) for row in descriptions]
+            rows.append(row | {"printed": checked.printed})
+    genes = [len({c for c in row["printed"].split() if c.strip(",.[]") in known_genes(chat)}) for row in rows]
     return {
-        "clusters": len(descriptions),
+        "clusters": len(rows),
         "fact_precision": round(right / max(printed, 1), 3),
         "printed_share_of_claims": round(printed / max(raw, 1), 3),
         "text_of_another_type_rejected": round(rejected / max(pairs, 1), 3),
         "pairs": pairs,
         "wrong_species_or_tissue_printed": wrong_context,
-        "distinct_descriptions": len({row["raw"] for row in descriptions}),
+        "distinct_descriptions": len({row["raw"] for row in rows}),
         "genes_named_per_description": round(float(np.mean(genes)), 2),
-        "seconds_per_cluster": round(seconds / len(descriptions), 2),
-        "descriptions": descriptions,
+        "seconds_per_cluster": round(seconds / len(rows), 2),
+        "descriptions": rows,
     }
 
 
