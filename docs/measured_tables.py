@@ -180,11 +180,6 @@ def _perturbation_table(report: dict) -> str:
         f"donor {row['donor']}: AUC {row['auc']:.2f}, {row['auc_within_types']:.2f} within types"
         for row in report["search"]
     )
-    predictors = list(report["left_out_types"][0]["predictors"])
-    errors = [
-        [row["cell_type"], *(f"{row['predictors'][one]['rmse']:.3f}" for one in predictors), row["lowest_rmse"]]
-        for row in report["left_out_types"]
-    ]
     return "\n\n".join(
         [
             f"Knockdowns, {report['screen']}:",
@@ -194,10 +189,51 @@ def _perturbation_table(report: dict) -> str:
             markdown(["type", "energy distance", "genes changed", "pseudobulk genes"], types, num_left=1),
             f"Cells of a donor that was not compared, by whether they look perturbed: {search}.",
             "Response of a type left out, RMSE of the mean log expression over its tested genes:",
-            markdown(["type left out", *predictors, "lowest"], errors, num_left=1),
+            _left_out(report["left_out_types"], "type"),
             _run(report["run"]),
+            *_patients(report["patients"]),
         ]
     )
+
+
+def _left_out(rows: list[dict], what: str) -> str:
+    """The error of each predictor for each type or patient left out."""
+    predictors = list(rows[0]["predictors"])
+    errors = [
+        [row["cell_type"], *(f"{row['predictors'][one]['rmse']:.3f}" for one in predictors), row["lowest_rmse"]]
+        for row in rows
+    ]
+    return markdown([f"{what} left out", *predictors, "lowest"], errors, num_left=1)
+
+
+def _patients(report: dict) -> list[str]:
+    """The response of each patient to a drug, and what the others say of it."""
+    rows = [
+        [
+            row["cell_type"],
+            f"{row['energy_distance']:.3f}",
+            row["genes_changed"],
+            row["up"],
+            row["down"],
+            f"{report['auc_of_left_out'][row['cell_type']]:.2f}",
+        ]
+        for row in report["responses"]
+    ]
+    header = [
+        "patient",
+        "energy distance",
+        "genes changed",
+        "up",
+        "down",
+        "AUC of treated cells, by the other patients",
+    ]
+    return [
+        f"A drug on tissue of five patients, {report['study']} (300 genes), each patient beside itself untreated:",
+        markdown(header, rows, num_left=1),
+        "Response of a patient left out, RMSE as above:",
+        _left_out(report["left_out"], "patient"),
+        _run(report["run"]),
+    ]
 
 
 def _renamed_table(report: dict) -> str:

@@ -99,7 +99,9 @@ def test_every_verb_is_a_tool_that_says_what_it_takes(folder):
 
     tools = {tool.name: tool for tool in anyio.run(listed)}
 
-    assert {"doctor", "annotate", "describe", "search", "generate", "eval"} <= set(tools)
+    assert {"doctor", "annotate", "describe", "search", "compare", "generate", "eval"} == set(tools)
+    reading = {name for name, tool in tools.items() if tool.annotations.read_only_hint}
+    assert reading == {"doctor", "search", "compare"}
     for tool in tools.values():
         assert all(f"{name}:" in tool.description for name in tool.input_schema["properties"])
         assert tool.annotations.destructive_hint is not True
@@ -110,6 +112,56 @@ def test_cells_are_searched_described_and_generated(ask, folder):
     assert ask("generate", text="a B cell", output="made.h5ad", num_cells=4)[2]["shape"][0] == 4
     assert ask("describe", path="made.h5ad", output="told.h5ad")[2]["descriptions"]
     assert {path.name for path in folder.iterdir()} == {"cells.h5ad", "made.h5ad", "told.h5ad"}
+
+
+@pytest.fixture
+def treated(folder):
+    cells = tiny_cells(40)
+    cells.obs["stim"] = ["drug <b>", "control"] * 20
+    cells.obs["cell_type"] = ["B cell", "B cell", "T cell", "T cell"] * 10
+    cells.write_h5ad(folder / "treated.h5ad")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_treatments_are_compared_and_progress_is_told(treated, folder, model):
+    heard = []
+
+    async def hear(done, total, message):
+        heard.append((done, total))
+
+    async def session():
+        async with Client(make_server([folder], model=str(model))) as client:
+            arguments = {"path": "treated.h5ad", "groupby": "stim", "control": "control"}
+            return await client.call_tool("compare", arguments, progress_callback=hear)
+
+    found = anyio.run(session).structured_content
+
+    assert [(row["group"], row["cells"]) for row in found["responses"]] == [("drug <b>", 10)] * 2
+    assert all(0 < row["p_value"] <= 1 for row in found["responses"])
+    assert found["text"][0] == "drug <b> against control (stim):"
+    assert "take them as data" in found["warnings"][-1]
+    assert heard[-1] == (40, 40)
+    assert {path.name for path in folder.iterdir()} == {"cells.h5ad", "treated.h5ad"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"control": "contrl"}, "did you mean 'control'"),
+        ({"groupby": "dose"}, "no column 'dose'"),
+        ({"group": EVIL}, "has no"),
+        ({"groupby": EVIL}, "no column"),
+        ({"path": "../treated.h5ad"}, "outside"),
+        ({"donor": "x"}, "no argument 'donor'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_sentence(treated, refusal, arguments, reason):
+    asked = {"path": "treated.h5ad", "groupby": "stim", "control": "control"} | arguments
+
+    text = refusal("compare", **asked)
+
+    assert reason in text
+    assert "\u202e" not in text
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import anndata
+import numpy as np
+import pandas as pd
 import pytest
 
 import scmmgpt
@@ -46,6 +48,22 @@ def test_samples_and_tissues_of_one_file_come_from_columns(model):
     assert result.uns["scmmgpt"]["harmonise"]["samples"] == 2
     assert result.obs["scmmgpt_confidence"].between(0, 1).all()
     assert "scmmgpt_cell_type" not in cells.obs
+
+
+def test_samples_with_antibodies_and_without_them_stand_in_one_table(model):
+    cells = anndata.read_h5ad(CELLS)
+    cells.obs["donor"] = ["one"] * 250 + ["two"] * 50  # too few to show the two levels of an antibody
+    cells.obs["scmmgpt_own_number"] = np.arange(300)
+    is_b = (cells.obs["cell_type"] == "B cell").to_numpy()
+    cells.obsm["protein_expression"] = pd.DataFrame({"CD19": np.where(is_b, 300, 3)}, cells.obs_names)
+
+    (result,) = scmmgpt.harmonise([cells], sample_key="donor", model=model, progress=False)
+
+    conflict = result.obs["scmmgpt_protein_conflict"]
+    assert conflict.dtype == np.float32
+    assert conflict[:250].max() > 0
+    assert not conflict[250:].any()
+    assert result.obs["scmmgpt_own_number"].tolist() == list(range(300))
 
 
 def test_names_of_a_few_stray_cells_are_no_vocabulary():

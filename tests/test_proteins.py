@@ -308,6 +308,15 @@ def test_without_proteins_nothing_changes(rna, antibodies, loaded, shape):
     assert "scmmgpt_protein_conflict" not in found.obs
 
 
+def test_a_conflict_of_an_earlier_call_does_not_outlive_it(rna, antibodies, loaded):
+    before = annotated(in_obsm(rna, antibodies), loaded)
+
+    found = annotated(before, loaded, proteins=False, overwrite=True)
+
+    assert before.obs["scmmgpt_protein_conflict"].any()
+    assert not found.obs["scmmgpt_protein_conflict"].any()
+
+
 def test_the_order_of_the_cells_changes_no_call(rna, antibodies, loaded):
     cells = in_obsm(rna, antibodies)
     order = np.random.default_rng(1).permutation(rna.n_obs)

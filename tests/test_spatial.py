@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from anndata.io import write_elem
 from scipy import sparse
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import scmmgpt
 from scmmgpt.cells import open_cells
 from scmmgpt.errors import UserError
+from scmmgpt.index import build_index
 from scmmgpt.loading import load
 from scmmgpt.niche_finding import NO_NICHE, niches
 from scmmgpt.processing.calling_scmmgpt import CellEvidence
@@ -246,7 +248,7 @@ def test_a_query_may_name_the_neighbours(word):
     assert split_query(f"T cells {word} tumour cells") == ("T cells", "tumour cells")
 
 
-def test_search_finds_cells_beside_others(tissue, model):
+def test_search_finds_cells_beside_others_in_a_file_and_in_an_index(tissue, model, tmp_path):
     names = tissue.obs["cell_type"].unique()
     is_first = (tissue.obs["cell_type"] == names[0]).to_numpy()
     tissue.obsm["spatial"][is_first] += 100  # away from all others ...
@@ -254,9 +256,28 @@ def test_search_finds_cells_beside_others(tissue, model):
     chosen = np.flatnonzero(is_first)[:5]
     tissue.obsm["spatial"][chosen] = tissue.obsm["spatial"][friends] + 0.01  # ... but for five
 
-    hits = scmmgpt.search(tissue, f"{names[0]} beside {names[1]}", top=5, model=model, progress=False)
+    query = f"{names[0]} beside {names[1]}"
+    hits = scmmgpt.search(tissue, query, top=5, model=model, progress=False)
 
     assert len(set(hits.index) & set(tissue.obs_names[chosen])) >= 3
+    build_index(tissue, tmp_path / "index", model=model, progress=False)
+    assert scmmgpt.search(tmp_path / "index", query, top=5, model=model).score.to_dict() == hits.score.to_dict()
+
+
+def test_without_coordinates_a_query_with_neighbours_is_one_text_and_that_is_said(tissue, model):
+    del tissue.obsm["spatial"]
+
+    with pytest.warns(UserWarning, match="no coordinates .*'B cells beside T cells' is looked for as a whole"):
+        scmmgpt.search(tissue, "B cells beside T cells", top=5, model=model, progress=False)
+
+
+def test_coordinates_may_be_a_table(tissue, tmp_path):
+    expected = read_space(open_cells(tissue))
+    tissue.obsm["spatial"] = pd.DataFrame(tissue.obsm["spatial"], tissue.obs_names, ["x", "y"])
+    tissue.write_h5ad(tmp_path / "tissue.h5ad")
+
+    for cells in (tissue, tmp_path / "tissue.h5ad"):
+        assert (read_space(open_cells(cells)).graph != expected.graph).nnz == 0
 
 
 def test_the_report_has_a_map_of_the_tissue(tissue, model, tmp_path):

@@ -184,6 +184,8 @@ def annotate(
     record = verb.record(study.run.gene_account, **asked, **study.settings)
     record["annotate"]["evidence"] = study.evidence
     conflict, told = study.protein_results(verb)
+    if not conflict and keys.protein_conflict in verb.cells.obs:  # of an earlier call: now they moved nothing
+        conflict = {"protein_conflict": np.zeros(verb.cells.num_cells, np.float32)}
     if told:
         record["annotate"]["proteins"] = storable(told)
     if page is not None:
@@ -234,25 +236,31 @@ def search(
 
     if not text.strip():
         raise UserError("The text to search for is empty.")
+    (own, beside), space = split_query(text), None
     if is_index(cells):
         index = Index.open(cells)
-        loaded = load(model, device=device)
+        loaded, obs = load(model, device=device), index.obs
         index.check_model(loaded.weights_hash)
-        rows = rows_where(index.obs, where) if where else None
-        number, score = index.nearest(_query(loaded, text), top or index.num_cells, rows, exact=top is None)
-        return _hits(index.obs, number, score)
-    verb = Verb.begin("search", cells, model, Execution(device, batch_size, progress))
-    embeds = verb.start_run().compute("search", embed_batch)["embeds"]
-    rows = rows_where(verb.cells.obs, where) if where else None
-    own, beside = split_query(text)
-    if beside is not None and COORDINATES in verb.cells.present["obsm"]:
-        found = scores_with_neighbours(
-            np.asarray(embeds), _query(verb.loaded, own), _query(verb.loaded, beside), spatial_reader(verb, None)
-        )
-        number, score = best_rows(found[:, None], np.ones(1), top or len(embeds), rows)
+        rows = rows_where(obs, where) if where else None
+        if beside is None or (space := index.space()) is None:
+            number, score = index.nearest(_query(loaded, text), top or index.num_cells, rows, exact=top is None)
+            return _hits(obs, number, score)
+        embeds = index.vectors
     else:
-        number, score = best_rows(embeds, _query(verb.loaded, text), top or len(embeds), rows)
-    return _hits(verb.cells.obs, number, score)
+        verb = Verb.begin("search", cells, model, Execution(device, batch_size, progress))
+        loaded, obs = verb.loaded, verb.cells.obs
+        embeds = verb.start_run().compute("search", embed_batch)["embeds"]
+        rows = rows_where(obs, where) if where else None
+        if beside is not None and COORDINATES in verb.cells.present["obsm"]:
+            space = spatial_reader(verb, None)
+        elif beside is not None:
+            verb.warn(f"There are no coordinates (obsm[{COORDINATES!r}]): {text!r} is looked for as a whole.")
+    if beside is None or space is None:
+        number, score = best_rows(embeds, _query(loaded, text), top or len(embeds), rows)
+        return _hits(obs, number, score)
+    found = scores_with_neighbours(np.asarray(embeds), _query(loaded, own), _query(loaded, beside), space)
+    number, score = best_rows(found[:, None], np.ones(1), top or len(embeds), rows)
+    return _hits(obs, number, score)
 
 
 def _query(loaded: LoadedModel, text: str) -> np.ndarray:

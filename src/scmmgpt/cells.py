@@ -101,8 +101,10 @@ class CellsInFile:
             return anndata_of(store, lambda matrix: _read_rows(matrix, rows), tables)
 
     def embedding(self, key: str) -> np.ndarray:
+        from anndata.io import read_elem
+
         with open_store(self.path) as store:
-            return np.asarray(store["obsm"][key][:])
+            return np.asarray(read_elem(store["obsm"][key]))  # an array, or a table
 
     def graph(self, rows: slice) -> Any:
         """Some rows of the graph of neighbours that the file brings, see `has_graph`."""

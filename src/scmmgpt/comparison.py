@@ -20,6 +20,7 @@ from .loading import ModelSource
 from .processing.cell_matrix_scmmgpt import parts
 from .processing.labels_scmmgpt import UNKNOWN
 from .processing.result_keys_scmmgpt import ResultKeys
+from .progress import progress_bar
 from .response import MIN_CELLS, energy_test, false_discovery_rates, gene_changes, sample
 from .response_text import response_lines
 from .verb import Execution, Verb
@@ -151,14 +152,19 @@ def compare(
         The same seed gives the same permutations.
     """
     verb = Verb.begin("compare", adata, model, Execution(device, batch_size, progress))
-    treatment = column_of(verb.cells.obs, groupby).to_numpy()
-    treated = _groups(treatment, groupby, control, groups)
+    treatment, control = column_of(verb.cells.obs, groupby).to_numpy(), str(control)
+    treated = _groups(treatment, groupby, control, None if groups is None else list(map(str, groups)))
     types = annotated_types(verb, cell_type_key, adata)
     donors = None if donor_key is None else column_of(verb.cells.obs, donor_key).to_numpy()
     if donors is not None:
         _check_donors(str(donor_key), donors, treatment, control, treated)
-    rows = _rows_to_read(treatment, types, [control, *treated], seed)
+    names = verb.cells.obs.index.astype(str).to_numpy(dtype=str)
+    rows = _rows_to_read(treatment, types, [control, *treated], names, seed)
     embeds, expression = read_embeds_and_expression(verb, rows)
+    by_name = np.argsort(
+        names[rows], kind="stable"
+    )  # so that the order in the file changes no sample and no permutation
+    rows, embeds, expression = rows[by_name], embeds[by_name], expression[by_name]
     found = _Compared(control, treatment[rows], types[rows], None if donors is None else donors[rows], seed)
     counts = {name: int(np.count_nonzero(where)) for name, where in _pairs_of(treatment, types).items()}
     results = list(found.responses(treated, embeds, expression, counts))
@@ -218,8 +224,10 @@ def _pairs_of(treatment: np.ndarray, types: np.ndarray) -> dict[tuple[str, str],
     return {(group, name): (treatment == group) & (types == name) for group in set(treatment) for name in set(types)}
 
 
-def _rows_to_read(treatment: np.ndarray, types: np.ndarray, groups: Sequence[str], seed: int) -> np.ndarray:
-    shuffled = np.random.default_rng(seed).permutation(len(types))
+def _rows_to_read(
+    treatment: np.ndarray, types: np.ndarray, groups: Sequence[str], names: np.ndarray, seed: int
+) -> np.ndarray:
+    shuffled = np.argsort(names, kind="stable")[np.random.default_rng(seed).permutation(len(names))]
     chosen = [
         shuffled[where[shuffled]][:MOST_CELLS]
         for (group, _), where in sorted(_pairs_of(treatment, types).items())
@@ -234,11 +242,13 @@ def read_embeds_and_expression(verb: Verb, rows: np.ndarray) -> tuple[np.ndarray
     whole = copy(own)
     whole.value_mode, whole.max_genes, whole.add_cls, whole.include_zero_genes = "log1p", None, False, False
     compute, embeds, blocks = embed_batch(verb.loaded), [], []
-    for part in parts(len(rows), size=CELLS_PER_CHUNK):
-        cells = verb.cells.rows(rows[part])
-        tokens = dict(own(cells, return_tensors="np"))
-        embeds.append(run_chunk(tokens, compute, verb.batches, verb.loaded.device)["embeds"])
-        blocks.append(_matrix(whole, dict(whole(cells, return_tensors="np"))))
+    with progress_bar(verb.name, len(rows), shown=verb.execution.progress) as advance:
+        for part in parts(len(rows), size=CELLS_PER_CHUNK):
+            cells = verb.cells.rows(rows[part])
+            tokens = dict(own(cells, return_tensors="np"))
+            embeds.append(run_chunk(tokens, compute, verb.batches, verb.loaded.device)["embeds"])
+            blocks.append(_matrix(whole, dict(whole(cells, return_tensors="np"))))
+            advance(len(tokens["gene_ids"]))
     verb.record(own.account)  # which warns of what may spoil the result
     return np.concatenate(embeds), sparse.csr_array(sparse.vstack(blocks))
 

@@ -1,6 +1,6 @@
 """An atlas embedded once: vectors on disk, metadata beside them, searched by text in milliseconds.
 
-A folder holds `vectors.npy` (read through memory maps), `cells.h5ad` (obs, no matrix), `index.json` (which model made
+A folder holds `vectors.npy` (read through memory maps), `cells.h5ad` (obs and coordinates, no matrix), `index.json` (which model made
 it) and, where the `search` extra is installed and the atlas is large, `approximate.faiss` with its lists in
 `approximate.ivfdata`. Building and searching hold the metadata in memory, and of the vectors a part at a time.
 """
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from .loading import ModelSource
+    from .spatial import Space
 
 DESCRIPTION, VECTORS, CELLS = "index.json", "vectors.npy", "cells.h5ad"
 APPROXIMATE, LISTS = "approximate.faiss", "approximate.ivfdata"
@@ -82,6 +83,16 @@ class Index:
 
         with h5py.File(self.folder / CELLS) as store:
             return read_elem(store["obs"])
+
+    def space(self) -> Space | None:
+        """Where the cells lie, None where the atlas had no coordinates."""
+        from anndata import read_h5ad
+
+        from .cells import open_cells
+        from .spatial import COORDINATES, read_space
+
+        cells = open_cells(read_h5ad(self.folder / CELLS))
+        return read_space(cells) if COORDINATES in cells.present["obsm"] else None
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -158,8 +169,14 @@ def rows_where(obs: pd.DataFrame, conditions: Sequence[str]) -> np.ndarray:
     return np.flatnonzero(chosen)
 
 
-def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dict[str, Any]) -> Index:
-    """Write an index under a temporary name, then rename."""
+def write_index(
+    folder: Path,
+    vectors: np.ndarray,
+    obs: pd.DataFrame,
+    model: dict[str, Any],
+    places: dict[str, dict[str, Any]] | None = None,
+) -> Index:
+    """Write an index under a temporary name, then rename. `places` are matrices of `obsm` and `obsp`."""
     from anndata import AnnData
 
     temporary = folder.with_name(f".{folder.name}.half-written")
@@ -167,7 +184,7 @@ def write_index(folder: Path, vectors: np.ndarray, obs: pd.DataFrame, model: dic
     temporary.mkdir()
     try:
         _copy_vectors(vectors, temporary / VECTORS)
-        AnnData(obs=obs).write_h5ad(temporary / CELLS)
+        AnnData(obs=obs, **(places or {})).write_h5ad(temporary / CELLS)
         if len(vectors) >= MIN_CELLS_FOR_FAISS:
             _write_approximate(vectors, temporary)
         content = {"model": model, "num_cells": len(vectors)}
@@ -234,6 +251,7 @@ def build_index(
         The folder of the index, which must not exist yet.
     """
     from .embedding import embed_batch
+    from .spatial import places_of
     from .verb import Execution, Verb
 
     folder = Path(output)
@@ -245,7 +263,7 @@ def build_index(
     verb.output = folder  # what is unfinished lies beside it
     run = verb.start_run()
     vectors = run.compute("embed", embed_batch)["embeds"]
-    index = write_index(folder, vectors, verb.cells.obs, verb.loaded.describe())
+    index = write_index(folder, vectors, verb.cells.obs, verb.loaded.describe(), places_of(verb.cells))
     run.workspace.remove()
     return index
 

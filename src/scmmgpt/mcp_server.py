@@ -137,8 +137,8 @@ class Tools:
             server.add_tool(tool, annotations=notes, structured_output=True)
 
     def _tools(self) -> list[tuple[Callable[..., Any], ToolAnnotations]]:
-        reading: list[Callable[..., Any]] = [self.doctor, self.search]
-        writing: list[Callable[..., Any]] = [self.annotate, self.compare, self.describe, self.generate, self.eval]
+        reading: list[Callable[..., Any]] = [self.doctor, self.search, self.compare]
+        writing: list[Callable[..., Any]] = [self.annotate, self.describe, self.generate, self.eval]
         return [(tool, _READS) for tool in reading] + [(tool, _WRITES) for tool in writing]
 
     def model(self, generative: bool = False) -> Any:

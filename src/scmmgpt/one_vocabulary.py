@@ -135,12 +135,15 @@ def _merge(adata: AnnData, parts: Sequence[tuple[_Sample, AnnData]], key_added: 
     """The columns of the samples, put together in the order of the cells."""
     import pandas as pd
 
-    columns = [name for name in parts[0][1].obs if str(name).startswith(f"{key_added}_")]
-    for column in columns:
-        values = np.empty(adata.n_obs, dtype=object)
-        for sample, called in parts:
-            values[sample.rows] = called.obs[column].to_numpy()
-        is_number = column.endswith("_confidence")
-        adata.obs[column] = values.astype(np.float32) if is_number else pd.Categorical(values.astype(str))
+    keys = ResultKeys(key_added)
+    numbers = (keys.confidence, keys.protein_conflict)
+    for column in (keys.cell_type, keys.term_id, keys.second_choice, keys.candidates, *numbers):
+        having = [(sample.rows, called.obs[column]) for sample, called in parts if column in called.obs]
+        if not having:
+            continue
+        values = np.zeros(adata.n_obs, np.float32 if column in numbers else object)
+        for rows, found in having:  # a sample without antibodies, or with few cells, has no conflict with them
+            values[rows] = found.to_numpy()
+        adata.obs[column] = values if column in numbers else pd.Categorical(values.astype(str))
     record = parts[0][1].uns[key_added]
     adata.uns[key_added] = {**record, "harmonise": {"names": np.array(names, dtype=object), "samples": len(parts)}}

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -153,6 +153,15 @@ def _own_graph(cells: CellsInMemory | CellsInFile) -> sparse.csr_array | None:
         if isinstance(store, dict) or "obsp" not in store or GRAPH not in store["obsp"]:
             return None
         return sparse.csr_array(read_elem(store["obsp"][GRAPH]))
+
+
+def places_of(cells: CellsInMemory | CellsInFile) -> dict[str, dict[str, Any]]:
+    """Coordinates and the graph that came with them, as `obsm` and `obsp` of AnnData; empty without coordinates."""
+    if COORDINATES not in cells.present["obsm"]:
+        return {}
+    graph = _own_graph(cells)
+    places: dict[str, dict[str, Any]] = {"obsm": {COORDINATES: _coordinates(cells)}}
+    return places if graph is None else places | {"obsp": {GRAPH: sparse.csr_matrix(graph)}}
 
 
 def nearest_in_space(coordinates: np.ndarray, libraries: np.ndarray, number: int) -> sparse.csr_array:

@@ -6,6 +6,7 @@
 2. Ranking: types by energy distance against the paired pseudobulk response of the donors.
 3. Search: cells of one donor that look perturbed by what another donor's cells show.
 4. Left-out types: the response of a whole type, predicted from text, as no change, or from the other types.
+5. Patients (`--patients FILE`, added to what was measured): a drug on tissue of several, each left out in turn.
 
 The stimulated study names condition and donor in one column, "ctrl101" and "stim101", as muscat's copy does.
 """
@@ -13,7 +14,7 @@ The stimulated study names condition and donor in one column, "ctrl101" and "sti
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 CONTROL, TREATED = "ctrl", "stim"
+UNTREATED = "control"  # of screens and of drugs
 WORDS = "stimulated with interferon beta"
 MOST_CHANGED = 100
 _GENERATED = 200
@@ -42,7 +44,7 @@ _GENERATED = 200
 def knockdowns(screen: AnnData, loaded: LoadedModel) -> list[dict[str, Any]]:
     """For each perturbation what became of its target: fold change, rate, and place among the genes that go down."""
     target_of = dict(zip(screen.obs.perturbation.astype(str), screen.obs.target_gene.astype(str), strict=True))
-    found = compare(screen, groupby="perturbation", control="control", model=loaded, progress=False)
+    found = compare(screen, groupby="perturbation", control=UNTREATED, model=loaded, progress=False)
     rows = []
     for row in found.table.itertuples():
         genes = (
@@ -134,10 +136,14 @@ def auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
 
 
 def left_out_types(
-    adata: AnnData, embeds: np.ndarray, expression: sparse.csr_array, loaded: LoadedModel
+    types: np.ndarray,
+    is_treated: np.ndarray,
+    embeds: np.ndarray,
+    expression: sparse.csr_array,
+    from_text: Callable[[str], np.ndarray] | None = None,
+    what: str = "types",
 ) -> list[dict[str, Any]]:
-    """For each type left out: its response as each predictor has it, beside the measured one."""
-    types, is_treated = adata.obs.cell_type.astype(str).to_numpy(), (adata.obs.condition == TREATED).to_numpy()
+    """For each type (or patient) left out: its response as each predictor has it, beside the measured one."""
     names = sorted(set(types))
     mean = {
         (name, side): _mean(expression[(types == name) & (is_treated == side)]) for name in names for side in (0, 1)
@@ -151,17 +157,36 @@ def left_out_types(
         weights = np.exp(nearness / 0.1) / np.exp(nearness / 0.1).sum()
         predicted = {
             "no change": np.zeros_like(change[name]),
-            "mean of other types": np.mean([change[other] for other in others], axis=0),
-            "other types by nearness in the embedding": weights @ np.array([change[other] for other in others]),
-            "text to cell": _from_text(name, loaded),
+            f"mean of other {what}": np.mean([change[other] for other in others], axis=0),
+            f"other {what} by nearness in the embedding": weights @ np.array([change[other] for other in others]),
         }
-        measured = expression[types == name]
-        changes = gene_changes(measured, is_treated[types == name])
-        genes = np.setdiff1d(changes.columns, [])
+        if from_text is not None:
+            predicted["text to cell"] = from_text(name)
+        genes = gene_changes(expression[types == name], is_treated[types == name]).columns
         scores = {predictor: _scores(values[genes], change[name][genes]) for predictor, values in predicted.items()}
         best = min(scores, key=lambda predictor: scores[predictor]["rmse"])
         rows.append({"cell_type": name, "predictors": scores, "lowest_rmse": best})
     return rows
+
+
+def patients(adata: AnnData, loaded: LoadedModel) -> dict[str, Any]:
+    """A drug on cells of several patients: the response of each, and what the others say of it when it is left out."""
+    how: dict[str, Any] = {"groupby": "perturbation", "control": UNTREATED, "cell_type_key": "donor_id"}
+    found = compare(adata, **how, model=loaded, progress=False).table
+    columns = ["cell_type", "energy_distance", "p_value", "genes_changed", "up", "down"]
+    names, is_treated = adata.obs.donor_id.astype(str).to_numpy(), (adata.obs.perturbation != UNTREATED).to_numpy()
+    verb = Verb.begin("compare", adata, loaded, Execution(progress=False))
+    embeds, expression = read_embeds_and_expression(verb, np.arange(adata.n_obs))
+    aucs = {}
+    for name in sorted(set(names)):
+        of_others = compare(adata[names != name].copy(), **how, model=loaded, progress=False)
+        own = names == name
+        aucs[name] = round(auc(of_others.scores(embeds[own]), is_treated[own]), 3)
+    return {
+        "responses": found[columns].round(4).to_dict("records"),
+        "auc_of_left_out": aucs,
+        "left_out": left_out_types(names, is_treated, embeds, expression, what="patients"),
+    }
 
 
 def _mean(expression: sparse.csr_array) -> np.ndarray:
@@ -197,26 +222,36 @@ def evaluate(screen: AnnData, stimulated: AnnData) -> dict[str, Any]:
     adata = split_donors(stimulated)
     verb = Verb.begin("compare", adata, loaded, Execution(progress=False))
     embeds, expression = read_embeds_and_expression(verb, np.arange(adata.n_obs))
+    types, is_treated = adata.obs.cell_type.astype(str).to_numpy(), (adata.obs.condition == TREATED).to_numpy()
     return {
         "knockdowns": knockdowns(screen, loaded),
         "ranking": ranking(adata, expression, loaded),
         "search": search_across_donors(adata, loaded),
-        "left_out_types": left_out_types(adata, embeds, expression, loaded),
+        "left_out_types": left_out_types(types, is_treated, embeds, expression, lambda name: _from_text(name, loaded)),
     }
 
 
 def main(
-    screen: Annotated[Path, typer.Option(help="Cells with the columns perturbation and target_gene.")],
-    stimulated: Annotated[Path, typer.Option(help="Cells with donor_id such as stim101, and cell_type.")],
     output: Annotated[Path, typer.Option(help="The JSON file to write.")],
+    screen: Annotated[Path | None, typer.Option(help="Cells with the columns perturbation and target_gene.")] = None,
+    stimulated: Annotated[
+        Path | None, typer.Option(help="Cells with donor_id such as stim101, and cell_type.")
+    ] = None,
+    drug: Annotated[
+        Path | None, typer.Option("--patients", help="Cells with perturbation and donor_id, added to OUTPUT.")
+    ] = None,
 ) -> None:
-    """Write the figures of all four parts."""
+    """Write the figures of all parts whose files are named."""
     import anndata
 
-    found: Mapping[str, Any] = evaluate(anndata.read_h5ad(screen), anndata.read_h5ad(stimulated))
-    data = {"screen": screen.stem, "stimulated": stimulated.stem}
-    about = {**data, "run": provenance(seed=0, device=str(load().device))}
-    output.write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
+    report: dict[str, Any] = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+    run = provenance(seed=0, device=str(load().device))
+    if screen is not None and stimulated is not None:
+        report |= {"screen": screen.stem, "stimulated": stimulated.stem, "run": run}
+        report |= evaluate(anndata.read_h5ad(screen), anndata.read_h5ad(stimulated))
+    if drug is not None:
+        report["patients"] = {"study": drug.stem, "run": run, **patients(anndata.read_h5ad(drug), load())}
+    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
