@@ -138,7 +138,7 @@ def annotate(
     json: AsJson = False,
 ) -> None:
     """Annotate each cell with a cell-type label and a calibrated confidence."""
-    from . import api
+    from .lean_start import api
     from .summary import annotation_summary
 
     how: dict[str, Any] = {"tissue": tissue, "min_confidence": min_confidence, "cluster_key": cluster_key}
