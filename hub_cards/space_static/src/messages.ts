@@ -1,6 +1,6 @@
 // What page and worker say to each other.
 
-import type { StudyEvidence } from "./evidence";
+import type { SpeakingGenes } from "./evidence";
 import type { Account, Asked } from "./study";
 
 /** Values of a column of text: the names that there are, and the number of each cell's name. */
@@ -18,7 +18,7 @@ export interface Shown {
   candidates: Column;
   together: boolean;
   held: string[];
-  evidence: StudyEvidence;
+  evidence: SpeakingGenes[];
   warnings: string[];
   seconds: number;
 }

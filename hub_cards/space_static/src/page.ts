@@ -178,7 +178,7 @@ function showTypes(found: Shown): void {
   const order = Array.from(names.keys()).sort((one, other) => numbers[other] - numbers[one]);
   byId("types").replaceChildren(
     ...order.map((code) => {
-      const evidence = found.evidence.table.find((row) => row.cellType === names[code]), row = document.createElement("tr");
+      const evidence = found.evidence.find((row) => row.cellType === names[code]), row = document.createElement("tr");
       const name = element("th", names[code]);
       name.setAttribute("scope", "row");
       name.prepend(dot(colourOfName(names[code], code)), " ");
