@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -172,7 +173,9 @@ def test_a_folder_that_is_no_page_is_refused(folder):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The built page."""
+    """The page that SCMMGPT_PAGE names, else one that is built for these tests."""
+    if "SCMMGPT_PAGE" in os.environ:
+        return Path(os.environ["SCMMGPT_PAGE"])
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -267,6 +270,43 @@ def test_wrong_files_each_get_a_sentence(visitor, tmp_path):
         assert said in answer, name
 
     assert "300 cells" in visitor.open(CELLS), "the page still works"
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_node
+def test_a_file_above_two_gigabytes_is_read_and_only_its_copy_is_refused(visitor, tmp_path):
+    path = shutil.copy(CELLS, tmp_path / "large.h5ad")
+    with h5py.File(path, "a") as file:
+        large = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        large.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        large.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((2_200_000_000,))
+        h5py.h5d.create(file["uns"].id, b"large", h5py.h5t.NATIVE_INT8, space, large)
+    assert path.stat().st_size > 2**31
+
+    assert "300 cells" in visitor.open(path)
+    visitor.name_cells()
+    visitor.page.click("#h5ad")
+    visitor.wait()
+
+    assert "does not fit into the memory of a browser: download the CSV" in visitor.error
+    assert len(pd.read_csv(visitor.download("#csv", tmp_path / "labels.csv"))) == 300
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_node
+def test_what_is_cancelled_leaves_the_page_as_it_was(visitor):
+    visitor.open(CELLS)
+
+    visitor.page.click("#annotate")
+    visitor.page.click("#cancel")
+    visitor.wait()
+
+    assert visitor.text("#status").startswith("Cancelled")
+    visitor.name_cells()
+    assert "CD14-positive monocyte" in visitor.text("#types")
 
 
 def with_values(cells, value):

@@ -32,7 +32,7 @@ export interface Opened {
 }
 
 export type Request =
-  | { do: "start"; base: string; threads: number; engine: "wasm" | "webgpu" }
+  | { do: "start"; base: string; threads: number }
   | { do: "open"; file: File }
   | { do: "annotate"; asked: Asked }
   | { do: "search"; text: string }

@@ -31,8 +31,7 @@ function begin(): void {
   worker.onmessage = ({ data }: MessageEvent<Answer>) => receive(data);
   worker.onerror = (event) => fail(`The page could not start its work (${event.message || "a file of it is missing"}). Reload it.`);
   const threads = window.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency || 1) : 1;
-  const asksForWebGpu = new URLSearchParams(location.search).get("engine") === "webgpu" && "gpu" in navigator;
-  ask({ do: "start", base: document.baseURI, threads, engine: asksForWebGpu ? "webgpu" : "wasm" });
+  ask({ do: "start", base: document.baseURI, threads });
 }
 
 function ask(request: Request): void {

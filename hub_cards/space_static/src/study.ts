@@ -232,6 +232,7 @@ export class Study {
     const numImplausible = this.isImplausible.filter(Boolean).length;
     if (numImplausible) found.push(`${numImplausible} of ${account.numCells} cells look like noise, or like counts under wrong gene names.`);
     if (this.isNoise) found.push("The cells vary hardly more than random counts from one profile, as in empty droplets.");
+    if (this.file.isActivity) found.push("These are gene activities of chromatin, which this page reads as RNA; the Python package has a calibration for them.");
     for (const { kind, number, names } of account.setAside) found.push(`${number} rows of kind ${kind} are not read: ${names.join(", ")}.`);
     return found;
   }
