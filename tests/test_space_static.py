@@ -215,7 +215,7 @@ def test_a_visitor_names_selects_searches_and_downloads(visitor, tmp_path):
     found = anndata.read_h5ad(visitor.download("#h5ad", tmp_path / "annotated.h5ad"))
     table = pd.read_csv(visitor.download("#csv", tmp_path / "labels.csv"), index_col="cell")
     hits = visitor.search("a B cell")
-    visitor.draw_around(0, 0, 1, 1)
+    visitor.draw_around(0.01, 0.01, 0.99, 0.99)
 
     assert_same_calls(found.obs, expected.obs)
     assert table.index.tolist() == found.obs_names.tolist()

@@ -17,7 +17,8 @@ export interface Shown {
   second: Column;
   candidates: Column;
   together: boolean;
-  held: string[];
+  /** How many names cells could get. */
+  labels: number;
   evidence: SpeakingGenes[];
   warnings: string[];
   seconds: number;

@@ -71,7 +71,7 @@ const receivers: { [Is in Exclude<Answer["is"], "progress">]: (said: Answer & { 
   map: ({ places }) => {
     scatter.setPlaces(places);
     byId("no-map").hidden = true;
-    status.textContent = "The map is drawn.";
+    status.textContent = shown ? "The cells are named, and the map is drawn." : "The map is drawn.";
     paint();
   },
   column: ({ name, column }) => {
@@ -102,6 +102,7 @@ function open(file: File): void {
   selected = new Int32Array(0);
   for (const id of ["account", "warnings"]) byId(id).hidden = true;
   for (const id of ["legend", "types", "hits"]) byId(id).replaceChildren();
+  byId("decided").textContent = "Not named yet.";
   byId("no-map").hidden = false;
   scatter.setPlaces(new Float32Array(0));
   ask({ do: "open", file });
@@ -160,8 +161,13 @@ function asked(): Asked {
 function showAnnotated(found: Shown, account: Account): void {
   shown = found;
   showAccount(account);
-  const ways = found.together ? "the study decided together" : "each cell was judged by its own evidence";
-  status.textContent = `${account.numCells.toLocaleString("en")} cells are named after ${found.seconds.toFixed(1)} s: ${ways}.`;
+  const number = account.numCells.toLocaleString("en");
+  status.textContent = `${number} cells are named.`;
+  byId("decided").textContent = found.together
+    ? `${number} cells named in ${found.seconds.toFixed(1)} s. The study decided together: neighbours spoke for one another, and of ` +
+      `${found.labels} types only those are called that it holds (annotate() in Python, without antibodies).`
+    : `${number} cells named in ${found.seconds.toFixed(1)} s. Each cell was judged among ${found.labels} names by its own evidence ` +
+      "(annotate(consensus=False) in Python, without antibodies).";
   byId("warnings").replaceChildren(...found.warnings.map((warning) => element("li", warning)));
   byId("warnings").hidden = !found.warnings.length;
   fillColours();

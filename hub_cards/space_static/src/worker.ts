@@ -176,10 +176,10 @@ function recordOf(found: Shown): Record<string, string> {
 }
 
 function shownOf(found: Annotated, seconds: number): Shown {
-  const { calls, sets, together, held, evidence, warnings } = found;
+  const { calls, sets, together, labels, evidence, warnings } = found;
   return {
     cellType: columnOf(calls.labels), termId: columnOf(calls.termIds), confidence: calls.confidence, second: columnOf(calls.second),
-    candidates: columnOf(sets), together, held, evidence, warnings, seconds,
+    candidates: columnOf(sets), together, labels: labels.labels.length, evidence, warnings, seconds,
   };
 }
 
