@@ -1,6 +1,6 @@
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { gzipSync } from "node:zlib";
 import { defineConfig, type Plugin } from "vite";
 
@@ -14,8 +14,7 @@ function besides(): Plugin {
   return {
     name: "besides",
     configResolved(config) {
-      out = join(config.root, config.build.outDir);
-      if (config.build.outDir.startsWith("/")) out = config.build.outDir;
+      out = resolve(config.root, config.build.outDir);
     },
     generateBundle(_, bundle) {
       const files = ["./", ...Object.keys(bundle).map((name) => `./${name}`), ...RUNTIME.slice(0, 2).map((name) => `./ort/${name}`), `./ort/${PACKED[0]}.gz`];
@@ -30,6 +29,7 @@ function besides(): Plugin {
       for (const name of RUNTIME) copyFileSync(join(from, name), join(out, "ort", name));
       for (const name of PACKED) writeFileSync(join(out, "ort", `${name}.gz`), gzipSync(readFileSync(join(from, name)), { level: 9 }));
       copyFileSync("sample.h5ad", join(out, "sample.h5ad"));
+      copyFileSync("node_modules/h5wasm/LICENSE.txt", join(out, "LICENSE_h5wasm.txt")); // wants to stay with the software
     },
   };
 }

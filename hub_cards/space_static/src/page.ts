@@ -15,6 +15,7 @@ const status = byId("status"), progress = byId<HTMLProgressElement>("progress"),
 const mapChoice = byId<HTMLSelectElement>("map"), colourChoice = byId<HTMLSelectElement>("colour");
 
 let worker: Worker;
+let sample: Promise<Blob>;
 let opened: Opened | null = null, shown: Shown | null = null, scores: Float32Array | null = null;
 let coloured: { name: string; column: Column } | null = null;
 let selected = new Int32Array(0);
@@ -26,6 +27,7 @@ const scatter = new Scatter(byId<HTMLCanvasElement>("points"), byId<HTMLCanvasEl
 
 /** A worker that is begun from a blob has the page's own Content-Security-Policy; one from a file would have none. */
 function begin(): void {
+  sample = fetch("sample.h5ad").then((response) => response.blob()); // now, so that nothing is asked for later
   const begun = `import ${JSON.stringify(new URL(workerUrl, document.baseURI).href)};`;
   worker = new Worker(URL.createObjectURL(new Blob([begun], { type: "text/javascript" })), { type: "module" });
   worker.onmessage = ({ data }: MessageEvent<Answer>) => receive(data);
@@ -364,10 +366,7 @@ function listen(): void {
       if (file && isReady && !isBusy) open(file);
     });
   }
-  byId("sample").addEventListener("click", async () => {
-    const response = await fetch("sample.h5ad");
-    open(new File([await response.blob()], "sample.h5ad"));
-  });
+  byId("sample").addEventListener("click", async () => open(new File([await sample], "sample.h5ad")));
   for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=which]")) {
     radio.addEventListener("change", () => {
       byId("own-labels").hidden = radio.value !== "own";
@@ -401,11 +400,14 @@ async function keepForLater(): Promise<void> {
   if (!("serviceWorker" in navigator)) return;
   try {
     await navigator.serviceWorker.register("./sw.js");
-    await Promise.race([navigator.serviceWorker.ready, new Promise((resolve) => setTimeout(resolve, 4000))]);
+    const isInCharge = navigator.serviceWorker.ready.then(() => navigator.serviceWorker.controller ?? taken());
+    await Promise.race([isInCharge, new Promise((resolve) => setTimeout(resolve, 4000))]);
   } catch {
     // Without it the page works all the same, while there is a connection.
   }
 }
+
+const taken = () => new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
 
 listen();
 if (!scatter.isPossible) byId("no-map").textContent = "This browser has no WebGL, so there is no map; all else works.";
