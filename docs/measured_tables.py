@@ -348,7 +348,53 @@ def _calibration_table(report: dict) -> str:
     return f"{markdown(header, rows, num_left=1)}\n\n{_run(report['run'])}"
 
 
+def _browser_table(report: dict) -> str:
+    """The page in Chromium: size and requests, time and memory, equality with Python."""
+    size, timed = report["size"], [report[name] for name in ("seconds", "memory") if name in report]
+    first = [
+        ["the whole page", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"],
+        ["first paint, from a local server", f"{size['first_paint_ms']} ms"],
+        ["requests after the page has loaded, through a whole visit", str(len(size["requests_after"]))],
+    ]
+    header = ["opened and named", "clock", "processor", "largest process", "before the file", "load of the machine"]
+    second = [
+        [
+            f"{row['cells']:,} cells x {row['genes']:,} genes, {row['entries'] / 1e6:.1f} million entries",
+            f"{row['wall_s']:.0f} s",
+            f"{row['cpu_s']:.0f} s",
+            f"{row['peak_mb']:,.0f} MB",
+            f"{row['peak_before_mb']:,.0f} MB",
+            f"{row['load_average']:.1f}",
+        ]
+        for row in timed
+    ]
+    ways = "default", "own labels"
+    third = [
+        [
+            row["file"],
+            f"{row['cells']:,} x {row['genes']:,}",
+            f"{row['lowest_cosine']:.7f}",
+            *(f"{row[f'same_{name}, {way}']:.2%}" for way in ways for name in ("cell_type", "candidates")),
+        ]
+        for row in report.get("equality", [])
+    ]
+    titles = [
+        "file",
+        "cells x genes",
+        "lowest cosine",
+        *(f"same {n}, {way}" for way in ways for n in ("names", "sets")),
+    ]
+    tables = [
+        markdown(["", ""], first, num_left=2),
+        markdown(header, second, num_left=1),
+        markdown(titles, third, num_left=1),
+    ]
+    about = report["machine"]
+    return "\n\n".join([*tables, f"Headless Chromium on {about['processor']}, {about['cores']} cores."])
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
+    "browser": _browser_table,
     "chromatin": _chromatin_table,
     "index": _index_table,
     "mouse_calibration": _calibration_table,

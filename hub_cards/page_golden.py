@@ -109,7 +109,6 @@ def _asked() -> list[dict[str, Any]]:
     return [
         {"labels": None},
         {"labels": None, "consensus": False},
-        {"labels": BLOOD},
         {"labels": BLOOD, "consensus": True},
         {"labels": WORDS, "min_confidence": 0.0},
         {"labels": BLOOD, "tissue": "blood", "min_confidence": 0.9},

@@ -122,6 +122,7 @@ class Visitor:
 
     def draw_around(self, left: float, top: float, right: float, bottom: float) -> None:
         """Draw a rectangle on the map, in shares of its size."""
+        self.page.locator("#points").scroll_into_view_if_needed()
         box = self.page.locator("#points").bounding_box()
         corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
         places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]

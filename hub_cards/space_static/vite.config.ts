@@ -1,10 +1,12 @@
-import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
+import { gzipSync } from "node:zlib";
 import { defineConfig, type Plugin } from "vite";
 
-// Loaded as they are, because their threads load them again by name.
-const RUNTIME = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
+// Loaded as they are, because their threads load them again by name: for every browser, and for those with WebGPU.
+const RUNTIME = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs"];
+const PACKED = ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.jspi.wasm"];
 
 /** The runtime, the Space's card, and a service worker that knows the files of this build. */
 function besides(): Plugin {
@@ -12,11 +14,10 @@ function besides(): Plugin {
   return {
     name: "besides",
     configResolved(config) {
-      out = join(config.root, config.build.outDir);
-      if (config.build.outDir.startsWith("/")) out = config.build.outDir;
+      out = resolve(config.root, config.build.outDir);
     },
     generateBundle(_, bundle) {
-      const files = ["./", ...Object.keys(bundle).map((name) => `./${name}`), ...RUNTIME.map((name) => `./ort/${name}`)];
+      const files = ["./", ...Object.keys(bundle).map((name) => `./${name}`), ...RUNTIME.slice(0, 2).map((name) => `./ort/${name}`), `./ort/${PACKED[0]}.gz`];
       const version = Math.random().toString(36).slice(2);
       const source = readFileSync("src/sw.js", "utf8").replace("__FILES__", JSON.stringify(files)).replace("__VERSION__", version);
       this.emitFile({ type: "asset", fileName: "sw.js", source });
@@ -26,7 +27,9 @@ function besides(): Plugin {
       const from = dirname(createRequire(import.meta.url).resolve("onnxruntime-web/wasm"));
       mkdirSync(join(out, "ort"), { recursive: true });
       for (const name of RUNTIME) copyFileSync(join(from, name), join(out, "ort", name));
+      for (const name of PACKED) writeFileSync(join(out, "ort", `${name}.gz`), gzipSync(readFileSync(join(from, name)), { level: 9 }));
       copyFileSync("sample.h5ad", join(out, "sample.h5ad"));
+      copyFileSync("node_modules/h5wasm/LICENSE.txt", join(out, "LICENSE_h5wasm.txt")); // wants to stay with the software
     },
   };
 }

@@ -359,11 +359,21 @@ def evaluate(
 
 
 @app.command(
-    epilog="Examples: scmmgpt push my-model my-name/my-model --dry-run | scmmgpt push my-model my-name/my-model"
+    epilog="Examples: scmmgpt push my-model my-name/my-model --dry-run | scmmgpt push my-model my-name/my-model | "
+    "scmmgpt push --space static my-name/my-page"
 )
 def push(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
-    repository: Annotated[str, typer.Argument(metavar="org/name", help="The repository of the Hub.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR org/name", help="A model directory and its repository; of a Space the name is enough."
+        ),
+    ],
+    space: Annotated[
+        Literal["static"] | None,
+        typer.Option(help="Publish the page for the browser, built before unless DIR is given."),
+    ] = None,
+    model: Model = None,
     private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
     revision: Annotated[str | None, typer.Option(help="The branch; created when it does not exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
@@ -371,10 +381,19 @@ def push(
     json: AsJson = False,
 ) -> None:
     """Publish a model, with its card, to the Hugging Face Hub: in one commit, or not at all."""
+    from .errors import UserError
     from .hub_cards.push import lines_of
     from .hub_cards.push import push as push_to_hub
+    from .hub_cards.push_space import push_page
 
-    outcome = push_to_hub(directory, repository, private, revision, create_pr, dry_run)
+    if len(what) != 2 and not (space and len(what) == 1):
+        raise UserError("Give a directory and org/name, or --space static and org/name.")
+    if space:
+        directory = what[0] if len(what) == 2 else None
+        how = {"private": private, "create_pr": create_pr, "dry_run": dry_run}
+        outcome = push_page(what[-1], directory, model=model, **how)
+    else:
+        outcome = push_to_hub(what[0], what[1], private, revision, create_pr, dry_run)
     say(outcome, as_json=json, lines=lines_of(outcome))
 
 

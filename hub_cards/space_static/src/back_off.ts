@@ -21,6 +21,8 @@ export class Groups {
   readonly termIds: string[];
   readonly members: number[][];
   readonly names: string[];
+  private isMember: Uint8Array;
+  private size: number;
 
   constructor(labels: LabelSet, ontology: Ontology) {
     const members = new Map<string, number[]>();
@@ -36,8 +38,19 @@ export class Groups {
     this.termIds = [...members.keys()].filter(isGroup);
     this.termIds.sort((one, other) => size(one) - size(other) || depth(other) - depth(one) || (one < other ? -1 : 1));
     this.members = this.termIds.map((id) => members.get(id)!);
+    this.size = labels.labels.length;
+    this.isMember = new Uint8Array(this.members.length * this.size);
+    this.members.forEach((own, group) => own.forEach((label) => (this.isMember[group * this.size + label] = 1)));
     // Of two names for one term the first counts.
     this.names = this.termIds.map((id) => labels.labels[labels.termIds.indexOf(id)] ?? ontology.terms.get(id)!.label);
+  }
+
+  /** The most specific group that holds some labels, -1 for none. */
+  holding(labels: number[]): number {
+    for (let group = 0; group < this.members.length; group++) {
+      if (labels.every((label) => this.isMember[group * this.size + label])) return group;
+    }
+    return -1;
   }
 }
 
@@ -89,7 +102,7 @@ export function labelSets(probabilities: Float32Array, labels: LabelSet, groups:
     if (gap === Infinity) sets.push(ROOT);
     else if (within.length <= MOST_LABELS) sets.push(within.sort((one, other) => row[other] - row[one]).map((label) => labels.labels[label]).join(BETWEEN));
     else {
-      const group = groups.members.findIndex((members) => within.every((label) => members.includes(label)));
+      const group = groups.holding(within);
       sets.push(group < 0 ? ROOT : groups.names[group]);
     }
   }

@@ -74,6 +74,12 @@ export class CellFile {
     );
   }
 
+  /** Whether these are gene activities, computed from chromatin. */
+  get isActivity(): boolean {
+    const uns = this.kind === "10x" ? null : groupOf(this.root, "uns"), marked = uns && child(uns, "scmmgpt_modality");
+    return isDataset(marked) && String(marked.value) === "gene activity";
+  }
+
   column(name: string): string[] {
     return texts(child(groupOf(this.root, "obs")!, name)) ?? [];
   }

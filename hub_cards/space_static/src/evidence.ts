@@ -8,6 +8,8 @@ import type { Ontology } from "./ontology";
 import type { TypeProfiles } from "./type_profiles";
 
 const NUM_GENES = 6, NUM_SHUFFLES = 20;
+// Calls of fewer cells than this share say nearly nothing of the study's mean, and cost as much as others.
+const LEAST_SHARE = 0.02;
 const MOST_CELLS = 4_000;
 
 /** Tokens of some cells, spread over the study, for means of genes. */
@@ -54,7 +56,7 @@ export interface SpeakingGenes {
 export interface StudyEvidence {
   table: SpeakingGenes[];
   /** How much better the genes agree with types than under shuffled names, in standard deviations. */
-  support: number;
+  support(): number;
 }
 
 export function evidenceOf(
@@ -67,7 +69,7 @@ export function evidenceOf(
     return against === null ? [] : [{ cellType, against, genes: speaking(groups, group, cellType, against, vocabulary, profiles, ontology) }];
   });
   const numCalled = names.map((name) => calls.labels.filter((label) => label === name).length);
-  return { table, support: support(groups, names, numCalled, profiles) };
+  return { table, support: () => supportOf(groups, names, numCalled, profiles) };
 }
 
 function runnerUp(calls: Calls, name: string): string | null {
@@ -105,9 +107,11 @@ function profileOf(name: string, profiles: TypeProfiles, ontology: Ontology): Fl
   return Float64Array.from(profiles.geneRows, (_, gene) => types.reduce((sum, type) => sum + profiles.difference(gene, type), 0) / types.length);
 }
 
-function support(groups: GroupSums, names: string[], numCalled: number[], profiles: TypeProfiles): number {
-  const called = names.flatMap((name, group) => (name === UNKNOWN ? [] : [group]));
-  if (called.length < 2) return Infinity;
+function supportOf(groups: GroupSums, names: string[], numCalled: number[], profiles: TypeProfiles): number {
+  const ofTypes = names.flatMap((name, group) => (name === UNKNOWN ? [] : [group]));
+  if (ofTypes.length < 2) return Infinity;
+  const most = Math.max(...ofTypes.map((group) => numCalled[group]));
+  const called = ofTypes.filter((group) => numCalled[group] >= LEAST_SHARE * most);
   const rows = Array.from(profiles.geneRows.keys()).filter((gene) => groups.sums.some((own) => own[profiles.geneRows[gene]] > 0));
   const all = Math.max(groups.numCells.reduce((sum, number) => sum + number, 0), 1);
   const differences = called.map((group) =>

@@ -1,34 +1,35 @@
 // The few operations on dense matrices that the calling rule needs. Matrices are rows end to end.
 
+import { KERNEL } from "./products_kernel";
+
+const LANES = 4;
+const kernel = new WebAssembly.Instance(new WebAssembly.Module(Uint8Array.from(atob(KERNEL), (letter) => letter.charCodeAt(0)))).exports as {
+  memory: WebAssembly.Memory;
+  products(left: number, right: number, out: number, n: number, m: number, bytes: number): void;
+};
+
 /** (n, m): products of rows of `left` (n, d) with rows of `right` (m, d). */
-export function products(left: Float32Array, right: Float32Array, depth: number, out?: Float32Array): Float32Array {
-  const n = left.length / depth, m = right.length / depth, result = out ?? new Float32Array(n * m);
-  for (let row = 0; row < n; row++) {
-    const from = row * depth;
-    let column = 0;
-    for (; column + 3 < m; column += 4) {
-      const a = column * depth, b = a + depth, c = b + depth, d = c + depth;
-      let first = 0, second = 0, third = 0, fourth = 0;
-      for (let at = 0; at < depth; at++) {
-        const value = left[from + at];
-        first += value * right[a + at];
-        second += value * right[b + at];
-        third += value * right[c + at];
-        fourth += value * right[d + at];
-      }
-      const place = row * m + column;
-      result[place] = first;
-      result[place + 1] = second;
-      result[place + 2] = third;
-      result[place + 3] = fourth;
-    }
-    for (; column < m; column++) {
-      let sum = 0;
-      for (let at = 0; at < depth; at++) sum += left[from + at] * right[column * depth + at];
-      result[row * m + column] = sum;
-    }
-  }
+export function products(left: Float32Array, right: Float32Array, depth: number): Float32Array {
+  const n = left.length / depth, m = right.length / depth, width = padded(depth), columns = padded(m);
+  const places = [0, n * width, (n + columns) * width].map((place) => 4 * place), needed = places[2] + 4 * n * columns;
+  const missing = needed - kernel.memory.buffer.byteLength;
+  if (missing > 0) kernel.memory.grow(Math.ceil(missing / 65536));
+  const memory = new Float32Array(kernel.memory.buffer);
+  lay(memory, 0, left, depth, width, n);
+  lay(memory, n * width, right, depth, width, columns);
+  kernel.products(places[0], places[1], places[2], n, columns, 4 * width);
+  const found = memory.subarray(places[2] / 4, needed / 4), result = new Float32Array(n * m);
+  for (let row = 0; row < n; row++) result.set(found.subarray(row * columns, row * columns + m), row * m);
   return result;
+}
+
+const padded = (number: number) => Math.ceil(number / LANES) * LANES;
+
+/** Rows side by side, filled up with zeros. */
+function lay(memory: Float32Array, from: number, values: Float32Array, depth: number, width: number, numRows: number): void {
+  if (depth === width && values.length === numRows * depth) return memory.set(values, from);
+  memory.fill(0, from, from + numRows * width);
+  for (let row = 0; row * depth < values.length; row++) memory.set(values.subarray(row * depth, (row + 1) * depth), from + row * width);
 }
 
 /** Rows of probabilities from rows of logits, in place. */

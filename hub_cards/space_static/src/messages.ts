@@ -1,6 +1,6 @@
 // What page and worker say to each other.
 
-import type { StudyEvidence } from "./evidence";
+import type { SpeakingGenes } from "./evidence";
 import type { Account, Asked } from "./study";
 
 /** Values of a column of text: the names that there are, and the number of each cell's name. */
@@ -17,8 +17,9 @@ export interface Shown {
   second: Column;
   candidates: Column;
   together: boolean;
-  held: string[];
-  evidence: StudyEvidence;
+  /** How many names cells could get. */
+  labels: number;
+  evidence: SpeakingGenes[];
   warnings: string[];
   seconds: number;
 }
@@ -32,7 +33,7 @@ export interface Opened {
 }
 
 export type Request =
-  | { do: "start"; base: string; threads: number; engine: "wasm" | "webgpu" }
+  | { do: "start"; base: string; threads: number }
   | { do: "open"; file: File }
   | { do: "annotate"; asked: Asked }
   | { do: "search"; text: string }

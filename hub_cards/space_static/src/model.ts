@@ -9,8 +9,7 @@ import { ontologyLabels, textsOf } from "./labels";
 import { Ontology } from "./ontology";
 import { gunzip, textOf } from "./packed_files";
 import { Plausibility } from "./plausibility";
-import { TextTokenizer } from "./text_tokenizer";
-import { type Runtime, Towers } from "./towers";
+import type { Towers } from "./towers";
 import { TypeProfiles } from "./type_profiles";
 
 /** A file of the model folder, by name. */
@@ -49,12 +48,6 @@ export async function readTables(read: ReadFile): Promise<Tables> {
   const scale = (await json<{ similarity_scale: number }>("manifest.json")).similarity_scale;
   const annotator = { ontology, calibration, profiles, trainedTypes: page.trained_types, scale };
   return { page, vocabulary, identifier: new GeneIdentifier(vocabulary, names), settings, annotator, plausibility: new Plausibility(vocabulary, profiles) };
-}
-
-export async function readTowers(read: ReadFile, runtime: Runtime, providers?: string[]): Promise<Towers> {
-  const longest = (JSON.parse(textOf(await read("manifest.json"))) as { longest_text: number }).longest_text;
-  const words = new TextTokenizer(JSON.parse(textOf(await read("tokenizer.json"))), longest);
-  return Towers.open(runtime, await read("cell_tower.onnx"), await read("text_tower.onnx"), words, providers);
 }
 
 /** Embeds of the ontology's own labels, which come with the page. */

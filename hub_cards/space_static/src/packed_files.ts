@@ -1,6 +1,9 @@
 // Files of a model folder: gzip, JSON, safetensors.
 
-export async function gunzip(packed: ArrayBuffer | Uint8Array<ArrayBuffer>): Promise<ArrayBuffer> {
+/** What was packed; as it is where a server has unpacked it on its way. */
+export async function gunzip(packed: ArrayBuffer): Promise<ArrayBuffer> {
+  const head = new Uint8Array(packed, 0, Math.min(packed.byteLength, 2));
+  if (head[0] !== 0x1f || head[1] !== 0x8b) return packed;
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }

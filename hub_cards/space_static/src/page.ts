@@ -15,6 +15,7 @@ const status = byId("status"), progress = byId<HTMLProgressElement>("progress"),
 const mapChoice = byId<HTMLSelectElement>("map"), colourChoice = byId<HTMLSelectElement>("colour");
 
 let worker: Worker;
+let sample: Promise<Blob>;
 let opened: Opened | null = null, shown: Shown | null = null, scores: Float32Array | null = null;
 let coloured: { name: string; column: Column } | null = null;
 let selected = new Int32Array(0);
@@ -26,13 +27,13 @@ const scatter = new Scatter(byId<HTMLCanvasElement>("points"), byId<HTMLCanvasEl
 
 /** A worker that is begun from a blob has the page's own Content-Security-Policy; one from a file would have none. */
 function begin(): void {
+  sample = fetch("sample.h5ad").then((response) => response.blob()); // now, so that nothing is asked for later
   const begun = `import ${JSON.stringify(new URL(workerUrl, document.baseURI).href)};`;
   worker = new Worker(URL.createObjectURL(new Blob([begun], { type: "text/javascript" })), { type: "module" });
   worker.onmessage = ({ data }: MessageEvent<Answer>) => receive(data);
   worker.onerror = (event) => fail(`The page could not start its work (${event.message || "a file of it is missing"}). Reload it.`);
   const threads = window.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency || 1) : 1;
-  const asksForWebGpu = new URLSearchParams(location.search).get("engine") === "webgpu" && "gpu" in navigator;
-  ask({ do: "start", base: document.baseURI, threads, engine: asksForWebGpu ? "webgpu" : "wasm" });
+  ask({ do: "start", base: document.baseURI, threads });
 }
 
 function ask(request: Request): void {
@@ -72,7 +73,7 @@ const receivers: { [Is in Exclude<Answer["is"], "progress">]: (said: Answer & { 
   map: ({ places }) => {
     scatter.setPlaces(places);
     byId("no-map").hidden = true;
-    status.textContent = "The map is drawn.";
+    status.textContent = shown ? "The cells are named, and the map is drawn." : "The map is drawn.";
     paint();
   },
   column: ({ name, column }) => {
@@ -103,6 +104,7 @@ function open(file: File): void {
   selected = new Int32Array(0);
   for (const id of ["account", "warnings"]) byId(id).hidden = true;
   for (const id of ["legend", "types", "hits"]) byId(id).replaceChildren();
+  byId("decided").textContent = "Not named yet.";
   byId("no-map").hidden = false;
   scatter.setPlaces(new Float32Array(0));
   ask({ do: "open", file });
@@ -161,8 +163,13 @@ function asked(): Asked {
 function showAnnotated(found: Shown, account: Account): void {
   shown = found;
   showAccount(account);
-  const ways = found.together ? "the study decided together" : "each cell was judged by its own evidence";
-  status.textContent = `${account.numCells.toLocaleString("en")} cells are named after ${found.seconds.toFixed(1)} s: ${ways}.`;
+  const number = account.numCells.toLocaleString("en");
+  status.textContent = `${number} cells are named.`;
+  byId("decided").textContent = found.together
+    ? `${number} cells named in ${found.seconds.toFixed(1)} s. The study decided together: neighbours spoke for one another, and of ` +
+      `${found.labels} types only those are called that it holds (annotate() in Python, without antibodies).`
+    : `${number} cells named in ${found.seconds.toFixed(1)} s. Each cell was judged among ${found.labels} names by its own evidence ` +
+      "(annotate(consensus=False) in Python, without antibodies).";
   byId("warnings").replaceChildren(...found.warnings.map((warning) => element("li", warning)));
   byId("warnings").hidden = !found.warnings.length;
   fillColours();
@@ -178,7 +185,7 @@ function showTypes(found: Shown): void {
   const order = Array.from(names.keys()).sort((one, other) => numbers[other] - numbers[one]);
   byId("types").replaceChildren(
     ...order.map((code) => {
-      const evidence = found.evidence.table.find((row) => row.cellType === names[code]), row = document.createElement("tr");
+      const evidence = found.evidence.find((row) => row.cellType === names[code]), row = document.createElement("tr");
       const name = element("th", names[code]);
       name.setAttribute("scope", "row");
       name.prepend(dot(colourOfName(names[code], code)), " ");
@@ -359,10 +366,7 @@ function listen(): void {
       if (file && isReady && !isBusy) open(file);
     });
   }
-  byId("sample").addEventListener("click", async () => {
-    const response = await fetch("sample.h5ad");
-    open(new File([await response.blob()], "sample.h5ad"));
-  });
+  byId("sample").addEventListener("click", async () => open(new File([await sample], "sample.h5ad")));
   for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=which]")) {
     radio.addEventListener("change", () => {
       byId("own-labels").hidden = radio.value !== "own";
@@ -396,11 +400,14 @@ async function keepForLater(): Promise<void> {
   if (!("serviceWorker" in navigator)) return;
   try {
     await navigator.serviceWorker.register("./sw.js");
-    await Promise.race([navigator.serviceWorker.ready, new Promise((resolve) => setTimeout(resolve, 4000))]);
+    const isInCharge = navigator.serviceWorker.ready.then(() => navigator.serviceWorker.controller ?? taken());
+    await Promise.race([isInCharge, new Promise((resolve) => setTimeout(resolve, 4000))]);
   } catch {
     // Without it the page works all the same, while there is a connection.
   }
 }
+
+const taken = () => new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
 
 listen();
 if (!scatter.isPossible) byId("no-map").textContent = "This browser has no WebGL, so there is no map; all else works.";

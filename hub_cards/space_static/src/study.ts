@@ -6,7 +6,7 @@ import type { CellFile, ChosenMatrix } from "./cell_file";
 import { linearRows } from "./cell_file";
 import { MIN_CELLS, overNeighbours, type Tick } from "./consensus";
 import { UserError } from "./errors";
-import { evidenceOf, type StudyEvidence, TokenSample } from "./evidence";
+import { evidenceOf, type SpeakingGenes, TokenSample } from "./evidence";
 import type { GeneMatch } from "./gene_identity";
 import { type Tokens, tokenize } from "./gene_tokenizer";
 import { type LabelSet, ontologyLabels, readLabels, trainedLabels } from "./labels";
@@ -51,7 +51,7 @@ export interface Annotated extends Called {
   together: boolean;
   labels: LabelSet;
   held: string[];
-  evidence: StudyEvidence;
+  evidence: SpeakingGenes[];
   warnings: string[];
   numImplausible: number;
 }
@@ -167,7 +167,7 @@ export class Study {
       for (let cell = 0; cell < this.account.numCells; cell++) turnAway(called, cell);
     }
     const numImplausible = why ? this.account.numCells : this.isImplausible.filter(Boolean).length;
-    return { ...called, together, labels, held: together ? scorer.called.labels : [], evidence, warnings, numImplausible };
+    return { ...called, together, labels, held: together ? scorer.called.labels : [], evidence: evidence.table, warnings, numImplausible };
   }
 
   /** Cosine of every cell with a text. */
@@ -207,9 +207,9 @@ export class Study {
     return (this.account.isCounts || this.account.recovered > 0) && this.noise !== null && this.noise < NOISE_DISPERSION;
   }
 
-  private whyNoStudy(support: number, profileReach: number): string {
+  private whyNoStudy(support: () => number, profileReach: number): string {
     if (this.isNoise) return "the cells vary hardly more than random counts";
-    const isUnsupported = support < LEAST_SUPPORT && profileReach >= LEAST_PROFILE_REACH;
+    const isUnsupported = profileReach >= LEAST_PROFILE_REACH && support() < LEAST_SUPPORT;
     return isUnsupported ? "their genes agree with the types hardly better than under shuffled gene names" : "";
   }
 
@@ -232,6 +232,7 @@ export class Study {
     const numImplausible = this.isImplausible.filter(Boolean).length;
     if (numImplausible) found.push(`${numImplausible} of ${account.numCells} cells look like noise, or like counts under wrong gene names.`);
     if (this.isNoise) found.push("The cells vary hardly more than random counts from one profile, as in empty droplets.");
+    if (this.file.isActivity) found.push("These are gene activities of chromatin, which this page reads as RNA; the Python package has a calibration for them.");
     for (const { kind, number, names } of account.setAside) found.push(`${number} rows of kind ${kind} are not read: ${names.join(", ")}.`);
     return found;
   }

@@ -3,10 +3,11 @@
 import h5wasm, { type File as HdfFile, FS, type Group, ready as h5wasmReady } from "h5wasm";
 import { addResults, MOST_BYTES, writeTenx } from "./annotated_file";
 import { CellFile } from "./cell_file";
+import { openEngine } from "./engine";
 import { UserError } from "./errors";
 import { mapOf } from "./layout";
 import type { Answer, Column, Request, Shown } from "./messages";
-import { type ReadFile, readOntologyEmbeds, readTables, readTowers, type Tables, TextEmbeds } from "./model";
+import { type ReadFile, readOntologyEmbeds, readTables, type Tables, TextEmbeds } from "./model";
 import type { Towers } from "./towers";
 import { type Annotated, Study } from "./study";
 
@@ -40,7 +41,7 @@ async function serve(request: Request): Promise<void> {
 }
 
 const handlers: Record<Request["do"], (request: never) => Promise<void>> = {
-  start: async ({ base, threads, engine }: Request & { do: "start" }) => start(base, threads, engine),
+  start: async ({ base, threads }: Request & { do: "start" }) => start(base, threads),
   open: async ({ file }: Request & { do: "open" }) => open(file),
   annotate: async ({ asked }: Request & { do: "annotate" }) => {
     const { study } = needed(), before = performance.now();
@@ -71,7 +72,7 @@ const handlers: Record<Request["do"], (request: never) => Promise<void>> = {
   cancel: async () => {},
 };
 
-async function start(base: string, threads: number, engine: "wasm" | "webgpu"): Promise<void> {
+async function start(base: string, threads: number): Promise<void> {
   let bytes = 0;
   const read: ReadFile = async (name) => {
     const response = await fetch(new URL(`model/${name}`, base));
@@ -83,16 +84,13 @@ async function start(base: string, threads: number, engine: "wasm" | "webgpu"): 
   await step("Loading the model", 0.1);
   tables = await readTables(read);
   await step("Loading the model", 0.4);
-  const runtime = await import(/* @vite-ignore */ new URL(`ort/${engine === "webgpu" ? "ort.jspi" : "ort.wasm"}.min.mjs`, base).href);
-  const binary = engine === "webgpu" ? "ort-wasm-simd-threaded.jspi" : "ort-wasm-simd-threaded";
-  runtime.env.wasm.numThreads = threads;
-  runtime.env.wasm.wasmPaths = { mjs: new URL(`ort/${binary}.mjs`, base).href, wasm: new URL(`ort/${binary}.wasm`, base).href };
-  towers = await readTowers(read, runtime, engine === "webgpu" ? ["webgpu", "wasm"] : ["wasm"]);
+  const engine = await openEngine(read, base, threads, tables.vocabulary.genes.length);
+  towers = engine.towers;
   await step("Loading the model", 0.8);
   const known = await readOntologyEmbeds(read, tables.annotator.ontology);
   texts = new TextEmbeds(towers, known.texts, known.embeds);
   await h5wasmReady;
-  answer({ is: "ready", model: tables.annotator.ontology.version, engine: `${engine}, ${threads} thread${threads > 1 ? "s" : ""}`, bytes });
+  answer({ is: "ready", model: tables.annotator.ontology.version, engine: engine.name, bytes });
 }
 
 async function open(file: File): Promise<void> {
@@ -178,10 +176,10 @@ function recordOf(found: Shown): Record<string, string> {
 }
 
 function shownOf(found: Annotated, seconds: number): Shown {
-  const { calls, sets, together, held, evidence, warnings } = found;
+  const { calls, sets, together, labels, evidence, warnings } = found;
   return {
     cellType: columnOf(calls.labels), termId: columnOf(calls.termIds), confidence: calls.confidence, second: columnOf(calls.second),
-    candidates: columnOf(sets), together, held, evidence, warnings, seconds,
+    candidates: columnOf(sets), together, labels: labels.labels.length, evidence, warnings, seconds,
   };
 }
 

@@ -73,6 +73,6 @@ describe("a study", () => {
 const shareAlike = (found: string[], expected: (string | number)[]) => found.filter((one, place) => one === expected[place]).length / expected.length;
 
 function expectSameEvidence(found: Annotated, evidence: Record<string, string[]>): void {
-  expect(found.evidence.table.map((row) => row.cellType)).toEqual(evidence.cell_type);
-  expect(found.evidence.table.map((row) => row.genes.join(", "))).toEqual(evidence.genes);
+  expect(found.evidence.map((row) => row.cellType)).toEqual(evidence.cell_type);
+  expect(found.evidence.map((row) => row.genes.join(", "))).toEqual(evidence.genes);
 }
