@@ -234,11 +234,15 @@ def index_push(
     say({"url": push_index(directory, repository, private=private)}, as_json=json, lines=[f"Published: {repository}"])
 
 
-@app.command(epilog='Example: scmmgpt generate "a naive B cell from lymph node" --num-cells 500 --output out.h5ad')
+@app.command(epilog='Example: scmmgpt generate "60 % B cell, 40 % monocyte" --num-cells 500 --output out.h5ad')
 def generate(
-    text: Annotated[str, typer.Argument(help="The cells to generate, in words.")],
+    text: Annotated[str, typer.Argument(help='The cells in words, or "60 % one, 40 % another".')],
     output: Output,
     num_cells: Annotated[int, typer.Option(min=1)] = 100,
+    depth: Annotated[float | None, typer.Option(min=1, help="Median total count of a cell.")] = None,
+    platform: Annotated[str | None, typer.Option(help='"10x", "Smart-seq2", "inDrop", ...')] = None,
+    reference: Annotated[Path | None, typer.Option(help="Real cells to hold the new ones against.")] = None,
+    reference_key: Annotated[str, typer.Option(help="Their obs column of types.")] = "cell_type",
     seed: Seed = 0,
     model: Model = None,
     device: Device = None,
@@ -249,9 +253,12 @@ def generate(
     from . import api
 
     where: dict[str, Any] = {"output": output, "model": model, "device": device, "batch_size": batch_size}
-    adata = api.generate_cells(text, num_cells, seed=seed, **where)
+    beside: dict[str, Any] = {"reference": reference, "reference_key": reference_key}
+    adata = api.generate_cells(text, num_cells, depth=depth, platform=platform, seed=seed, **beside, **where)
     quality = adata.uns["scmmgpt"]["generate"]["quality"]
-    lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *pairs(quality)]
+    figures = {**quality, **quality.get("beside_reference", {})}
+    figures.pop("beside_reference", None)
+    lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *pairs(figures)]
     say({"output": str(output), "shape": list(adata.shape), "quality": quality}, as_json=json, lines=lines)
 
 
