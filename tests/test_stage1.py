@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +237,21 @@ def test_only_the_towers_of_the_recipe_learn_each_at_its_rate(corpus, tmp_path, 
     rate_of = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
     assert rate_of[id(model.model.qformer.embeddings.query_tokens)] == 1e-5
     assert rate_of[id(model.model.cell_projection.weight)] == 2e-3
+
+
+@pytest.mark.slow
+def test_trackio_keeps_every_loss_on_this_machine(corpus, tmp_path):
+    pytest.importorskip("trackio", reason="pip install 'scmmgpt[track]'")
+    recipe = write_recipe(tmp_path, corpus, training=QUICK | {"report_to": ["trackio"]})
+    place = tmp_path / "trackio"  # which trackio reads when it is imported
+
+    command = [sys.executable, stage1.__file__, "--config", str(recipe)]
+    subprocess.run(command, env={**os.environ, "TRACKIO_DIR": str(place)}, check=True, capture_output=True)
+
+    (database,) = place.glob("*.db")
+    with sqlite3.connect(database) as connection:
+        logged = [json.loads(row) for (row,) in connection.execute("select metrics from metrics")]
+    assert {"train/contrast_loss", "train/match_loss", "train/caption_loss"} <= set(logged[0])
 
 
 def test_hidden_values_are_predicted_and_cls_never_hidden(corpus, tmp_path, make_cells):
