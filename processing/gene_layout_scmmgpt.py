@@ -1,6 +1,6 @@
 """Blocks of cells -> token arrays: lengths, places, values; padded or end to end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -90,6 +90,19 @@ def pad_tokens(gene_ids: np.ndarray, gene_values: np.ndarray, lengths: Sequence[
     ids, values = np.full(is_real.shape, PAD_ID, np.int64), np.zeros(is_real.shape, np.float32)
     ids[is_real], values[is_real] = gene_ids, gene_values
     return {"gene_ids": ids, "gene_values": values, "gene_mask": is_real.astype(np.int64)}
+
+
+def padded_cells(packed: Mapping[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """Some of the packed cells, by number, as padded rows no wider than their longest."""
+    begins, ends = packed["cell_cu_seqlens"][chosen], packed["cell_cu_seqlens"][chosen + 1]
+    width = max(int((ends - begins).max(initial=0)), 1)
+    tokens = {name: np.zeros((len(chosen), width), packed[name].dtype) for name in ("gene_ids", "gene_values")}
+    mask = np.zeros((len(chosen), width), np.int64)
+    for row, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
+        for name, values in tokens.items():
+            values[row, : end - begin] = packed[name][0, begin:end]
+        mask[row, : end - begin] = 1
+    return {**tokens, "gene_mask": mask}
 
 
 def _shown_lengths(block: CellBlock, expressed: np.ndarray, layout: Layout) -> np.ndarray:

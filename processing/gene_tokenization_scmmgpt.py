@@ -269,7 +269,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         self._account = account.summary()
         return BatchFeature(features, tensor_type=return_tensors)
 
-    def iter_chunks(
+    def iter_chunks(  # noqa: PLR0913
         self,
         cells: Any,
         chunk_size: int = 1024,
@@ -279,17 +279,18 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         layer: str | None = None,
         counts: bool | None = None,
         gene_column: str | None = None,
+        packed: bool = False,
         return_tensors: str | None = None,
     ) -> Iterator[BatchFeature]:
         """Tokenise any number of cells in constant memory, `chunk_size` at a time.
 
-        Cells come in their order, from cell `start` up to `stop`; each chunk is padded to its own longest cell.
+        Cells come in their order, from cell `start` up to `stop`; each chunk is padded to its own longest cell, or packed.
         `account` covers all of them up to the last chunk that was given.
         """
         account = InputAccount(self.strict)
         bounds = chunk_size, start, stop
         for block in self._read(cells, account, layer, counts, gene_column, self.species, bounds):
-            features, totals = lay_out([block], self._layout(self.max_genes))
+            features, totals = lay_out([block], self._layout(self.max_genes, packed))
             account.add(totals[0], block.total, block.turned_back)
             account.check()
             self._account = account.summary()

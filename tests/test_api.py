@@ -3,6 +3,7 @@
 import shutil
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from scipy import sparse
 from tiny_models import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
-from scmmgpt import embedding, text_cache
+from scmmgpt import embedding, storage, text_cache
 from scmmgpt.device import Batches, choose_device
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
@@ -330,7 +331,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(file, model, tmp_path, monk
     run_chunk = embedding.run_chunk
 
     def interrupted_once(features, *args):
-        computed.append(len(features["gene_ids"]))
+        computed.append(len(features["cell_cu_seqlens"]) - 1)
         if len(computed) == 3:
             raise KeyboardInterrupt
         return run_chunk(features, *args)
@@ -491,3 +492,14 @@ def test_a_cache_that_cannot_be_used_costs_nothing_but_time(tmp_path, monkeypatc
     texts = ["a"] * text_cache.MIN_TEXTS
 
     assert (text_cache.remembered("hash", texts, lambda: np.ones(3)) == 1).all()
+
+
+def test_a_file_without_empty_groups_is_copied_and_not_read(file, tmp_path, monkeypatch):
+    with h5py.File(file, "r+") as store:
+        for name in {"obsm", "uns", "varm", "obsp", "varp"} & set(store):
+            del store[name]
+    monkeypatch.setattr(storage, "write_cells", lambda *_: pytest.fail("the whole file was read and written anew"))
+
+    storage.write_with_additions(file, tmp_path / "out.h5ad", storage.Additions(uns={"scmmgpt": {"a": 1}}))
+
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").uns["scmmgpt"]["a"] == 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .embedding import Arrays, Compute, embed_batch, run_chunk
+from .processing.gene_layout_scmmgpt import padded_cells
 from .processing.prompting_scmmgpt import annotation_question, description_question
 from .text_generation import (
     answer_probabilities,
@@ -94,8 +95,8 @@ def _describe_all(run: CellRun, compute: Compute, choices: LabelSet | None) -> t
     if choices is not None:
         probabilities = run.compute("choose", lambda _: compute)["probabilities"]
         return [choices.labels[best] for best in probabilities.argmax(axis=1)], probabilities
-    for _, features, results in run.results("describe", compute):
-        new = _checked_texts(run, features, results)
+    for rows, features, results in run.results("describe", compute):
+        new = _checked_texts(run, padded_cells(features, np.arange(rows.stop - rows.start)), results)
         run.workspace.append("describe", new)
         texts += new
     return texts, None

@@ -23,7 +23,9 @@ _HIDDEN = ("is_scipy_available", "is_torch_distributed_available")
 class _Compiler(ModuleType):
     """Stands in for the compiler: marks leave functions as they are; whoever asks for more gets the real one."""
 
-    __path__: list[str] = []
+    @property
+    def __path__(self) -> list[str]:  # asked for by an import of anything inside
+        return _real(_COMPILER).__path__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -72,12 +74,21 @@ def _without_solvers() -> Iterator[None]:
             setattr(place, name, known)
 
 
+def _leave_meta_weights_alone() -> None:
+    """Spare torch the detour, through sympy, to random values of weights that hold none and are about to be read."""
+    from torch.nn import init
+
+    known = init.normal_
+    init.normal_ = lambda weight, *given, **options: weight if weight.is_meta else known(weight, *given, **options)
+
+
 def import_lean() -> bool:
     """Import what models are built on, and say whether it was done without the compiler."""
     import torch
 
     if {"transformers.modeling_utils", _COMPILER} & sys.modules.keys():
         return False
+    _leave_meta_weights_alone()
     torch._dynamo = sys.modules[_COMPILER] = _Compiler(_COMPILER)
     sys.modules[_INDEXING] = _Indexing(_INDEXING)
     with suppress(Exception), _without_solvers():  # whatever another transformers does otherwise
