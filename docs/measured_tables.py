@@ -384,11 +384,8 @@ def _browser_table(report: dict) -> str:
         "lowest cosine",
         *(f"same {n}, {way}" for way in ways for n in ("names", "sets")),
     ]
-    tables = [
-        markdown(["", ""], first, num_left=2),
-        markdown(header, second, num_left=1),
-        markdown(titles, third, num_left=1),
-    ]
+    tables = [markdown(["", ""], first, num_left=2), markdown(header, second, num_left=1)]
+    tables += [markdown(titles, third, num_left=1)] * bool(third)
     about = report["machine"]
     return "\n\n".join([*tables, f"Headless Chromium on {about['processor']}, {about['cores']} cores."])
 

@@ -82,8 +82,9 @@ def _push(api: HfApi, repo_id: str, directory: Path, private: bool, create_pr: b
         note = "Nothing to publish: the Hub already holds exactly these files."
         return figures | {"commit": state.head, "note": note}
     if state.head is None:
-        create = {"repo_type": KIND, "space_sdk": SDK, "private": private, "exist_ok": True}
-        _explained(lambda: api.create_repo(repo_id, **create), repo_id)
+        _explained(
+            lambda: api.create_repo(repo_id, repo_type=KIND, space_sdk=SDK, private=private, exist_ok=True), repo_id
+        )
         state = _explained(lambda: _remote_state(api, repo_id), repo_id)
         changes = _changes(_hashes(files), state)
     return figures | _explained(lambda: _commit(api, repo_id, files, changes, state, create_pr), repo_id, attempts=1)

@@ -397,8 +397,7 @@ def push(
         raise UserError("Give a directory and org/name, or --space static and org/name.")
     if space:
         directory = what[0] if len(what) == 2 else None
-        how = {"private": private, "create_pr": create_pr, "dry_run": dry_run}
-        outcome = push_page(what[-1], directory, model=model, **how)
+        outcome = push_page(what[-1], directory, model=model, private=private, create_pr=create_pr, dry_run=dry_run)
     else:
         outcome = push_to_hub(what[0], what[1], private, revision, create_pr, dry_run)
     say(outcome, as_json=json, lines=lines_of(outcome))
