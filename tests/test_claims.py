@@ -97,7 +97,8 @@ def test_where_the_model_knows_the_name_alone_the_ontology_defines_it(reader):
     assert checked.printed.endswith("[Cell Ontology]")
     assert [claim.verdict for claim in checked.claims] == ["unchecked"]
     assert without_marks(checked.printed).endswith(".")
-    assert "monocyte" not in reader.check(ONLY_THE_NAME.format(type="a monocyte"), facts()).printed
+    for other in ("a monocyte", "a hepatobastrocell"):
+        assert other not in reader.check(f"{ONLY_THE_NAME.format(type=other)} MS4A1 is high.", facts()).printed
 
 
 def test_general_knowledge_of_another_type_is_withheld(reader):

@@ -15,7 +15,7 @@ from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.prompting_scmmgpt import with_article
-from scmmgpt.reading import asked, asks_for_advice, is_question, plain_question, whole_sentences
+from scmmgpt.reading import asked, asks_for_advice, check, is_question, plain_question, whole_sentences
 from scmmgpt.text_generation import write_choices
 
 
@@ -55,6 +55,18 @@ def test_a_description_says_what_the_cells_are_and_where_from(chat, cells):
     for text in described.obs["scmmgpt_description"].unique():
         assert text.startswith("This is a")
         assert " from human blood." in text
+
+
+def test_where_the_type_was_withheld_the_call_stands_before_the_rest(chat, cells):
+    talk = scmmgpt.chat(cells, cluster_key="cell_type", model=chat)
+    label, gene = talk.read.labels[0], talk.read.groups.raised(0)[0]
+    other = "neuron" if "neuron" not in label else "monocyte"
+
+    assert check(talk.read, f"This is a {other}. {gene} is high.", 0).printed.startswith(
+        f"This is called {label}. {gene}"
+    )
+    assert check(talk.read, f"This is {with_article(label)}.", 0).printed.startswith(f"This is {with_article(label)}.")
+    assert check(talk.read, f"This is a {other}.", 0).printed.count("called") == 1
 
 
 def test_a_few_cells_are_described_one_by_one(chat, cells):

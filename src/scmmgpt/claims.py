@@ -144,7 +144,7 @@ class ClaimReader:
                 kept.append(f"{defined} [{SOURCE}]")
                 continue
             claims += found or [Claim(number, GENERAL, sentence.strip(), UNCHECKED)]
-            if all(claim.verdict != CONTRADICTED for claim in found):
+            if all(claim.verdict != CONTRADICTED for claim in found) and not _ONLY_THE_NAME.search(sentence):
                 mark = "" if any(claim.verdict == SUPPORTED for claim in found) else f" [{GENERAL}]"
                 kept.append(f"{sentence.strip()}{mark}{percentiles(found)}")
         printed = " ".join(kept) or fallback(facts, was_said=bool(text.strip()))

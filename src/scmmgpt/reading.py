@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .cell_context import Groups, origin, read_groups
-from .claims import CellFacts, CheckedText, ClaimReader
+from .claims import CONTRADICTED, TYPE, CellFacts, CheckedText, ClaimReader
 from .embedding import run_chunk, token_batch
 from .errors import UserError
 from .processing.label_sets_scmmgpt import BETWEEN
 from .processing.labels_scmmgpt import UNKNOWN
+from .processing.ontology_scmmgpt import UNINFORMATIVE_TERMS
 from .processing.prompting_scmmgpt import label_text, reading, with_article
 from .scoring import call_study
 from .text_generation import write_answers, write_choices
@@ -122,8 +123,10 @@ class ReadGroups:
     def _open_types(self, group: int) -> list[str]:
         if self.labels[group] == UNKNOWN:
             return []
-        others = (self.labels[group], self.seconds[group], *self.candidates[group])
-        return sorted({label for label in others if label and self.loaded.ontology.find(label)} | {self.labels[group]})
+        others = {self.seconds[group], *self.candidates[group]}
+        terms = {label: self.loaded.ontology.find(label) for label in others if label}
+        telling = {label for label, term in terms.items() if term and term.id not in UNINFORMATIVE_TERMS}
+        return sorted({self.labels[group], *telling})
 
     def opening(self, groups: Sequence[int]) -> list[dict[str, Any]]:
         """Messages before the first question: the cells with their contexts, and what they were read as."""
@@ -280,7 +283,13 @@ def check(read: ReadGroups, text: str, group: int) -> CheckedText:
     found = read.reader.check(whole_sentences(text), read.facts[group])
     if read.labels[group] == UNKNOWN:
         return replace(found, printed="I cannot tell what these cells are.")
-    return found
+    withheld = {claim.sentence for claim in found.claims if claim.verdict == CONTRADICTED}
+    is_named = any(claim.kind == TYPE and claim.sentence not in withheld for claim in found.claims)
+    called = f"called {read.labels[group]}"
+    # Genes without a type would be half of a description: what was withheld is not.
+    return (
+        found if is_named or called in found.printed else replace(found, printed=f"This is {called}. {found.printed}")
+    )
 
 
 def claim_table(read: ReadGroups, checked: Sequence[CheckedText]) -> dict[str, np.ndarray]:
