@@ -9,6 +9,11 @@ Studies are those of the part `test`, which no weights of ours have seen.
 from __future__ import annotations
 
 import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +34,7 @@ from scmmgpt.claims import ClaimReader
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.prompting_scmmgpt import cell_context, reading
+from scmmgpt.reading import GROUPS_AT_ONCE
 from scmmgpt.text_generation import write_answers
 from scmmgpt.training.evaluation.metrics import accuracy, hierarchical_f1, macro_f1, meant_types
 from scmmgpt.training.evaluation.type_tree import TypeTree
@@ -36,6 +42,7 @@ from scmmgpt.training.evaluation.type_tree import TypeTree
 QUESTION = "What type of cell is this?"
 QUESTIONS = Path(__file__).parent / "biology_questions.json"
 CELLS_AT_ONCE, NEW_TOKENS = 32, 22
+COST_FILE, WRITTEN = "real/pbmc68k_reduced_scanpy.h5ad", 48
 
 
 @dataclass
@@ -257,6 +264,38 @@ def answer_score(loaded: LoadedModel, asked: list[int], said: list[int]) -> floa
     return -F.cross_entropy(logits, torch.tensor(said)).item()
 
 
+# ---- what it costs
+
+
+def cost(chat: LoadedModel, place: Path, data: Path) -> dict[str, Any]:
+    """A description of all clusters of one file by the command, and the speed of writing alone."""
+    file = data / COST_FILE
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "scmmgpt", "describe", str(file), str(Path(folder) / "out.h5ad")]
+        began = time.perf_counter()
+        subprocess.run(
+            [*command, "--cluster-key", "cell_type", "--model", str(place)], check=True, capture_output=True
+        )
+        seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    genes = chat.processor.gene_tokenizer(anndata.read_h5ad(file)[:1], return_tensors="pt")
+    prompts = prompts_of(chat, ["Species: human."]) * GROUPS_AT_ONCE
+    with torch.inference_mode():
+        tokens = chat.model.get_cell_tokens(**genes).expand(GROUPS_AT_ONCE, -1, -1)
+    began = time.perf_counter()
+    write_answers(chat, prompts, tokens, WRITTEN, min_new_tokens=WRITTEN)
+    return {
+        "file": COST_FILE,
+        "clusters": int(anndata.read_h5ad(file, backed="r").obs["cell_type"].nunique()),
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_megabytes": used.ru_maxrss // 1024,
+        "tokens_per_second": round(GROUPS_AT_ONCE * WRITTEN / (time.perf_counter() - began), 1),
+        "texts_at_once": GROUPS_AT_ONCE,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
 def main(
     data: Annotated[Path, typer.Option(envvar="SCMMGPT_DATA")],
     output: Path,
@@ -265,13 +304,13 @@ def main(
     study: Annotated[list[str] | None, typer.Option(help="Only these; repeat it.")] = None,
     base: Annotated[Path | None, typer.Option(help="The base LLM; default: where it is found.")] = None,
     system: Annotated[list[str] | None, typer.Option(help="Only these; repeat it. Those measured stay.")] = None,
-    part: Annotated[list[str] | None, typer.Option(help="naming, facts, knowledge; default: all.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="naming, facts, knowledge, cost; default: all.")] = None,
 ) -> None:
     """Measure, and write or complete one JSON."""
     from scmmgpt.chat_model import ChatRepository, joined
     from scmmgpt.hub_cards import CHAT_MODEL
 
-    parts = part or ["naming", "facts", "knowledge"]
+    parts = part or ["naming", "facts", "knowledge", "cost"]
     found = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     began = time.perf_counter()
     place = assembled(base=base)
@@ -290,6 +329,8 @@ def main(
         found["facts"] = facts(chat, studies, tree)
     if "knowledge" in parts:
         found["knowledge"] = {"chat": knowledge(chat), "base": knowledge(plain), "questions": 60}
+    if "cost" in parts:
+        found["cost"] = cost(chat, place, data)
     write(output, found)
 
 
