@@ -277,7 +277,7 @@ def _proteins_table(report: dict) -> str:
         "row calls every cell a T cell:"
     )
     parts.append(markdown(["antibodies, at random", "accuracy / macro-F1", "panels"], alone, num_left=0))
-    return "\n\n".join([*parts, _run(report["run"])])
+    return "\n\n".join([*parts, _run(report["run"]), f"totalVI: {_run(report['run_of_total_vi'])}"])
 
 
 def _two(row: dict) -> str:

@@ -99,6 +99,11 @@ SHAPES = {
     "in obsm": (in_obsm, "antibody", 2),
     "in another modality": (in_mod, "antibody", 2),
     "hashtags": (lambda rna: beside(rna, ["Hash1", "Hashtag_2", "HTO_A", "HTO3"]), "hashtag", 4),
+    "hashtags, typed as antibodies": (
+        lambda rna: beside(rna, ["Hashtag1_TotalSeqB", "HTO2"], "Antibody Capture"),
+        "hashtag",
+        2,
+    ),
     "hashtags, typed": (lambda rna: beside(rna, ["CD19-1"], "Multiplexing Capture"), "hashtag", 1),
     "guides": (lambda rna: beside(rna, ["CD19_sgRNA_1", "sgCD14_2", "Non-Targeting"]), "guide", 3),
     "guides, typed": (lambda rna: beside(rna, ["CD19-1", "CD14-2"], "CRISPR Guide Capture"), "guide", 2),

@@ -172,13 +172,14 @@ def _features(columns: tuple[tuple[str, ...], ...], types: tuple[str, ...] | Non
     is_typed = bool(why)
     for place, names in enumerate(zip(*columns, strict=True)):
         kind = next((kind for name in names if (kind := _marked_kind(name)) != GENE), GENE)
-        if kind != GENE and kinds[place] == GENE:
+        # 10x calls hashtags "Antibody Capture", as they are.
+        if kind != GENE and (kinds[place] == GENE or (kinds[place], kind) == (ANTIBODY, HASHTAG)):
             kinds[place] = kind
             why.setdefault(kind, f"names such as {names[0]}")
     if not is_typed and (panel := _unmarked_panel(columns[0], kinds == GENE)):
         kinds[panel] = ANTIBODY
         why[ANTIBODY] = PANEL_BY_NAMES
-    return Features(kinds, why)
+    return Features(kinds, {kind: reason for kind, reason in why.items() if (kinds == kind).any()})
 
 
 def _marked_kind(name: str) -> str:
