@@ -1,6 +1,8 @@
 """The verbs take AnnData or a path and give AnnData back, with everything in its place and nothing of yours changed."""
 
+import os
 import shutil
+import threading
 
 import anndata
 import h5py
@@ -503,3 +505,55 @@ def test_a_file_without_empty_groups_is_copied_and_not_read(file, tmp_path, monk
     storage.write_with_additions(file, tmp_path / "out.h5ad", storage.Additions(uns={"scmmgpt": {"a": 1}}))
 
     assert anndata.read_h5ad(tmp_path / "out.h5ad").uns["scmmgpt"]["a"] == 1
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """Another process at work on an output: it holds the folder of what is unfinished."""
+    fcntl = pytest.importorskip("fcntl")
+    handles = []
+
+    def hold(name):
+        folder = tmp_path / f".{name}.unfinished"
+        folder.mkdir(exist_ok=True)
+        handles.append(os.open(folder, os.O_RDONLY))
+        fcntl.flock(handles[-1], fcntl.LOCK_EX)
+
+    yield hold
+    for handle in handles:
+        os.close(handle)
+
+
+def test_an_output_that_another_process_is_writing_is_refused(file, model, tmp_path, at_work):
+    at_work("out.h5ad")
+
+    with pytest.raises(UserError, match=r"Another process or thread is writing .*out\.h5ad"):
+        scmmgpt.embed(file, model=model, output=tmp_path / "out.h5ad")
+
+    assert (tmp_path / ".out.h5ad.unfinished").is_dir()
+
+
+def test_two_threads_do_not_write_one_output(file, model, tmp_path, monkeypatch):
+    refused, run_chunk = [], embedding.run_chunk
+
+    def second():
+        try:
+            scmmgpt.embed(file, model=model, output=tmp_path / "out.h5ad")
+        except UserError as error:
+            refused.append(str(error))
+
+    def with_another(*given):
+        monkeypatch.setattr(embedding, "run_chunk", run_chunk)
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        return run_chunk(*given)
+
+    monkeypatch.setattr(embedding, "run_chunk", with_another)
+
+    scmmgpt.embed(file, model=model, output=tmp_path / "out.h5ad")
+
+    assert len(refused) == 1
+    assert "Another process or thread is writing" in refused[0]
+    expected = scmmgpt.embed(file, model=model).obsm["X_scmmgpt"]
+    assert np.allclose(anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_scmmgpt"], expected, atol=1e-5)

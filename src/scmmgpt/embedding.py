@@ -114,6 +114,7 @@ class CellRun:
                 yield keep
         except BaseException:
             self.workspace.remove_if_unused()
+            self.workspace.release()
             raise
 
     @cached_property
