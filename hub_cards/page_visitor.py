@@ -68,9 +68,14 @@ class Visitor:
         self.requests: list[str] = []
         self.problems: list[str] = []
         self.context.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        self.page.on("console", lambda said: self._note(said.type, said.text))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.goto(url, wait_until="load")
+
+    def _note(self, kind: str, text: str) -> None:
+        """Keep what went wrong; the HDF5 library itself prints why it cannot open a damaged file."""
+        if kind == "error" and not text.startswith(("HDF5-DIAG", " ")):
+            self.problems.append(text)
 
     def wait(self) -> None:
         """Until the work that was asked for is done."""

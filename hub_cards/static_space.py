@@ -55,7 +55,8 @@ def build_page(
         manifest = export_onnx(folder / MODEL_FOLDER, model=loaded, cells=cells)
         write_page_tables(loaded, folder / MODEL_FOLDER)
         _keep_what_is_read(folder / MODEL_FOLDER)
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))}
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         size = sum(files.values())
         if size > MOST_BYTES:
             raise UserError(f"The page would have {size / 1e6:.0f} MB; {MOST_BYTES / 1e6:.0f} MB is the most.")
