@@ -24,7 +24,7 @@ def model(tiny_config):
     with torch.no_grad():
         decoder.kind_spreads.copy_(torch.eye(3).expand(4, 3, 3) * torch.arange(1, 5)[:, None, None] / 4)
         decoder.gene_platforms[10, 1] = 3.0
-        decoder.gene_dispersions.fill_(3.0)
+        decoder.gene_dispersion.fill_(3.0)
     return network
 
 
@@ -98,6 +98,19 @@ def test_depth_is_the_median_of_totals_that_differ(model, make_texts):
 
     assert totals.median() == pytest.approx(2000, rel=0.15)
     assert totals.log().std() == pytest.approx(0.5, rel=0.15)
+
+
+def test_reads_are_copies_of_few_molecules(model, make_texts):
+    with torch.no_grad():
+        model.cell_decoder.platform_molecules[1] = 4.0  # e^4 = 55 molecules
+    wish = {"num_cells": 100, "depth": 5000}
+
+    reads = model.generate_cells(**make_texts((5,)), platform="Smart-seq2", **wish).counts
+    counts = model.generate_cells(**make_texts((5,)), platform="10x", **wish).counts
+
+    assert reads.sum(1).float().median() == pytest.approx(5000, rel=0.25)
+    assert (reads > 0).float().mean() < 0.6 * (counts > 0).float().mean()
+    assert reads.max() > 2 * counts.max()
 
 
 def test_the_empty_text_means_any_counted_kind(model):
@@ -184,5 +197,5 @@ def test_more_genes_leave_the_others_as_they_were(model):
 
     model.resize_gene_embeddings(64)
 
-    assert model.cell_decoder.gene_dispersions.shape == (64, 2)
+    assert model.cell_decoder.gene_dispersion.shape == (64,)
     torch.testing.assert_close(model.cell_decoder.gene_states[:60].detach(), before)

@@ -10,9 +10,11 @@ from scmmgpt.training.mini.factor_fit import (
     fit_factors,
     library_sizes,
     log_shares,
+    molecules_of_reads,
     numbered,
     platform_shifts,
     state_space,
+    truly_measured,
 )
 
 NUM_GENES, NUM_FACTORS = 120, 2
@@ -97,9 +99,38 @@ def test_states_give_the_profiles_back():
     random = np.random.default_rng(0)
     logs = random.normal(size=(30, 4)) @ random.normal(size=(4, NUM_GENES)) - 5
 
-    space = state_space(logs, 4)
+    space = state_space(logs, np.arange(30), 4)
 
     np.testing.assert_allclose(space.mean + space.states @ space.loadings.T, logs, atol=0.05)
+
+
+def test_what_parts_two_studies_of_the_same_cells_is_no_state():
+    random = np.random.default_rng(0)
+    kinds, studies = random.normal(size=(15, NUM_GENES)), 3 * random.normal(size=(2, NUM_GENES))
+    logs = np.repeat(kinds, 2, axis=0) + np.tile(studies, (15, 1)) - 5
+
+    space = state_space(logs, np.repeat(np.arange(15), 2), 14)
+
+    means = space.mean + space.states.reshape(15, 2, -1).mean(1) @ space.loadings.T
+    np.testing.assert_allclose(means, kinds + studies.mean(0) - 5, atol=0.1)
+
+
+def test_a_gene_that_a_study_never_shows_was_not_measured_there():
+    share = np.array([[0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.1, 0.9, 0.0]])
+
+    seen = truly_measured(share, np.ones((3, 3), bool), ["a", "a", "b"])
+
+    assert seen.tolist() == [[True, True, True], [True, True, True], [True, True, False]]
+
+
+def test_molecules_are_told_by_the_genes_that_are_seen():
+    random = np.random.default_rng(0)
+    share = random.dirichlet(np.full(2000, 0.3), size=2)
+    profile = np.repeat([0, 1], 40)
+    molecules = random.poisson(8000 * share[profile] * random.gamma(4, 1 / 4, (80, 2000)))
+    reads = sp.csr_matrix(molecules * 70)
+
+    assert np.exp(molecules_of_reads(reads, share, profile)) == pytest.approx(8000, rel=0.1)
 
 
 def test_library_sizes_are_of_platforms_and_kinds():

@@ -29,7 +29,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .configuration_scmmgpt import ScMMGPTConfig
 from .modeling_cell_decoder import ScMMGPTCellOutput, sample_counts
 from .modeling_cell_encoder import check_cells, unpack_cells
-from .modeling_factor_decoder import CellDecoder, ScMMGPTFactorDecoder
+from .modeling_factor_decoder import CellDecoder, ScMMGPTFactorDecoder, amplified
 
 GENES_PER_STEP = 4096  # genes decoded at once: bounds the memory of `generate_cells`
 
@@ -151,12 +151,13 @@ class ScMMGPTCellGenerationMixin:
                 # One generator per cell: the same cell comes out whatever the batch size.
                 cells = range(start, min(start + batch_size, num_cells))
                 generators = [torch.Generator().manual_seed((first_seed + cell) % 2**32) for cell in cells]
-                log_share, dispersion, library = draw(generators)
+                log_share, dispersion, library, copies = draw(generators)
                 if library_size is not None:
                     library = torch.full_like(library, library_size)
-                mean = (log_share[:, columns] + library.log()[:, None]).exp()
+                mean = (log_share[:, columns] + library.log()[:, None]).exp() / copies
                 counts = [
-                    sample_counts(mean[i], dispersion[columns], generator) for i, generator in enumerate(generators)
+                    amplified(sample_counts(mean[i], dispersion[columns], generator), copies, generator)
+                    for i, generator in enumerate(generators)
                 ]
                 yield ScMMGPTCellOutput(counts=torch.stack(counts), gene_ids=wanted, library_size=library)
 
@@ -171,7 +172,7 @@ class ScMMGPTCellGenerationMixin:
         platform: str | None = None,
         states: torch.Tensor | None = None,
     ) -> Callable:
-        """For one text: a function from generators to log shares, dispersions and library sizes of as many cells."""
+        """For one text: a function from generators to log shares, dispersions, library sizes and copies of as many cells."""
         decoder = self.cell_decoder
         if isinstance(decoder, ScMMGPTFactorDecoder):
             state = decoder.states(features_KD[None], guidance_scale)[0] if states is None else states[text]
@@ -202,7 +203,7 @@ class ScMMGPTCellGenerationMixin:
         return torch.searchsorted(genes, wanted)
 
     def _draw_distribution(self, features_KD, generators, genes, guidance_scale, depth):
-        """For one text and as many cells as generators: log shares, dispersions and library sizes, on the CPU."""
+        """For one text and as many cells as generators: log shares, dispersions, library sizes and copies of a molecule, on the CPU."""
         decoder, latent_size = self.cell_decoder, self.config.cell_decoder_config.latent_size
         features = features_KD.expand(len(generators), -1, -1)
         noise = torch.stack([torch.randn(latent_size + 1, generator=generator) for generator in generators])
@@ -217,7 +218,7 @@ class ScMMGPTCellGenerationMixin:
             decoded = decoder.decode(latent, features, self.model.run_cell_layers, self._gene_table(), chunk)
             log_share.append(decoded[0].cpu())
             dispersion.append(decoded[1].cpu())
-        return torch.cat(log_share, dim=1).log_softmax(1), torch.cat(dispersion), library
+        return torch.cat(log_share, dim=1).log_softmax(1), torch.cat(dispersion), library, 1.0
 
     def generate_cells(self, input_ids: torch.Tensor, attention_mask=None, **kwargs) -> ScMMGPTCellOutput:
         """Draw `num_cells` cells for each text; a text's cells are consecutive rows.

@@ -44,21 +44,24 @@ from .tower_scmmgpt import ScMMGPTTower, with_rows
 KIND_SHARPNESS = 12.0
 # Newton steps from counts to a state: the third moves nothing in the second decimal.
 STATE_STEPS = 4
+# Copies of one molecule differ between molecules as a gamma of this shape does: Smart-seq2, genes seen once.
+COPIES_SHAPE = 0.8
 # How far one gene may pull a state in a step: counts of a few genes in a few cells are enormous.
 LARGEST_RESIDUAL = 3.0
-BY_GENE = ("gene_bias", "gene_states", "gene_factors", "gene_platforms", "gene_dispersions")
+BY_GENE = ("gene_bias", "gene_states", "gene_factors", "gene_platforms", "gene_dispersion")
 
 
 @dataclass
 class Population:
     """Cells that one text stands for: log shares of their mean (G,), what a step of each factor adds (G, R),
-    dispersions (G,), mean and spread of the logarithm of the library size."""
+    dispersions (G,), mean and spread of the logarithm of the library size, molecules of a cell where reads are counted."""
 
     log_share: torch.Tensor
     loadings: torch.Tensor
     dispersion: torch.Tensor
     library_mean: float
     library_spread: float
+    molecules: float
 
     def draw(self, generator: torch.Generator, depth: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Log shares (G,) and library size () of a new cell. One at a time: no batch can change it."""
@@ -66,6 +69,22 @@ class Population:
         log_share = torch.addmv(self.log_share, self.loadings, noise[1:])
         center = self.library_mean if depth is None else math.log(depth)
         return log_share.log_softmax(0), torch.exp(center + self.library_spread * noise[0]).clamp(min=1)
+
+    def copies(self, depth: float | None = None) -> float:
+        """How often a molecule is counted."""
+        total = math.exp(self.library_mean) if depth is None else depth
+        return max(total / self.molecules, 1.0) if self.molecules else 1.0
+
+
+def amplified(molecules: torch.Tensor, copies: float, generator: torch.Generator) -> torch.Tensor:
+    """Reads of counted molecules: each is copied so often in the mean, some of them much more often."""
+    if copies <= 1.0:
+        return molecules
+    seen = molecules > 0
+    rate = torch._standard_gamma(COPIES_SHAPE * molecules[seen].float(), generator=generator) * (copies / COPIES_SHAPE)
+    reads = torch.zeros_like(molecules)
+    reads[seen] = torch.poisson(rate, generator=generator).clamp(min=1).to(reads.dtype)
+    return reads
 
 
 class ScMMGPTStateReader(nn.Module):
@@ -116,11 +135,12 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
     constant_parameters = {
         "gene_bias": 0.0,
         "gene_platforms": 0.0,
-        "gene_dispersions": 0.0,
+        "gene_dispersion": 0.0,
         "kind_spreads": 0.1,
         "kind_libraries": 0.0,
         "platform_libraries": 7.0,
         "platform_spreads": 0.5,
+        "platform_molecules": 0.0,
     }
 
     def __init__(self, config: ScMMGPTCellDecoderConfig, cell_config: ScMMGPTCellConfig, text_hidden_size: int):
@@ -131,15 +151,17 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         self.gene_bias = nn.Parameter(torch.empty(vocab_size))
         self.gene_states = nn.Parameter(torch.empty(vocab_size, config.num_states))
         self.gene_factors = nn.Parameter(torch.empty(vocab_size, config.num_factors))
-        # Log shift of the share, and log dispersion, of each gene on each platform.
+        # The log shift of its share on each platform.
         self.gene_platforms = nn.Parameter(torch.empty(vocab_size, platforms))
-        self.gene_dispersions = nn.Parameter(torch.empty(vocab_size, platforms))
+        self.gene_dispersion = nn.Parameter(torch.empty(vocab_size))
         # The counted kinds of cells: their states, roots of their factors' covariances, their library sizes.
         self.kind_states = nn.Parameter(torch.empty(config.num_kinds, config.num_states))
         self.kind_spreads = nn.Parameter(torch.empty(config.num_kinds, config.num_factors, config.num_factors))
         self.kind_libraries = nn.Parameter(torch.empty(config.num_kinds))
         self.platform_libraries = nn.Parameter(torch.empty(platforms))
         self.platform_spreads = nn.Parameter(torch.empty(platforms))
+        # The logarithm of the molecules that a cell's reads are copies of; 0 where molecules are counted.
+        self.platform_molecules = nn.Parameter(torch.empty(platforms))
         self.post_init()
 
     def states(self, features_NKD: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
@@ -170,13 +192,14 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
             - loadings.square().sum(1)
             / 2  # the mean of cells, not the cell without factors, has the shares of the state
         )
-        dispersion = self.gene_dispersions[gene_ids, place].float().clamp(*LOG_DISPERSION_RANGE).exp()
+        dispersion = self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
         library = self.platform_libraries[place].float() + kinship @ self.kind_libraries.float()
-        spread = float(self.platform_spreads[place])
-        return Population(log_share.cpu(), loadings.cpu(), dispersion.cpu(), float(library), spread)
+        spread, molecules = float(self.platform_spreads[place]), float(self.platform_molecules[place])
+        counted = math.exp(molecules) if molecules else 0.0
+        return Population(log_share.cpu(), loadings.cpu(), dispersion.cpu(), float(library), spread, counted)
 
     def sampler(self, state_S, gene_ids: torch.Tensor, platform: str | None = None, depth: float | None = None):
-        """A function from generators to log shares (B, G), dispersions (G,) and library sizes (B,) of new cells.
+        """A function from generators to log shares (B, G), dispersions (G,), library sizes (B,) and copies of a molecule.
 
         Without a state each cell is of a counted kind of its own: the mixture that no text stands for.
         """
@@ -187,7 +210,8 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
             for generator in generators:
                 kind = population or self._any_kind(gene_ids, generator, platform)
                 drawn.append(kind.draw(generator, depth))
-            return torch.stack([cell[0] for cell in drawn]), kind.dispersion, torch.stack([cell[1] for cell in drawn])
+            shares, libraries = (torch.stack(column) for column in zip(*drawn, strict=True))
+            return shares, kind.dispersion, libraries, kind.copies(depth)
 
         return draw
 
@@ -204,7 +228,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         place, counts = self.platform_place(platform), counts_BG.float()
         loadings, prior = self.gene_states[gene_ids].float(), self._prior_precision()
         base = (self.gene_bias[gene_ids] + self.gene_platforms[gene_ids, place]).float()
-        softness = 1 / self.gene_dispersions[gene_ids, place].float().clamp(*LOG_DISPERSION_RANGE).exp()
+        softness = 1 / self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
         states = torch.zeros(len(counts), loadings.shape[1], device=counts.device)
         for _ in range(STATE_STEPS):
             share = (base + states @ loadings.T).softmax(1)
@@ -247,7 +271,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
             + factors @ self.gene_factors[target_gene_ids].T
             + self.gene_platforms[target_gene_ids, 0]
         )
-        dispersion = self.gene_dispersions[target_gene_ids, 0].clamp(*LOG_DISPERSION_RANGE).exp()
+        dispersion = self.gene_dispersion[target_gene_ids].clamp(*LOG_DISPERSION_RANGE).exp()
         log_library = library_B.float().clamp(min=1).log()
         mean = (log_library[:, None] + log_share.clamp(-20, 5)).exp()
         reconstruction = negative_binomial_loss(target_counts, mean, dispersion)
@@ -273,4 +297,4 @@ def cell_decoder_of(
     return kind(config, cell_config, text_hidden_size)
 
 
-__all__ = ["CellDecoder", "Population", "ScMMGPTFactorDecoder", "cell_decoder_of"]
+__all__ = ["CellDecoder", "Population", "ScMMGPTFactorDecoder", "amplified", "cell_decoder_of"]

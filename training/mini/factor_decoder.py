@@ -30,9 +30,11 @@ from .factor_fit import (
     fit_factors,
     library_sizes,
     log_shares,
+    molecules_of_reads,
     numbered,
     platform_shifts,
     state_space,
+    truly_measured,
 )
 from .measured_cells import MeasuredCells
 from .profiles import WHOLE_TRANSCRIPTOME, Profiles
@@ -76,10 +78,12 @@ def fit_means(profiles: Profiles, part: FactorPart) -> Means:
     table = profiles.table.iloc[rows].reset_index(drop=True)
     platform = platform_of(table.study, part.platforms)
     _, kind = numbered(table.term_id, table.organism)
-    logs = log_shares(profiles.share[rows], profiles.measured[rows], kind)
+    _, alike = numbered(table.term_id, table.organism, table.tissue, table.stage)
+    seen = truly_measured(profiles.share[rows], profiles.measured[rows], table.study)
+    logs = log_shares(profiles.share[rows], seen, kind)
     shifts = platform_shifts(logs, kind, platform, len(part.platforms))
     logs -= shifts[platform]
-    space = state_space(logs, part.num_states)
+    space = state_space(logs, alike, part.num_states)
     arrays = {"gene_bias": space.mean, "gene_states": space.loadings, "gene_platforms": shifts.T}
     return Means(arrays, table, space.states)
 
@@ -111,14 +115,18 @@ def fit_kinds(
     fit = fit_factors(cells, part.num_factors, part.em_steps, part.num_leading_genes, seed)
     kept = np.bincount(kind, minlength=len(names)) >= FEWEST_CELLS
     roots = np.linalg.cholesky(fit.covariances.astype(np.float64) + 1e-6 * np.eye(part.num_factors))
-    of_class = np.array([name in part.read_platforms for name in part.platforms]).astype(int)
+    molecules = np.zeros(len(part.platforms))
+    for place in np.unique(platform[reads]):
+        mine = np.flatnonzero(reads & (platform == place))
+        molecules[place] = molecules_of_reads(counts[mine], profiles.share, profile[mine])
     arrays = {
         "gene_factors": fit.loadings,
-        "gene_dispersions": -np.log(fit.dispersions[of_class].T),
+        "gene_dispersion": -np.log(fit.dispersions[0]),
         "kind_spreads": roots[kept],
         "kind_libraries": added[kept],
         "platform_libraries": centers,
         "platform_spreads": spreads,
+        "platform_molecules": molecules,
     }
     terms = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
     pairs = list(zip(means.table.term_id, means.table.organism, strict=True))

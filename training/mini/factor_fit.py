@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-# What is added to a share before its logarithm: a hundredth of a transcript in a cell of ten thousand.
-PSEUDO_SHARE = 1e-6
-# Weight of genes in the space of states: the fourth root of their mean share, within these limits.
+# What is added to a share before its logarithm: three hundredths of a transcript in a cell of ten thousand.
+PSEUDO_SHARE = 3e-6
+# Weight of genes in the space of states: the root of their mean share, within these limits.
 SHARE_LIMITS = (1e-6, 1e-3)
 # Shrinkage, in profiles, information and cells.
 PLATFORM_RIDGE, LOADING_RIDGE, KIND_PRIOR = 3.0, 20.0, 25.0
@@ -22,6 +22,13 @@ PLATFORM_RIDGE, LOADING_RIDGE, KIND_PRIOR = 3.0, 20.0, 25.0
 RESIDUAL_LIMITS = (-1.0, 4.0)
 DISPERSION_LIMITS = (0.02, 20.0)
 PRIOR_CELLS = 50.0
+
+
+def truly_measured(share: np.ndarray, measured: np.ndarray, study: Sequence[str]) -> np.ndarray:
+    """(P, G) measured, and seen in the study at all: what no profile of a study shows was filtered out of it."""
+    _, place = numbered(study)
+    member = _members(place)
+    return measured & ((member @ (share > 0).astype(np.float32)) > 0)[place]
 
 
 def log_shares(share: np.ndarray, measured: np.ndarray, kind: np.ndarray) -> np.ndarray:
@@ -68,19 +75,25 @@ class StateSpace:
     states: np.ndarray
 
 
-def state_space(logs: np.ndarray, number: int) -> StateSpace:
-    """Leading components of the profiles, genes weighted by how much of a cell they fill."""
-    mean = logs.mean(0)
-    deviations = logs - mean
-    weight = np.clip(np.exp(logs).mean(0), *SHARE_LIMITS) ** 0.25
-    weighted = deviations * (weight / weight.mean())
+def state_space(logs: np.ndarray, alike: np.ndarray, number: int) -> StateSpace:
+    """Leading components of the means of profiles that are `alike` (P,), genes weighted by how much of a cell they fill.
+
+    What parts two studies of the same cells is no state that a text could ask for.
+    """
+    member = _members(alike)
+    means = member @ logs / member.sum(1, keepdims=True)
+    mean = means.mean(0)
+    weight = np.clip(np.exp(means).mean(0), *SHARE_LIMITS) ** 0.5
+    weight /= weight.mean()
+    weighted = (means - mean) * weight
     scores, sizes, _ = np.linalg.svd(weighted @ weighted.T, hermitian=True)
     number = min(number, int((sizes > 1e-6 * sizes[0]).sum()))
     states = scores[:, :number] * np.sqrt(sizes[:number])
-    states /= states[:, 0].std()
+    axes = weighted.T @ scores[:, :number] / np.sqrt(sizes[:number])
+    scale = states[:, 0].std()
     ridge = 1e-3 * np.eye(number) * (states**2).sum(0).mean()
-    loadings = np.linalg.solve(states.T @ states + ridge, states.T @ deviations).T
-    return StateSpace(mean, loadings.astype(np.float32), states.astype(np.float32))
+    loadings = np.linalg.solve(states.T @ states + ridge, states.T @ (means - mean)).T * scale
+    return StateSpace(mean, loadings.astype("f4"), ((logs - mean) * weight @ axes / scale).astype("f4"))
 
 
 @dataclass(frozen=True)
@@ -219,6 +232,25 @@ class _State:
         full = np.empty((len(upper), self.loadings.shape[1], self.loadings.shape[1]), np.float32)
         full[:, rows, columns] = full[:, columns, rows] = upper
         return full
+
+
+def molecules_of_reads(counts: sp.csr_matrix, share: np.ndarray, profile: np.ndarray, size: float = 4.0) -> float:
+    """Log of the molecules whose copies the reads of a cell are: from how many genes are seen, over profiles.
+
+    Were molecules of gene g negative binomial around M share_g, so many genes would be seen as are.
+    """
+    found = []
+    for row in np.unique(profile):
+        mine = counts[profile == row]
+        expected = share[row] / share[row].sum()
+        seen = mine.nnz / (mine.shape[0] * mine.shape[1])
+        low, high = 5.0, 15.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            would_be = 1 - ((1 + np.exp(middle) * expected / size) ** -size).mean()
+            low, high = (middle, high) if would_be < seen else (low, middle)
+        found.append(middle)
+    return float(np.median(found))
 
 
 def library_sizes(
