@@ -15,7 +15,7 @@ from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.prompting_scmmgpt import with_article
-from scmmgpt.reading import asked, asks_for_advice, check, is_question, plain_question, whole_sentences
+from scmmgpt.reading import asked, asks_for_advice, asks_for_type, check, is_question, plain_question, whole_sentences
 from scmmgpt.text_generation import write_choices
 
 
@@ -111,6 +111,22 @@ def test_a_conversation_opens_with_what_the_model_reads_the_cells_as(chat, cells
     assert f"1 is {with_article(first)}; cell 2 is {with_article(second)}." in str(talk.messages[2])
     for group, read_as in enumerate(talk.read.read_as):
         assert read_as in {talk.read.labels[group], talk.read.seconds[group], *talk.read.candidates[group]}
+
+
+@pytest.mark.parametrize("question", ["What are these cells?", "what type of cell is this?", "Identify the cells."])
+def test_asked_for_the_type_alone_the_model_says_what_it_chose(chat, cells, question):
+    assert asks_for_type(question)
+    talk = scmmgpt.chat(cells, cluster_key="half", select=["one"], model=chat)
+
+    talk.ask(question)
+
+    assert talk.last.raw == f"This is {with_article(talk.read.read_as[0])}."
+    assert [message["role"] for message in talk.messages] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize("question", ["What is this cell doing?", "What are these cells good for?", "Is it a B cell?"])
+def test_other_questions_are_the_model_s_to_answer(question):
+    assert not asks_for_type(question)
 
 
 def test_a_choice_is_one_of_the_given_answers(chat, cells):

@@ -43,6 +43,11 @@ _ADVICE = re.compile(
     r"|\b(?:do i|does (?:he|she|(?:the|this|my|our) patient)) have\b|\bshould (?:i|we) (?:take|worry)\b|\bam i (?:ill|sick)\b",
     re.IGNORECASE,
 )
+_WHAT_IS_IT = re.compile(
+    r"^\W*(?:(?:what|which)(?: (?:cell )?(?:types?|kinds?)(?: of cells?)?)? (?:is|are) (?:this|these|they|it|the)(?: cells?)?|"
+    r"(?:name|identify)(?: the (?:cell )?types?(?: of)?)? ?(?:this|these|the)? ?cells?)\W*$",
+    re.IGNORECASE,
+)
 _WORDS = re.compile(r"[a-z]{2,}", re.IGNORECASE)
 
 
@@ -55,6 +60,11 @@ def is_question(text: str) -> bool:
     """Whether there is anything to answer: a question mark behind a word, or a few words."""
     words = _WORDS.findall(text)
     return bool(words) and ("?" in text or len(words) > 1 or words[0].lower() in ("describe", "compare", "why"))
+
+
+def asks_for_type(question: str) -> bool:
+    """Whether a question is for the type and nothing else."""
+    return bool(_WHAT_IS_IT.search(question))
 
 
 def plain_question(loaded: LoadedModel, question: str) -> str:
@@ -128,18 +138,25 @@ class ReadGroups:
         telling = {label for label, term in terms.items() if term and term.id not in UNINFORMATIVE_TERMS}
         return sorted({self.labels[group], *telling})
 
+    def named(self, groups: Sequence[int]) -> str:
+        """The sentence that says what groups were read as; "" where one of them is unclear."""
+        names = [with_article(self.read_as[group]) for group in groups if self.read_as[group]]
+        if len(names) < len(groups):
+            return ""
+        if len(names) == 1:
+            return f"This is {names[0]}."
+        text = "; ".join(f"cell {number} is {name}" for number, name in enumerate(names, 1))
+        return f"{text[:1].upper()}{text[1:]}."
+
     def opening(self, groups: Sequence[int]) -> list[dict[str, Any]]:
         """Messages before the first question: the cells with their contexts, and what they were read as."""
-        named = [with_article(self.read_as[group]) for group in groups if self.read_as[group]]
-        if len(named) < len(groups):
+        answer = self.named(groups)
+        if not answer:
             return []
-        if len(groups) > 1:
-            text = "; ".join(f"cell {number} is {name}" for number, name in enumerate(named, 1))
-            question, answer = WHAT_ARE_THEY, f"{text[:1].upper()}{text[1:]}."
-        else:
-            open_types = self._open_types(groups[0])
+        question, open_types = WHAT_ARE_THEY, self._open_types(groups[0])
+        if len(groups) == 1:
             question = _choice(open_types)
-            answer = self.read_as[groups[0]] if len(open_types) > 1 else f"This is {named[0]}."
+            answer = self.read_as[groups[0]] if len(open_types) > 1 else answer
         return [*reading(question, [self.contexts[group] for group in groups]), said(answer)]
 
     @cached_property

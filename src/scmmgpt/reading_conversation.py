@@ -18,6 +18,7 @@ from .reading import (
     ReadGroups,
     asked,
     asks_for_advice,
+    asks_for_type,
     is_question,
     plain_question,
     read_cells,
@@ -68,14 +69,23 @@ class ReadingConversation(Conversation):
             self._keep(question, known)
             yield known
             return
+        if not self.messages and asks_for_type(question) and (told := self.read.named(range(len(self.names)))):
+            self.last = self.read.reader.check(told, *self.read.facts)
+            self.messages = [*reading(question, self.read.contexts), said(told)]
+            yield self._shown()
+            return
         answer = whole_sentences("".join(super().stream(question, max_new_tokens=max_new_tokens)).strip())
         self.last = self.read.reader.check(answer, *self.read.facts)
         if all(label == UNKNOWN for label in self.read.labels):
             self.last = replace(self.last, printed="I cannot tell what these cells are.")
+        yield self._shown()
+
+    def _shown(self) -> str:
+        """The last answer as the person reads it; what was withheld must not be built upon, so the model reads it so, too."""
+        assert self.last is not None
         shown = self.last.printed if self.checked else self.last.raw
-        # What was withheld must not be built upon: the model reads what the person reads.
         self.messages[-1] = said(without_marks(shown))
-        yield shown
+        return shown
 
     def _keep(self, question: str, answer: str) -> None:
         self.messages = [*self.messages, *self._question(question), said(answer)]
