@@ -94,7 +94,7 @@ def test_the_table_can_be_written(chat, cells, tmp_path):
 def test_chat_about_clusters_keeps_its_turns_and_checks_its_answers(chat, cells):
     talk = scmmgpt.chat(cells, cluster_key="half", model=chat)
 
-    talk.ask("What are these cells?", max_new_tokens=4)
+    talk.ask("How do these cells differ?", max_new_tokens=4)
     talk.ask("Why do you think so?", max_new_tokens=4)
 
     assert [message["role"] for message in talk.messages] == ["system", *["user", "assistant"] * 3]
