@@ -71,7 +71,7 @@ def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarr
             values[:] = np.arange(size) - np.repeat(begins, widths) + (not layout.add_cls)
         bounds = bounds.astype(np.int32)
         return {"gene_ids": ids[None], "gene_values": values[None], "cell_cu_seqlens": bounds}, totals
-    padded = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width)}
+    padded: dict[str, np.ndarray] = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width)}
     ranks = np.arange(width, dtype=np.float32) + np.float32(not layout.add_cls)  # 0 for `<cls>`, 1 for the first gene
     mask = np.zeros((len(widths), width), np.int64)
     for of_cell, is_real, length in zip(padded["gene_values"], mask, widths.tolist(), strict=True):

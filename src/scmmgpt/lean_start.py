@@ -23,11 +23,9 @@ _HIDDEN = ("is_scipy_available", "is_torch_distributed_available")
 class _Compiler(ModuleType):
     """Stands in for the compiler: marks leave functions as they are; whoever asks for more gets the real one."""
 
-    @property
-    def __path__(self) -> list[str]:  # asked for by an import of anything inside
-        return _real(_COMPILER).__path__
-
     def __getattr__(self, name: str) -> Any:
+        if name == "__path__":  # asked for by an import of anything inside
+            return _real(_COMPILER).__path__
         if name.startswith("__"):
             raise AttributeError(name)
         return _unmarked if name in _MARKS else getattr(_real(_COMPILER), name)
