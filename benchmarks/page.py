@@ -63,10 +63,10 @@ def size(asked: argparse.Namespace) -> dict[str, Any]:
     with served(asked.page) as url, chromium() as browser:
         before = time.perf_counter()
         visitor = Visitor(browser, url)
-        paint = "performance.getEntriesByType('paint').map(entry => entry.startTime)"
-        painted = min(visitor.page.evaluate(paint), default=None)
         visitor.until_ready()
         ready = time.perf_counter() - before
+        paint = "performance.getEntriesByType('paint').map(entry => entry.startTime)"
+        painted = min(visitor.page.evaluate(paint), default=None)
         loaded = len(visitor.requests)
         visitor.open(SAMPLE)
         visitor.name_cells()

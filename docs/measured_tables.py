@@ -374,7 +374,7 @@ def _browser_table(report: dict) -> str:
             row["file"],
             f"{row['cells']:,} x {row['genes']:,}",
             f"{row['lowest_cosine']:.7f}",
-            *(f"{row[f'same_{name}, {way}']:.2%}" for way in ways for name in ("cell_type", "candidates")),
+            *(_share(row.get(f"same_{name}, {way}")) for way in ways for name in ("cell_type", "candidates")),
         ]
         for row in report.get("equality", [])
     ]
@@ -387,7 +387,12 @@ def _browser_table(report: dict) -> str:
     tables = [markdown(["", ""], first, num_left=2), markdown(header, second, num_left=1)]
     tables += [markdown(titles, third, num_left=1)] * bool(third)
     about = report["machine"]
-    return "\n\n".join([*tables, f"Headless Chromium on {about['processor']}, {about['cores']} cores."])
+    where = f"Headless Chromium on {about['processor']}, {about['cores']} cores, {about['date']}."
+    return "\n\n".join([*tables, where, *([report["note"]] if "note" in report else [])])
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2%}"
 
 
 def _generation_table(report: dict) -> str:
