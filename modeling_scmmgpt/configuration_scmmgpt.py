@@ -160,9 +160,11 @@ class ScMMGPTCellDecoderConfig(SpellingConfig):
     # Share of texts hidden in training, so that the empty text means the mixture of all cells (guidance needs both).
     text_dropout: float | int = 0.1
     guidance_scale: float | int = 1.0
-    # Of the kind "factors": numbers that a text sets, by which cells of one kind differ, and kinds that were counted.
+    # Of the kind "factors": numbers that a text sets; by which cells differ, and how many of them in cells of one kind;
+    # kinds that were counted.
     num_states: int = 64
     num_factors: int = 16
+    factor_rank: int = 16
     num_kinds: int = 1
     state_hidden_size: int = 512
     # Whose effects on genes it knows; the first is meant where none is named.

@@ -10,6 +10,7 @@ FACTORS = {
     "kind": "factors",
     "num_states": 6,
     "num_factors": 3,
+    "factor_rank": 3,
     "num_kinds": 4,
     "state_hidden_size": 16,
     "platforms": ["10x", "Smart-seq2"],

@@ -156,7 +156,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         self.gene_dispersion = nn.Parameter(torch.empty(vocab_size))
         # The counted kinds of cells: their states, roots of their factors' covariances, their library sizes.
         self.kind_states = nn.Parameter(torch.empty(config.num_kinds, config.num_states))
-        self.kind_spreads = nn.Parameter(torch.empty(config.num_kinds, config.num_factors, config.num_factors))
+        self.kind_spreads = nn.Parameter(torch.empty(config.num_kinds, config.num_factors, config.factor_rank))
         self.kind_libraries = nn.Parameter(torch.empty(config.num_kinds))
         self.platform_libraries = nn.Parameter(torch.empty(platforms))
         self.platform_spreads = nn.Parameter(torch.empty(platforms))
@@ -262,9 +262,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         similarity = F.normalize(states, dim=1, eps=1e-6) @ F.normalize(self.kind_states, dim=1, eps=1e-6).T
         kinship = (KIND_SHARPNESS * similarity).softmax(1)
         roots = torch.einsum("bj,jrs->brs", kinship, self.kind_spreads)
-        factors = torch.einsum(
-            "brs,bs->br", roots, torch.randn_like(states[:, :1]).new_empty(roots.shape[:2]).normal_()
-        )
+        factors = torch.einsum("brs,bs->br", roots, torch.randn_like(roots[:, 0]))
         log_share = (
             self.gene_bias[target_gene_ids]
             + states @ self.gene_states[target_gene_ids].T

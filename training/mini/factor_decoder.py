@@ -26,8 +26,10 @@ from scmmgpt.training.trainer import Rows
 
 from .factor_fit import (
     Counted,
+    Factors,
     choose_cells,
     fit_factors,
+    groups_of_kinds,
     library_sizes,
     log_shares,
     molecules_of_reads,
@@ -112,9 +114,9 @@ def fit_kinds(
         numbered(profile[chosen])[1],
         reads[chosen].astype(int),
     )
-    fit = fit_factors(cells, part.num_factors, part.em_steps, part.num_leading_genes, seed)
+    states = _states_of_kinds(names, means)
+    fit = fit_groups(cells, groups_of_kinds(states, part.num_groups), part, seed)
     kept = np.bincount(kind, minlength=len(names)) >= FEWEST_CELLS
-    roots = np.linalg.cholesky(fit.covariances.astype(np.float64) + 1e-6 * np.eye(part.num_factors))
     molecules = np.zeros(len(part.platforms))
     for place in np.unique(platform[reads]):
         mine = np.flatnonzero(reads & (platform == place))
@@ -122,16 +124,44 @@ def fit_kinds(
     arrays = {
         "gene_factors": fit.loadings,
         "gene_dispersion": -np.log(fit.dispersions[0]),
-        "kind_spreads": roots[kept],
+        "kind_states": states[kept],
+        "kind_spreads": fit.covariances[kept],
         "kind_libraries": added[kept],
         "platform_libraries": centers,
         "platform_spreads": spreads,
         "platform_molecules": molecules,
     }
     terms = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
-    pairs = list(zip(means.table.term_id, means.table.organism, strict=True))
-    arrays["kind_states"] = np.array([means.states[[pair == kind for pair in pairs]].mean(0) for kind in terms])
     return CountedKinds(terms, means.arrays | arrays)
+
+
+def _states_of_kinds(names: list[tuple[str, str]], means: Means) -> np.ndarray:
+    """The mean state of each kind's profiles."""
+    pairs = list(zip(means.table.term_id, means.table.organism, strict=True))
+    return np.array([means.states[[pair == kind for pair in pairs]].mean(0) for kind in names])
+
+
+def fit_groups(cells: Counted, group: np.ndarray, part: FactorPart, seed: int) -> Factors:
+    """A factor analysis of each group of kinds (J,), side by side: a kind varies along its own group's factors alone.
+
+    Of the covariances come roots (J, R, factors of a group).
+    """
+    number, size = group.max() + 1, part.factors_of_group
+    num_genes, num_kinds = cells.counts.shape[1], len(group)
+    loadings = np.zeros((num_genes, number * size), np.float32)
+    roots = np.zeros((num_kinds, number * size, size), np.float32)
+    dispersions, weight = np.zeros((2, num_genes)), np.zeros((2, 1))
+    for place in range(number):
+        mine = np.flatnonzero(group[cells.kind] == place)
+        kinds, kind = np.unique(cells.kind[mine], return_inverse=True)
+        fit = fit_factors(cells.rows(mine, kind), size, part.em_steps, part.num_leading_genes, seed)
+        block = slice(place * size, (place + 1) * size)
+        loadings[:, block] = fit.loadings
+        roots[kinds, block] = np.linalg.cholesky(fit.covariances.astype(np.float64) + 1e-6 * np.eye(size))
+        of_class = np.bincount(cells.noise[mine], minlength=2)[: len(fit.dispersions), None]
+        dispersions[: len(of_class)] += of_class * np.log(fit.dispersions)
+        weight[: len(of_class)] += of_class
+    return Factors(loadings, roots, np.exp(dispersions / np.maximum(weight, 1)))
 
 
 def new_decoder(
@@ -145,7 +175,7 @@ def new_decoder(
     decoder_config.kind = "factors"
     decoder_config.platforms = list(part.platforms)
     decoder_config.num_states = kinds.arrays["gene_states"].shape[1]
-    decoder_config.num_factors = part.num_factors
+    decoder_config.num_factors, decoder_config.factor_rank = kinds.arrays["kind_spreads"].shape[1:]
     decoder_config.num_kinds = len(kinds.terms)
     decoder = ScMMGPTFactorDecoder(
         decoder_config, config.cell_config, model.model.get_input_embeddings().embedding_dim

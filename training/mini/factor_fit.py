@@ -112,6 +112,11 @@ class Counted:
         columns = (self.counts[:, genes], self.base[:, genes], self.measured[:, genes])
         return Counted(*columns, self.kind, self.profile, self.noise)
 
+    def rows(self, cells: np.ndarray, kind: np.ndarray) -> Counted:
+        """Some of the cells, whose kinds are called otherwise."""
+        values = (self.counts[cells], self.base[cells], self.measured[cells])
+        return Counted(*values, kind, numbered(self.profile[cells])[1], self.noise[cells])
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -271,6 +276,14 @@ def library_sizes(
     centers = np.array([mean[platform_of == i].mean() if (platform_of == i).any() else np.nan for i in range(number)])
     spreads = np.array([spread[platform == i].std() if (platform == i).any() else np.nan for i in range(number)])
     return np.where(np.isnan(centers), centers[0], centers), np.where(np.isnan(spreads), spreads[0], spreads), added
+
+
+def groups_of_kinds(states: np.ndarray, number: int) -> np.ndarray:
+    """(J,) groups of kinds whose states point the same way."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    unit = states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-9)
+    return fcluster(linkage(unit, "ward"), number, "maxclust") - 1
 
 
 def choose_cells(profile: np.ndarray, most: int, seed: int) -> np.ndarray:

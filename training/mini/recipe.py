@@ -126,6 +126,8 @@ class FactorPart:
         Those that count reads, not molecules.
     config
         Fields of the model's configuration that belong to the decoder.
+    num_groups, factors_of_group
+        Counted kinds whose states are alike are analysed together; each such group has factors of its own.
     cells_per_profile, num_leading_genes, em_steps
         How much the factor analysis of counted cells looks at, and for how long.
     num_texts, max_text_tokens
@@ -138,7 +140,8 @@ class FactorPart:
     towers: Stage2Towers
     config: ModelConfig = Field(default_factory=dict)
     num_states: int = 112
-    num_factors: int = 32
+    num_groups: int = 8
+    factors_of_group: int = 10
     cells_per_profile: int = 60
     num_leading_genes: int = 2_500
     em_steps: int = 8

@@ -86,7 +86,7 @@ def measure(
         profiles.medians,
     )
     means = fit_means(rest, recipe.factors)
-    model = new_decoder(model, without_kinds(means, recipe), recipe.factors)
+    model = new_decoder(model, without_kinds(means), recipe.factors)
     with tempfile.TemporaryDirectory() as folder:
         train_reader(model, processor, recipe, means, wording, Path(folder))
     rows = [
@@ -106,12 +106,11 @@ def choose_pairs(facts: pd.DataFrame, seed: int) -> list[tuple[str, str, str]]:
     return [(term, str(random.choice(names)), organism) for (term, organism), names in chosen.items()]
 
 
-def without_kinds(means: Means, recipe: MiniRecipe) -> CountedKinds:
+def without_kinds(means: Means) -> CountedKinds:
     """A decoder of means alone."""
-    part, num_genes = recipe.factors, len(means.arrays["gene_bias"])
     arrays = {
-        "gene_factors": np.zeros((num_genes, part.num_factors), np.float32),
-        "kind_spreads": np.zeros((1, part.num_factors, part.num_factors), np.float32),
+        "gene_factors": np.zeros((len(means.arrays["gene_bias"]), 1), np.float32),
+        "kind_spreads": np.zeros((1, 1, 1), np.float32),
         "kind_states": means.states.mean(0, keepdims=True),
     }
     return CountedKinds([("", "")], means.arrays | arrays)
