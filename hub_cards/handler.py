@@ -95,7 +95,7 @@ class EndpointHandler:
 
     # The tasks
 
-    def _annotate(self, request: Any, cells: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _annotate(self, request: Any, cells: dict[str, Any]) -> dict[str, Any]:
         """Each cell by itself: what is said about a cell never depends on the other cells of a request."""
         with _explained():
             label_set = self.annotator.label_set(request.labels)

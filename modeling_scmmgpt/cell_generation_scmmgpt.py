@@ -16,8 +16,9 @@
 # Shape letters: N texts, S text tokens, K text features, D cell hidden size.
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -26,8 +27,9 @@ from torch.nn import functional as F
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_scmmgpt import ScMMGPTConfig
-from .modeling_cell_decoder import ScMMGPTCellDecoder, ScMMGPTCellOutput, sample_counts
+from .modeling_cell_decoder import ScMMGPTCellOutput, sample_counts
 from .modeling_cell_encoder import check_cells, unpack_cells
+from .modeling_factor_decoder import CellDecoder, ScMMGPTFactorDecoder, amplified
 
 GENES_PER_STEP = 4096  # genes decoded at once: bounds the memory of `generate_cells`
 
@@ -44,7 +46,7 @@ class CellsAndLanguage(Protocol):
 class ScMMGPTCellGenerationMixin:
     config: ScMMGPTConfig
     model: CellsAndLanguage
-    cell_decoder: ScMMGPTCellDecoder
+    cell_decoder: CellDecoder
 
     def _gene_table(self) -> nn.Module:
         return self.model.cell_encoder.get_input_embeddings()
@@ -84,6 +86,21 @@ class ScMMGPTCellGenerationMixin:
         cls_token_id = getattr(self.config.cell_config, "cls_token_id", None)
         return gene_values if cls_token_id is None else gene_values.masked_fill(gene_ids == cls_token_id, 0.0)
 
+    def text_states(self, input_ids, attention_mask=None, guidance_scale: float = 1.0) -> torch.Tensor:
+        """The states (N, S) of texts, of a decoder with factors."""
+        return self._factors().states(self.text_features(input_ids, attention_mask), guidance_scale)
+
+    def cell_states(
+        self, counts_BG: torch.Tensor, gene_ids: torch.Tensor, platform: str | None = None
+    ) -> torch.Tensor:
+        """The states (B, S) of real cells, whose raw counts of `gene_ids` (G,) are given."""
+        return self._factors().states_of_cells(counts_BG, gene_ids, platform)
+
+    def _factors(self) -> ScMMGPTFactorDecoder:
+        if not isinstance(self.cell_decoder, ScMMGPTFactorDecoder):
+            raise ValueError("States are of cell decoders with factors; this model's has none.")
+        return self.cell_decoder
+
     def cell_generation_loss(
         self, cells, cell_prompt_ids, cell_prompt_mask, target_gene_ids, target_counts, target_library_size=None
     ):
@@ -116,9 +133,11 @@ class ScMMGPTCellGenerationMixin:
         guidance_scale: float | None = None,
         library_size: float | None = None,
         batch_size: int = 64,
+        **asked,
     ) -> Iterator[ScMMGPTCellOutput]:
         """Like `generate_cells`, a batch at a time: memory stays flat however many cells are asked for."""
-        for name, value in (("num_cells", num_cells), ("batch_size", batch_size), ("library_size", library_size)):
+        sizes = {"num_cells": num_cells, "batch_size": batch_size, "library_size": library_size}
+        for name, value in {**sizes, "depth": asked.get("depth")}.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         genes = self._genes()
@@ -127,18 +146,44 @@ class ScMMGPTCellGenerationMixin:
         scale = self.config.cell_decoder_config.guidance_scale if guidance_scale is None else guidance_scale
         features = self.text_features(input_ids, attention_mask)
         for text, first_seed in enumerate(_first_seeds(seed, input_ids, attention_mask)):
+            draw = self._distributions(features[text], genes, scale, text, **asked)
             for start in range(0, num_cells, batch_size):
                 # One generator per cell: the same cell comes out whatever the batch size.
                 cells = range(start, min(start + batch_size, num_cells))
                 generators = [torch.Generator().manual_seed((first_seed + cell) % 2**32) for cell in cells]
-                log_share, dispersion, library = self._draw_distribution(features[text], generators, genes, scale)
+                log_share, dispersion, library, copies = draw(generators)
                 if library_size is not None:
                     library = torch.full_like(library, library_size)
-                mean = (log_share[:, columns] + library.log()[:, None]).exp()
+                mean = (log_share[:, columns] + library.log()[:, None]).exp() / copies
                 counts = [
-                    sample_counts(mean[i], dispersion[columns], generator) for i, generator in enumerate(generators)
+                    amplified(sample_counts(mean[i], dispersion[columns], generator), copies, generator)
+                    for i, generator in enumerate(generators)
                 ]
                 yield ScMMGPTCellOutput(counts=torch.stack(counts), gene_ids=wanted, library_size=library)
+
+    def _distributions(
+        self,
+        features_KD: torch.Tensor,
+        genes: torch.Tensor,
+        guidance_scale: float,
+        text: int,
+        *,
+        depth: float | None = None,
+        platform: str | None = None,
+        states: torch.Tensor | None = None,
+    ) -> Callable:
+        """For one text: a function from generators to log shares, dispersions, library sizes and copies of as many cells."""
+        decoder = self.cell_decoder
+        if isinstance(decoder, ScMMGPTFactorDecoder):
+            state = decoder.states(features_KD[None], guidance_scale)[0] if states is None else states[text]
+            # The mixture of all cells has no state of its own: each cell takes that of a counted kind.
+            is_mixture = states is None and torch.equal(features_KD, decoder.text_features.no_text)
+            return decoder.sampler(None if is_mixture else state, genes, platform, depth)
+        if platform is not None or states is not None:
+            raise ValueError(
+                "This model's cell decoder knows no platforms and no states: only a text can be asked for."
+            )
+        return lambda generators: self._draw_distribution(features_KD, generators, genes, guidance_scale, depth)
 
     def _genes(self) -> torch.Tensor:
         """Vocabulary ids that stand for genes: all but the special tokens."""
@@ -157,21 +202,23 @@ class ScMMGPTCellGenerationMixin:
             )
         return torch.searchsorted(genes, wanted)
 
-    def _draw_distribution(self, features_KD, generators, genes, guidance_scale):
-        """For one text and as many cells as generators: log shares, dispersions and library sizes, on the CPU."""
+    def _draw_distribution(self, features_KD, generators, genes, guidance_scale, depth):
+        """For one text and as many cells as generators: log shares, dispersions, library sizes and copies of a molecule, on the CPU."""
         decoder, latent_size = self.cell_decoder, self.config.cell_decoder_config.latent_size
         features = features_KD.expand(len(generators), -1, -1)
         noise = torch.stack([torch.randn(latent_size + 1, generator=generator) for generator in generators])
         noise = noise.to(features.device, features.dtype)
         latent = decoder.sample_latent(features, noise[:, 1:], guidance_scale)
         center, deviation = decoder.library_distribution(features)
+        if depth is not None:
+            center = torch.full_like(center, math.log(depth))
         library = (center + deviation * noise[:, 0].float()).exp().clamp(min=1).cpu()
         log_share, dispersion = [], []
         for chunk in genes.to(features.device).split(GENES_PER_STEP):
             decoded = decoder.decode(latent, features, self.model.run_cell_layers, self._gene_table(), chunk)
             log_share.append(decoded[0].cpu())
             dispersion.append(decoded[1].cpu())
-        return torch.cat(log_share, dim=1).log_softmax(1), torch.cat(dispersion), library
+        return torch.cat(log_share, dim=1).log_softmax(1), torch.cat(dispersion), library, 1.0
 
     def generate_cells(self, input_ids: torch.Tensor, attention_mask=None, **kwargs) -> ScMMGPTCellOutput:
         """Draw `num_cells` cells for each text; a text's cells are consecutive rows.
@@ -189,6 +236,12 @@ class ScMMGPTCellGenerationMixin:
                 Classifier-free guidance; 1: off, above 1: follows the text more strictly.
             library_size
                 Total counts of every cell; None = drawn from what the text implies.
+            depth
+                Median of these totals, which differ between cells as they did in counted ones.
+            platform
+                One of `config.cell_decoder_config.platforms`.
+            states
+                (texts, `num_states`) in the place of the texts' own: what `cell_states` gives, or a mean of such.
         """
         batches = list(self.stream_cells(input_ids, attention_mask, **kwargs))
         return ScMMGPTCellOutput(

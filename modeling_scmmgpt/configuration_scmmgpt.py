@@ -138,10 +138,12 @@ class ScMMGPTQFormerConfig(SpellingConfig):
 
 @strict
 class ScMMGPTCellDecoderConfig(SpellingConfig):
-    """The cell decoder: cross-attention projector, flow over latents, negative-binomial head per gene."""
+    """The cell decoder: a cross-attention projector, then a flow over latents or states with factors; counts per gene."""
 
     model_type = "scmmgpt_cell_decoder"
     base_config_key = "cell_decoder_config"
+
+    kind: Literal["flow", "factors"] = "flow"
 
     # Text features that the projector reads off the LLM's hidden states.
     num_text_tokens: int = 8
@@ -158,8 +160,24 @@ class ScMMGPTCellDecoderConfig(SpellingConfig):
     # Share of texts hidden in training, so that the empty text means the mixture of all cells (guidance needs both).
     text_dropout: float | int = 0.1
     guidance_scale: float | int = 1.0
+    # Of the kind "factors": numbers that a text sets; by which cells differ, and how many of them in cells of one kind;
+    # kinds that were counted.
+    num_states: int = 64
+    num_factors: int = 16
+    factor_rank: int = 16
+    num_kinds: int = 1
+    state_hidden_size: int = 512
+    # Whose effects on genes it knows; the first is meant where none is named.
+    if TYPE_CHECKING:  # a finished config holds names
+        platforms: list[str]
+    else:
+        platforms: list[str] | None = None
     layer_norm_eps: float | int = 1e-5
     initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.platforms = self.platforms or ["10x"]
 
 
 @strict

@@ -297,6 +297,9 @@ class ScMMGPTCellDecoder(ScMMGPTTower):
         mean, spread = self.library_head(features_BKD.flatten(1)).float().unbind(-1)
         return mean + 7.0, F.softplus(spread) + 0.05
 
+    def resize(self, vocab_size: int) -> None:
+        self.gene_head.resize(vocab_size)
+
     def losses(self, features_BKD, cell, target_gene_ids, target_counts, library_B, run_layers, gene_table):
         """`cell` = (gene_ids, gene_values) of the cells to be generated, without special tokens; `library_B` their total."""
         if self.training:

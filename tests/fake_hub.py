@@ -372,20 +372,21 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _NAME, _REVISION = r"([^/]+/[^/]+)", r"((?:refs/pr/\d+)|[^/]+)"
+_KIND = "/api/(?:models|spaces)"
 _READ = ("GET", "HEAD")
 _ROUTES = [
     (_READ, "/api/whoami-v2", _Handler.whoami),
     (("POST",), "/api/repos/create", _Handler.create),
     (("POST",), "/api/validate-yaml", _Handler.validate_card),
-    (_READ, f"/api/models/{_NAME}", _Handler.info),
-    (_READ, f"/api/models/{_NAME}/revision/(.+)", _Handler.info),
+    (_READ, f"{_KIND}/{_NAME}", _Handler.info),
+    (_READ, f"{_KIND}/{_NAME}/revision/(.+)", _Handler.info),
     (_READ, f"/api/models/{_NAME}/refs", _Handler.refs),
-    (_READ, f"/api/models/{_NAME}/tree/{_REVISION}(?:/(.*))?", _Handler.tree),
+    (_READ, f"{_KIND}/{_NAME}/tree/{_REVISION}(?:/(.*))?", _Handler.tree),
     (("POST",), f"/api/models/{_NAME}/paths-info/(.+)", _Handler.paths_info),
     (("POST",), f"/api/models/{_NAME}/branch/(.+)", _Handler.create_branch),
-    (("POST",), f"/api/models/{_NAME}/preupload/(.+)", _Handler.preupload),
-    (("POST",), f"/api/models/{_NAME}/commit/(.+)", _Handler.commit),
-    (("POST",), rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (("POST",), f"{_KIND}/{_NAME}/preupload/(.+)", _Handler.preupload),
+    (("POST",), f"{_KIND}/{_NAME}/commit/(.+)", _Handler.commit),
+    (("POST",), rf"/(?:spaces/)?{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (("PUT",), "/lfs-upload/([0-9a-f]{64})", _Handler.lfs_upload),
     (_READ, f"/{_NAME}/resolve/{_REVISION}/(.+)", _Handler.resolve),
 ]

@@ -1,8 +1,11 @@
 """The verbs take AnnData or a path and give AnnData back, with everything in its place and nothing of yours changed."""
 
+import os
 import shutil
+import threading
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +15,7 @@ from scipy import sparse
 from tiny_models import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
-from scmmgpt import embedding, text_cache
+from scmmgpt import embedding, storage, text_cache
 from scmmgpt.device import Batches, choose_device
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
@@ -330,7 +333,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(file, model, tmp_path, monk
     run_chunk = embedding.run_chunk
 
     def interrupted_once(features, *args):
-        computed.append(len(features["gene_ids"]))
+        computed.append(len(features["cell_cu_seqlens"]) - 1)
         if len(computed) == 3:
             raise KeyboardInterrupt
         return run_chunk(features, *args)
@@ -491,3 +494,66 @@ def test_a_cache_that_cannot_be_used_costs_nothing_but_time(tmp_path, monkeypatc
     texts = ["a"] * text_cache.MIN_TEXTS
 
     assert (text_cache.remembered("hash", texts, lambda: np.ones(3)) == 1).all()
+
+
+def test_a_file_without_empty_groups_is_copied_and_not_read(file, tmp_path, monkeypatch):
+    with h5py.File(file, "r+") as store:
+        for name in {"obsm", "uns", "varm", "obsp", "varp"} & set(store):
+            del store[name]
+    monkeypatch.setattr(storage, "write_cells", lambda *_: pytest.fail("the whole file was read and written anew"))
+
+    storage.write_with_additions(file, tmp_path / "out.h5ad", storage.Additions(uns={"scmmgpt": {"a": 1}}))
+
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").uns["scmmgpt"]["a"] == 1
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """Another process at work on an output: it holds the folder of what is unfinished."""
+    fcntl = pytest.importorskip("fcntl")
+    handles = []
+
+    def hold(name):
+        folder = tmp_path / f".{name}.unfinished"
+        folder.mkdir(exist_ok=True)
+        handles.append(os.open(folder, os.O_RDONLY))
+        fcntl.flock(handles[-1], fcntl.LOCK_EX)
+
+    yield hold
+    for handle in handles:
+        os.close(handle)
+
+
+def test_an_output_that_another_process_is_writing_is_refused(file, model, tmp_path, at_work):
+    at_work("out.h5ad")
+
+    with pytest.raises(UserError, match=r"Another process or thread is writing .*out\.h5ad"):
+        scmmgpt.embed(file, model=model, output=tmp_path / "out.h5ad")
+
+    assert (tmp_path / ".out.h5ad.unfinished").is_dir()
+
+
+def test_two_threads_do_not_write_one_output(file, model, tmp_path, monkeypatch):
+    refused, run_chunk = [], embedding.run_chunk
+
+    def second():
+        try:
+            scmmgpt.embed(file, model=model, output=tmp_path / "out.h5ad")
+        except UserError as error:
+            refused.append(str(error))
+
+    def with_another(*given):
+        monkeypatch.setattr(embedding, "run_chunk", run_chunk)
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        return run_chunk(*given)
+
+    monkeypatch.setattr(embedding, "run_chunk", with_another)
+
+    scmmgpt.embed(file, model=model, output=tmp_path / "out.h5ad")
+
+    assert len(refused) == 1
+    assert "Another process or thread is writing" in refused[0]
+    expected = scmmgpt.embed(file, model=model).obsm["X_scmmgpt"]
+    assert np.allclose(anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_scmmgpt"], expected, atol=1e-5)

@@ -258,7 +258,6 @@ def real(tmp_path_factory):
         return load(assembled(), device="cpu", generative=True)
 
 
-@pytest.mark.slow
 def test_the_real_llm_comes_out_of_the_registry_s_package_and_still_knows_what_it_knew(real):
     tokenizer = real.processor.tokenizer
     prompt = real.processor.apply_chat_template(
@@ -271,12 +270,12 @@ def test_the_real_llm_comes_out_of_the_registry_s_package_and_still_knows_what_i
     assert "Rome" in tokenizer.decode(ids[0])
 
 
-@pytest.mark.slow
 def test_the_real_llm_names_cells_and_what_it_says_is_checked(real):
     cells = anndata.read_h5ad(Path(__file__).parent / "data" / "pbmc_facs_300.h5ad")
 
     described = scmmgpt.describe(cells, model=real, progress=False)
 
     claims = described.uns["scmmgpt"]["describe"]["claims"]
-    assert (claims["kind"] == "type").any()
+    assert {"type", "species", "gene up"} <= set(claims["kind"])
+    assert (claims["verdict"][claims["kind"] == "type"] == "supported").mean() > 0.5
     assert described.obs["scmmgpt_description"].nunique() > 2

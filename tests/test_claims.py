@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from scmmgpt.claims import CellFacts, ClaimReader, without_marks
+from scmmgpt.claims import ONLY_THE_NAME, CellFacts, ClaimReader, without_marks
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
@@ -87,6 +87,18 @@ def test_what_cells_cannot_tell_is_general_knowledge(reader):
         "B cells produce antibodies. [general knowledge] They are fascinating. [general knowledge]"
     )
     assert without_marks(checked.printed) == "B cells produce antibodies. They are fascinating."
+
+
+def test_where_the_model_knows_the_name_alone_the_ontology_defines_it(reader):
+    sentence = ONLY_THE_NAME.format(type="a B cell")
+    checked = reader.check(sentence, facts())
+
+    assert checked.printed.startswith("B cell: A lymphocyte of B lineage")
+    assert checked.printed.endswith("[Cell Ontology]")
+    assert [claim.verdict for claim in checked.claims] == ["unchecked"]
+    assert without_marks(checked.printed).endswith(".")
+    for other in ("a monocyte", "a hepatobastrocell"):
+        assert other not in reader.check(f"{ONLY_THE_NAME.format(type=other)} MS4A1 is high.", facts()).printed
 
 
 def test_general_knowledge_of_another_type_is_withheld(reader):

@@ -28,6 +28,7 @@ from scmmgpt.processing import ScMMGPTGeneTokenizer, gene_kernels_scmmgpt
 from scmmgpt.processing.cell_matrix_scmmgpt import in_memory
 from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
 from scmmgpt.processing.gene_kernels_scmmgpt import order_genes_with_numpy
+from scmmgpt.processing.gene_layout_scmmgpt import padded_cells
 from scmmgpt.processing.gene_vocabulary_scmmgpt import SPECIAL_TOKENS
 
 NUM_GENES = 400
@@ -317,6 +318,29 @@ def test_packed_cells_are_the_padded_ones_end_to_end(tokenizer, counts):
     np.testing.assert_array_equal(np.diff(packed["cell_cu_seqlens"]), real.sum(1))
     assert packed["cell_cu_seqlens"].dtype == np.int32
     assert "gene_mask" not in packed
+
+
+def test_some_packed_cells_are_padded_as_they_are_by_themselves(tokenizer, counts):
+    packed = tokenizer((counts, tokenizer.genes), packed=True)
+
+    some = padded_cells(packed, np.array([7, 2, 9]))
+
+    alone = tokenizer((counts[[7, 2, 9]], tokenizer.genes))
+    assert_same_tokens(some, alone)
+    assert {name: values.dtype for name, values in some.items()} == {
+        name: values.dtype for name, values in alone.items()
+    }
+
+
+def test_chunks_may_be_packed(tokenizer, counts, tmp_path):
+    adata_of(counts, tokenizer.genes).write_h5ad(tmp_path / "cells.h5ad")
+    whole = tokenizer((counts, tokenizer.genes), packed=True)
+
+    chunks = list(tokenizer.iter_chunks(tmp_path / "cells.h5ad", chunk_size=5, packed=True))
+
+    assert [len(chunk["cell_cu_seqlens"]) - 1 for chunk in chunks] == [5, 5, 2]
+    ids = np.concatenate([chunk["gene_ids"][0] for chunk in chunks])
+    np.testing.assert_array_equal(ids, whole["gene_ids"][0])
 
 
 def test_chunks_are_the_whole_in_pieces(tokenizer, counts, tmp_path):

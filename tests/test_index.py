@@ -1,6 +1,7 @@
 """An index answers like a search through every cell, from vectors that stay on disk."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from tiny_models import tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt import index as index_module
+from scmmgpt import storage
 from scmmgpt.errors import UserError
 from scmmgpt.index import Index, best_rows, build_index, rows_where, write_index
 
@@ -143,3 +145,25 @@ def test_conditions_must_all_hold():
 def test_a_condition_that_cannot_hold_is_refused(condition):
     with pytest.raises(UserError):
         rows_where(pd.DataFrame({"tissue": ["lung"]}), [condition])
+
+
+def test_two_builds_of_one_folder_do_not_meet_in_a_temporary_one(tmp_path, monkeypatch):
+    obs, vectors = pd.DataFrame(index=np.arange(200).astype(str)), clustered_vectors(200)
+    copy_vectors = index_module._copy_vectors
+
+    def beside_another_build(vectors, path):
+        copy_vectors(vectors, path)
+        monkeypatch.setattr(index_module, "_copy_vectors", copy_vectors)
+        own_number = os.getpid()
+        with monkeypatch.context() as another_process:
+            another_process.setattr(os, "getpid", lambda: own_number + 1)
+            another_process.setattr(storage, "_is_running", lambda process: True)
+            write_index(tmp_path / "index", vectors, obs, MODEL)
+
+    monkeypatch.setattr(index_module, "_copy_vectors", beside_another_build)
+
+    with pytest.warns(UserWarning, match="replaced"):
+        write_index(tmp_path / "index", vectors, obs, MODEL)
+
+    np.testing.assert_array_equal(Index.open(tmp_path / "index").vectors, vectors)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]

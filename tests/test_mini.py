@@ -431,7 +431,7 @@ def test_every_part_of_the_training_is_a_run_of_a_stage(tmp_path):
 def test_a_part_that_is_cut_warms_up_over_the_same_share_of_its_steps():
     cut = read_recipe(RECIPE).cut_to(80)
 
-    for part in (*cut.stage1, cut.stage2, cut.flow):
+    for part in (*cut.stage1, cut.stage2, cut.factors):
         assert (part.training["max_steps"], part.training["warmup_steps"]) == (80, 10)
 
 

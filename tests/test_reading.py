@@ -14,7 +14,9 @@ from scmmgpt.chat_model import assembled
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing import ScMMGPTGeneTokenizer
-from scmmgpt.reading import asks_for_advice, is_question, plain_question, whole_sentences
+from scmmgpt.processing.prompting_scmmgpt import with_article
+from scmmgpt.reading import asked, asks_for_advice, asks_for_type, check, is_question, plain_question, whole_sentences
+from scmmgpt.text_generation import write_choices
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,28 @@ def test_more_than_fifty_cells_are_described_by_type_with_a_table_of_claims(chat
     assert set(claims["group"]) == set(called)
 
 
+def test_a_description_says_what_the_cells_are_and_where_from(chat, cells):
+    described = scmmgpt.describe(
+        cells, cluster_key="half", model=chat, max_new_tokens=4, checked=False, progress=False
+    )
+
+    for text in described.obs["scmmgpt_description"].unique():
+        assert text.startswith("This is a")
+        assert " from human blood." in text
+
+
+def test_where_the_type_was_withheld_the_call_stands_before_the_rest(chat, cells):
+    talk = scmmgpt.chat(cells, cluster_key="cell_type", model=chat)
+    label, gene = talk.read.labels[0], talk.read.groups.raised(0)[0]
+    other = "neuron" if "neuron" not in label else "monocyte"
+
+    assert check(talk.read, f"This is a {other}. {gene} is high.", 0).printed.startswith(
+        f"This is called {label}. {gene}"
+    )
+    assert check(talk.read, f"This is {with_article(label)}.", 0).printed.startswith(f"This is {with_article(label)}.")
+    assert check(talk.read, f"This is a {other}.", 0).printed.count("called") == 1
+
+
 def test_a_few_cells_are_described_one_by_one(chat, cells):
     described = scmmgpt.describe(cells[:3], model=chat, max_new_tokens=4, progress=False)
 
@@ -70,13 +94,52 @@ def test_the_table_can_be_written(chat, cells, tmp_path):
 def test_chat_about_clusters_keeps_its_turns_and_checks_its_answers(chat, cells):
     talk = scmmgpt.chat(cells, cluster_key="half", model=chat)
 
-    talk.ask("What are these cells?", max_new_tokens=4)
+    talk.ask("How do these cells differ?", max_new_tokens=4)
     talk.ask("Why do you think so?", max_new_tokens=4)
 
-    assert [message["role"] for message in talk.messages] == ["system", *["user", "assistant"] * 2]
+    assert [message["role"] for message in talk.messages] == ["system", *["user", "assistant"] * 3]
     assert sum(block["type"] == "cell" for block in talk.messages[1]["content"]) == 2
     assert "Tissue: blood." in str(talk.messages[1])
     assert talk.last is not None
+
+
+def test_a_conversation_opens_with_what_the_model_reads_the_cells_as(chat, cells):
+    talk = scmmgpt.chat(cells, cluster_key="half", model=chat)
+    talk.ask("Which genes stand out?", max_new_tokens=4)
+
+    first, second = talk.read.read_as
+    assert f"1 is {with_article(first)}; cell 2 is {with_article(second)}." in str(talk.messages[2])
+    for group, read_as in enumerate(talk.read.read_as):
+        assert read_as in {talk.read.labels[group], talk.read.seconds[group], *talk.read.candidates[group]}
+
+
+@pytest.mark.parametrize("question", ["What are these cells?", "what type of cell is this?", "Identify the cells."])
+def test_asked_for_the_type_alone_the_model_says_what_it_chose(chat, cells, question):
+    assert asks_for_type(question)
+    talk = scmmgpt.chat(cells, cluster_key="half", select=["one"], model=chat)
+
+    talk.ask(question)
+
+    assert talk.last.raw == f"This is {with_article(talk.read.read_as[0])}."
+    assert [message["role"] for message in talk.messages] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize("question", ["What is this cell doing?", "What are these cells good for?", "Is it a B cell?"])
+def test_other_questions_are_the_model_s_to_answer(question):
+    assert not asks_for_type(question)
+
+
+def test_a_choice_is_one_of_the_given_answers(chat, cells):
+    talk = scmmgpt.chat(cells, cluster_key="half", model=chat)
+    prompts = [talk.read.render([*talk.read.opening([group]), asked("Which is it?")]) for group in (0, 1)]
+    choices = [["B cell", "B cell of a kind", "monocyte"], ["neuron", "astrocyte"]]
+
+    chosen = write_choices(chat, prompts, talk.read.tokens, choices)
+
+    assert all(label in among for label, among in zip(chosen, choices, strict=True))
+    assert chosen == [
+        write_choices(chat, [prompts[row]], talk.read.tokens[[row]], [choices[row]])[0] for row in (0, 1)
+    ]
 
 
 def test_unchecked_text_is_what_the_model_wrote(chat, cells):
@@ -92,13 +155,24 @@ def test_unchecked_text_is_what_the_model_wrote(chat, cells):
         "Which drug dose should I take?",
         "Can you diagnose me?",
         "What treatment do you recommend?",
+        "Should we treat him with another drug?",
+        "Am I ill?",
     ],
 )
 def test_a_request_for_medical_advice_is_answered_with_the_limit(chat, cells, question):
     assert "I cannot give medical advice" in scmmgpt.chat(cells, model=chat).ask(question)
 
 
-@pytest.mark.parametrize("question", ["What do dendritic cells do?", "Is it a T cell?", "Compare the two clusters."])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What do dendritic cells do?",
+        "Is it a T cell?",
+        "Compare the two clusters.",
+        "Which cells respond to the treatment with interferon?",
+        "Are the cells of these patients activated at this dose?",
+    ],
+)
 def test_a_question_about_cells_is_no_request_for_advice(question):
     assert not asks_for_advice(question)
     assert is_question(question)

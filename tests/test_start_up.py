@@ -95,6 +95,27 @@ def test_loading_the_embedded_model_shows_no_bar(capfd):
     assert capfd.readouterr().err == ""
 
 
+LEAN = "from scmmgpt.lean_start import api; import sys, torch; api.load()\n"
+
+
+def test_the_annotate_command_starts_without_the_compiler_and_what_it_brings():
+    (loaded,) = run_python(LEAN + "print(' '.join(sys.modules))")
+
+    heavy = {"torch._dynamo.utils", "torch._inductor", "torch.distributed.tensor", "sympy", "scipy.optimize"}
+    assert heavy.isdisjoint(loaded.split())
+
+
+def test_after_a_lean_start_whoever_compiles_gets_the_real_compiler():
+    code = (
+        LEAN + "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item(), torch._dynamo.__file__)"
+    )
+
+    (line,) = run_python(code)
+
+    assert line.startswith("2.0 ")
+    assert line.endswith("__init__.py")
+
+
 ANNOTATE = """
 import resource, sys
 from scmmgpt.cli import app

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scmmgpt.modeling_scmmgpt.modeling_cell_decoder import ScMMGPTCellDecoder
+from scmmgpt.modeling_scmmgpt.modeling_factor_decoder import CellDecoder, ScMMGPTFactorDecoder
 from scmmgpt.training.corpus.reading import Corpus, Selection
 
 # What is added to a share before its logarithm: a tenth of a transcript in a cell of ten thousand.
@@ -18,20 +18,20 @@ LEADING_GENES = 3_000
 MOST_ROWS = 20_000
 
 
-def is_new(decoder: ScMMGPTCellDecoder) -> bool:
+def is_new(decoder: CellDecoder) -> bool:
     """Whether nothing has been learnt about any gene yet."""
-    bias = decoder.gene_head.gene_bias
+    bias = _genes(decoder).gene_bias
     return bool((bias == bias[0]).all())
 
 
 @torch.no_grad()
-def begin_with(decoder: ScMMGPTCellDecoder, shares: np.ndarray, measured: np.ndarray, gene_ids: np.ndarray) -> None:
+def begin_with(decoder: CellDecoder, shares: np.ndarray, measured: np.ndarray, gene_ids: np.ndarray) -> None:
     """Set the free numbers of each gene from mean profiles.
 
     Parameters
     ----------
     decoder
-        Its `gene_bias`, and `gene_loadings` where it has them, are written.
+        Its `gene_bias`, and `gene_loadings` or `gene_states` where it has them, are written.
     shares
         (P, G) share of each gene in the counts of P profiles.
     measured
@@ -39,14 +39,20 @@ def begin_with(decoder: ScMMGPTCellDecoder, shares: np.ndarray, measured: np.nda
     gene_ids
         (G,) row of each gene in the decoder.
     """
-    head = decoder.gene_head
+    head = _genes(decoder)
+    loadings = head.gene_states if isinstance(head, ScMMGPTFactorDecoder) else getattr(head, "gene_loadings", None)
     mean = np.where(measured, shares, 0).sum(0) / np.maximum(measured.sum(0), 1)
     smallest = mean[mean > 0].min()
     head.gene_bias[gene_ids] = _like(np.log(np.maximum(mean, smallest)), head.gene_bias)
-    if head.num_loadings:
-        loadings = leading_components(shares, measured, head.num_loadings)
-        head.gene_loadings.zero_()
-        head.gene_loadings[gene_ids, : loadings.shape[1]] = _like(loadings, head.gene_loadings)
+    if loadings is not None:
+        components = leading_components(shares, measured, loadings.shape[1])
+        loadings.zero_()
+        loadings[gene_ids, : components.shape[1]] = _like(components, loadings)
+
+
+def _genes(decoder: CellDecoder):
+    """The part that knows each gene."""
+    return decoder if isinstance(decoder, ScMMGPTFactorDecoder) else decoder.gene_head
 
 
 def leading_components(shares: np.ndarray, measured: np.ndarray, number: int) -> np.ndarray:

@@ -38,6 +38,8 @@ BLOCK_OF_BATCHES = 16
 PROJECTOR_START = "projector_start"
 PROJECTOR_BATCH, PROJECTOR_RATE, PROJECTOR_NOISE = 160, 3e-3, 0.1
 WORD_WIDTH, FILLER_WEIGHT, POSITION_SPREAD = 0.25, 0.3, 0.7
+# What the choice among words, that among whole names, and the distance weigh.
+WORD_CHOICE, NAME_CHOICE, DISTANCE = 0.5, 1.0, 0.5
 CELLS_AT_ONCE = 64
 
 
@@ -182,8 +184,9 @@ def fit_words(
     the last batch that lie nearest to what the projector says.
     """
     spoken, place = words.unique(return_inverse=True)
+    names, name_of = place.unique(dim=0, return_inverse=True)
     table = vectors.detach().float()[spoken]
-    variance, size = table.var(), table.square().sum(1)
+    variance, width = table.var(), WORD_WIDTH * table.square().sum(1).mean()
     # What fills up short names says nothing, and is most of all words.
     weight = torch.where(spoken == words[:, -1].mode().values, FILLER_WEIGHT, 1.0)
     generator = torch.Generator().manual_seed(seed)
@@ -197,12 +200,13 @@ def fit_words(
         chosen = torch.randint(len(states), (PROJECTOR_BATCH,), generator=generator)
         noise = PROJECTOR_NOISE * spread * torch.randn((PROJECTOR_BATCH, 1, len(spread)), generator=generator)
         said, own = projector(states[chosen] + noise), place[chosen]
-        distance = said.square().sum(-1, keepdim=True) - 2 * said @ table.T + size
-        choice = F.cross_entropy(
-            (-distance / (WORD_WIDTH * size.mean())).flatten(0, 1), own.flatten(), reduction="none"
-        )
+        distance = _distances(said, table)
+        choice = F.cross_entropy((-distance / width).flatten(0, 1), own.flatten(), reduction="none")
         error = (said - table[own]).square().mean(-1) / variance
-        loss = ((choice.view_as(error) / 2 + error) * weight[own]).sum() / weight[own].sum()
+        by_word = WORD_CHOICE * choice.view_as(error) + DISTANCE * error
+        from_names = _distances(said.flatten(1), table[names].flatten(1))
+        by_name = F.cross_entropy(-from_names / (2 * width), name_of[chosen])
+        loss = (by_word * weight[own]).sum() / weight[own].sum() + NAME_CHOICE * by_name
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -210,6 +214,11 @@ def fit_words(
         right = (distance.argmin(-1) == own).float().mean().item()
     projector.to(dtype)
     return right
+
+
+def _distances(vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Squared distances to each row of a table."""
+    return vectors.square().sum(-1, keepdim=True) - 2 * vectors @ table.T + table.square().sum(1)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Blocks of cells -> token arrays: lengths, places, values; padded or end to end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -54,7 +54,8 @@ def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarr
     width = max(int(widths.max()), 1)
     begins = bounds[:-1] if layout.packed else np.arange(len(widths)) * width
     size = int(bounds[-1]) if layout.packed else len(widths) * width
-    # Zeros are the `<pad>` id, its value and its mask; untouched pages of a fresh array of zeros cost nothing.
+    # Zeros are the `<pad>` id, its value and its mask. Pages of a fresh array cost most when they are first touched, so
+    # each array is made once, in its final type, and written where there are tokens alone.
     ids, values = np.zeros(size, np.int64), np.zeros(size, np.float32)
     totals, first = [], 0
     for block, lengths in zip(blocks, expressed, strict=True):
@@ -63,20 +64,23 @@ def lay_out(blocks: list[CellBlock], layout: Layout) -> tuple[dict[str, np.ndarr
         first += block.num_cells
     if layout.add_cls:
         ids[begins] = CLS_ID
-    if layout.value_mode == "log1p":
-        np.log1p(values, out=values)
     if layout.packed:
+        if layout.value_mode == "log1p":
+            np.log1p(values, out=values)
         if layout.value_mode == "rank":
             values[:] = np.arange(size) - np.repeat(begins, widths) + (not layout.add_cls)
         bounds = bounds.astype(np.int32)
         return {"gene_ids": ids[None], "gene_values": values[None], "cell_cu_seqlens": bounds}, totals
-    is_real = np.arange(width) < widths[:, None]
-    if layout.value_mode == "rank":  # 1 for the first gene of a cell, 2 for the second; 0 for `<cls>` and padding
-        np.multiply(
-            np.arange(width, dtype=np.float32) + np.float32(not layout.add_cls), is_real, out=values.reshape(-1, width)
-        )
     padded: dict[str, np.ndarray] = {"gene_ids": ids.reshape(-1, width), "gene_values": values.reshape(-1, width)}
-    return {**padded, "gene_mask": is_real.astype(np.int64)}, totals
+    ranks = np.arange(width, dtype=np.float32) + np.float32(not layout.add_cls)  # 0 for `<cls>`, 1 for the first gene
+    mask = np.zeros((len(widths), width), np.int64)
+    for of_cell, is_real, length in zip(padded["gene_values"], mask, widths.tolist(), strict=True):
+        is_real[:length] = 1
+        if layout.value_mode == "log1p":
+            np.log1p(of_cell[:length], out=of_cell[:length])
+        if layout.value_mode == "rank":
+            of_cell[:length] = ranks[:length]
+    return {**padded, "gene_mask": mask}, totals
 
 
 def pad_tokens(gene_ids: np.ndarray, gene_values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> dict:
@@ -86,6 +90,19 @@ def pad_tokens(gene_ids: np.ndarray, gene_values: np.ndarray, lengths: Sequence[
     ids, values = np.full(is_real.shape, PAD_ID, np.int64), np.zeros(is_real.shape, np.float32)
     ids[is_real], values[is_real] = gene_ids, gene_values
     return {"gene_ids": ids, "gene_values": values, "gene_mask": is_real.astype(np.int64)}
+
+
+def padded_cells(packed: Mapping[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """Some of the packed cells, by number, as padded rows no wider than their longest."""
+    begins, ends = packed["cell_cu_seqlens"][chosen], packed["cell_cu_seqlens"][chosen + 1]
+    width = max(int((ends - begins).max(initial=0)), 1)
+    tokens = {name: np.zeros((len(chosen), width), packed[name].dtype) for name in ("gene_ids", "gene_values")}
+    mask = np.zeros((len(chosen), width), np.int64)
+    for row, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
+        for name, values in tokens.items():
+            values[row, : end - begin] = packed[name][0, begin:end]
+        mask[row, : end - begin] = 1
+    return {**tokens, "gene_mask": mask}
 
 
 def _shown_lengths(block: CellBlock, expressed: np.ndarray, layout: Layout) -> np.ndarray:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from scipy import sparse
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import cached_file
 
@@ -268,7 +269,7 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         self._account = account.summary()
         return BatchFeature(features, tensor_type=return_tensors)
 
-    def iter_chunks(
+    def iter_chunks(  # noqa: PLR0913
         self,
         cells: Any,
         chunk_size: int = 1024,
@@ -278,17 +279,18 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         layer: str | None = None,
         counts: bool | None = None,
         gene_column: str | None = None,
+        packed: bool = False,
         return_tensors: str | None = None,
     ) -> Iterator[BatchFeature]:
         """Tokenise any number of cells in constant memory, `chunk_size` at a time.
 
-        Cells come in their order, from cell `start` up to `stop`; each chunk is padded to its own longest cell.
+        Cells come in their order, from cell `start` up to `stop`; each chunk is padded to its own longest cell, or packed.
         `account` covers all of them up to the last chunk that was given.
         """
         account = InputAccount(self.strict)
         bounds = chunk_size, start, stop
         for block in self._read(cells, account, layer, counts, gene_column, self.species, bounds):
-            features, totals = lay_out([block], self._layout(self.max_genes))
+            features, totals = lay_out([block], self._layout(self.max_genes, packed))
             account.add(totals[0], block.total, block.turned_back)
             account.check()
             self._account = account.summary()
@@ -301,6 +303,20 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
             matrix = choose_matrix(opened).matrix
             rows = self._match(gene_name_columns(matrix.var, matrix.var_names), self.species, None).rows
         return np.unique(rows[rows >= 0])
+
+    def linear_values(self, cells: Any) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Counts, or what is proportional to them, (cells, G) of the genes that were measured, and their ids (G,)."""
+        with open_cells(cells) as opened:
+            chosen = choose_matrix(opened)
+            found = self._match(gene_name_columns(chosen.matrix.var, chosen.matrix.var_names), self.species, None).rows
+            rows, _ = chosen.linear_rows(0, chosen.matrix.shape[0])
+            values = sparse.csr_matrix(
+                (rows.data, rows.indices, rows.indptr - rows.indptr[0]), shape=chosen.matrix.shape
+            )
+        known, place = np.unique(found[found >= 0], return_inverse=True)
+        columns = np.flatnonzero(found >= 0)
+        join = sparse.csr_matrix((np.ones(len(columns), np.float32), (columns, place)), (len(found), len(known)))
+        return sparse.csr_matrix(values @ join), known + FIRST_GENE_ID
 
     def _layout(self, max_genes: int | None, packed: bool = False, sample_seed: int | None = None) -> Layout:
         by_median = self.gene_order == "median_ratio"

@@ -40,7 +40,6 @@ from .cell_generation_scmmgpt import ScMMGPTCellGenerationMixin
 from .cell_prompts_scmmgpt import ScMMGPTCellTokenProjector, ScMMGPTPromptGenerationMixin, ScMMGPTPromptMixin
 from .configuration_scmmgpt import ScMMGPTConfig
 from .losses_scmmgpt import caption_loss, contrast_loss, relations, sample_negatives, scaled_similarity
-from .modeling_cell_decoder import ScMMGPTCellDecoder
 from .modeling_cell_encoder import (
     ScMMGPTCellEncoder,
     ScMMGPTCellEncoderOutput,
@@ -51,6 +50,7 @@ from .modeling_cell_encoder import (
     summary_tokens,
     unpack_cells,
 )
+from .modeling_factor_decoder import CellDecoder, cell_decoder_of
 from .modeling_qformer import ScMMGPTCaptionHead, ScMMGPTQFormer
 from .outputs_scmmgpt import (
     CACHE,
@@ -95,8 +95,8 @@ class ScMMGPTPreTrainedModel(ScMMGPTTower):
     def resize_gene_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """`resize_token_embeddings` for genes: the encoder's table, and what a cell decoder knows of each gene."""
         table = getattr(self, "model", self).cell_encoder.resize_token_embeddings(*args, **kwargs)  # type: ignore[union-attr, operator]
-        if isinstance(decoder := getattr(self, "cell_decoder", None), ScMMGPTCellDecoder):
-            decoder.gene_head.resize(table.num_embeddings)
+        if isinstance(decoder := getattr(self, "cell_decoder", None), CellDecoder):
+            decoder.resize(table.num_embeddings)
         return table
 
 
@@ -567,7 +567,7 @@ class ScMMGPTForConditionalGeneration(
         words = self.model.get_input_embeddings()
         self.lm_head = nn.Linear(words.embedding_dim, config.text_config.vocab_size, bias=False)
         # The LLM's last states are as wide as its words, which need not be its `hidden_size` (OPT 350M).
-        self.cell_decoder = ScMMGPTCellDecoder(config.cell_decoder_config, config.cell_config, words.embedding_dim)
+        self.cell_decoder = cell_decoder_of(config.cell_decoder_config, config.cell_config, words.embedding_dim)
         # Where the LLM calls its embeddings by another name. Not a pattern for all: PEFT takes the name as it stands.
         name = next(name for name, weight in self.model.named_parameters() if weight is words.weight)
         if f"model.{name}" not in self._tied_weights_keys.values():

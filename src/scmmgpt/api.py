@@ -9,7 +9,7 @@ that was interrupted resumes when it is repeated.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -343,9 +343,16 @@ def describe(
 
 @shared_arguments
 def generate_cells(
-    text: str,
+    text: str | Sequence[str] | Mapping[str, float],
     num_cells: int = 100,
     *,
+    proportions: Sequence[float] | None = None,
+    depth: float | None = None,
+    platform: str | None = None,
+    cell: AnnData | None = None,
+    strength: float = 0.5,
+    reference: AnnData | str | os.PathLike | None = None,
+    reference_key: str = "cell_type",
     seed: int = 0,
     guidance_scale: float | None = None,
     model: ModelSource = None,
@@ -355,31 +362,39 @@ def generate_cells(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> AnnData:
-    """Generate cells from a text: integer counts of every gene of the vocabulary.
+    """Generate cells from texts: integer counts of every gene of the vocabulary.
 
     Parameters
     ----------
     text
-        The cells to generate, such as "a naive B cell from lymph node".
+        The cells to generate, such as "a naive B cell from lymph node"; an id of the Cell Ontology; several of these in a
+        list; with their shares, {"B cell": .6, "monocyte": .4} or "60 % B cell, 40 % monocyte".
     num_cells
-        How many.
+        How many in all.
+    proportions
+        The share of each text of a list; they add up to 1 or 100. None: alike.
+    depth
+        Median total count of a cell. None: as in the cells that were counted on the platform.
+    platform
+        One of the model's: "10x" (which None means), "Smart-seq2", "inDrop", "Microwell-seq", "STRT", "sci-RNA-seq".
+    cell, strength
+        Real cells of one kind to start from, and how far to go from their mean towards the text: 0 stays, 1 arrives. A
+        hypothesis, not data.
+    reference, reference_key
+        Real cells, or their file, that the quality summary holds the new ones against, and their column of types.
     seed
-        The same seed gives the same matrix.
+        The same seed gives the same matrix, whatever `batch_size`.
     guidance_scale
-        Above 1: cells follow the text more closely (classifier-free guidance). None: as in the model's config.
+        Above 1: cells follow the text more closely, and differ as much from one another. None: as in the model's config.
     """
-    from .pseudo_cells import make_cells
+    from .pseudo_cells import Wish, make_cells
     from .storage import save_cells
 
-    if not text.strip():
-        raise UserError("The text to generate cells from is empty.")
-    if num_cells < 1:
-        raise UserError(f"num_cells must be at least 1, got {num_cells}.")
     target = check_output(output) if output is not None else None
+    wish = Wish(depth, platform, cell, strength, reference, reference_key, seed, guidance_scale)
     loaded = load(model, device=device, generative=True)
     execution = Execution(device, batch_size, progress)
-    settings: dict[str, Any] = {"seed": seed, "guidance_scale": guidance_scale, "key_added": key_added}
-    adata = make_cells(loaded, text, num_cells, execution=execution, **settings)
+    adata = make_cells(loaded, text, num_cells, proportions, wish, execution=execution, key_added=key_added)
     if target is not None:
         save_cells(adata, target)
     return adata

@@ -176,6 +176,13 @@ def tissue_of(obs: Any, rows: np.ndarray) -> str:
     return "" if share < _SHARE_OF_ONE_TISSUE or is_missing(tissue) else plain_words(tissue)
 
 
+def origin(species: str, tissue: str) -> str:
+    """What is known of where cells are from, as the end of a sentence."""
+    if not species:
+        return ""
+    return f" from {species} {tissue}" if tissue else f" of a {species} sample"
+
+
 def plain_words(text: str) -> str:
     """The first words of a value of a table, without anything that a language model could take for an order or a mark."""
     words = "".join(letter if letter.isalnum() or letter in " ,-/" else " " for letter in text).split()

@@ -62,7 +62,11 @@ _WHERE = r"(?:from|of|in)\s+(?:the\s+)?(?:adult\s+|fetal\s+|human\s+|mouse\s+)*(
 _TISSUE_CLAIM = re.compile(
     "|".join([_WHERE.format("|".join(TISSUES)), rf"tissue is\s+(?:the\s+)?({'|'.join(TISSUES)})\b"]), re.I
 )
-_MARK = re.compile(r" \[(?:percentile:[^\]]*|general knowledge)\]")
+SOURCE = "Cell Ontology"
+_MARK = re.compile(rf" \[(?:percentile:[^\]]*|general knowledge|{SOURCE})\]")
+# What the model is taught to say of a type whose function no source tells.
+ONLY_THE_NAME = "I know little about what {type} does beyond its name."
+_ONLY_THE_NAME = re.compile(re.escape(ONLY_THE_NAME).replace(r"\{type\}", r".*").replace("does", r"\w+"))
 _MAX_WORDS_OF_NAME, _MIN_LETTERS_OF_NAME = 12, 4
 
 
@@ -135,12 +139,24 @@ class ClaimReader:
         claims: list[Claim] = []
         for number, sentence in enumerate(sentences(text)):
             found = [claim for part, about in parts(sentence, facts) for claim in self.claims(number, part, about)]
+            if defined := self._defined_instead(sentence, found):
+                claims.append(Claim(number, GENERAL, defined, UNCHECKED))
+                kept.append(f"{defined} [{SOURCE}]")
+                continue
             claims += found or [Claim(number, GENERAL, sentence.strip(), UNCHECKED)]
-            if all(claim.verdict != CONTRADICTED for claim in found):
+            if all(claim.verdict != CONTRADICTED for claim in found) and not _ONLY_THE_NAME.search(sentence):
                 mark = "" if any(claim.verdict == SUPPORTED for claim in found) else f" [{GENERAL}]"
                 kept.append(f"{sentence.strip()}{mark}{percentiles(found)}")
         printed = " ".join(kept) or fallback(facts, was_said=bool(text.strip()))
         return CheckedText(text, printed, tuple(claims))
+
+    def _defined_instead(self, sentence: str, found: list[Claim]) -> str:
+        """The ontology's definition of a type of these cells, where the model says that it knows only the name."""
+        if not _ONLY_THE_NAME.search(sentence) or not found or found[0].verdict == CONTRADICTED:
+            return ""
+        term = self.ontology.find(found[0].subject)
+        definition = sentences(term.definition or "") if term else []
+        return f"{found[0].subject[:1].upper()}{found[0].subject[1:]}: {definition[0].strip()}" if definition else ""
 
     def claims(self, number: int, sentence: str, facts: tuple[CellFacts, ...]) -> Iterator[Claim]:
         """The claims of one sentence; each is borne out if any of the cells it may be about bears it out."""

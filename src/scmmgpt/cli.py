@@ -138,7 +138,7 @@ def annotate(
     json: AsJson = False,
 ) -> None:
     """Annotate each cell with a cell-type label and a calibrated confidence."""
-    from . import api
+    from .lean_start import api
     from .summary import annotation_summary
 
     how: dict[str, Any] = {"tissue": tissue, "min_confidence": min_confidence, "cluster_key": cluster_key}
@@ -234,11 +234,15 @@ def index_push(
     say({"url": push_index(directory, repository, private=private)}, as_json=json, lines=[f"Published: {repository}"])
 
 
-@app.command(epilog='Example: scmmgpt generate "a naive B cell from lymph node" --num-cells 500 --output out.h5ad')
+@app.command(epilog='Example: scmmgpt generate "60 % B cell, 40 % monocyte" --num-cells 500 --output out.h5ad')
 def generate(
-    text: Annotated[str, typer.Argument(help="The cells to generate, in words.")],
+    text: Annotated[str, typer.Argument(help='The cells in words, or "60 % one, 40 % another".')],
     output: Output,
     num_cells: Annotated[int, typer.Option(min=1)] = 100,
+    depth: Annotated[float | None, typer.Option(min=1, help="Median total count of a cell.")] = None,
+    platform: Annotated[str | None, typer.Option(help='"10x", "Smart-seq2", "inDrop", ...')] = None,
+    reference: Annotated[Path | None, typer.Option(help="Real cells to hold the new ones against.")] = None,
+    reference_key: Annotated[str, typer.Option(help="Their obs column of types.")] = "cell_type",
     seed: Seed = 0,
     model: Model = None,
     device: Device = None,
@@ -249,9 +253,12 @@ def generate(
     from . import api
 
     where: dict[str, Any] = {"output": output, "model": model, "device": device, "batch_size": batch_size}
-    adata = api.generate_cells(text, num_cells, seed=seed, **where)
+    beside: dict[str, Any] = {"reference": reference, "reference_key": reference_key}
+    adata = api.generate_cells(text, num_cells, depth=depth, platform=platform, seed=seed, **beside, **where)
     quality = adata.uns["scmmgpt"]["generate"]["quality"]
-    lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *pairs(quality)]
+    figures = {**quality, **quality.get("beside_reference", {})}
+    figures.pop("beside_reference", None)
+    lines = [f"{adata.n_obs} cells x {adata.n_vars} genes written to {output}", *pairs(figures)]
     say({"output": str(output), "shape": list(adata.shape), "quality": quality}, as_json=json, lines=lines)
 
 
@@ -359,11 +366,21 @@ def evaluate(
 
 
 @app.command(
-    epilog="Examples: scmmgpt push my-model my-name/my-model --dry-run | scmmgpt push my-model my-name/my-model"
+    epilog="Examples: scmmgpt push my-model my-name/my-model --dry-run | scmmgpt push my-model my-name/my-model | "
+    "scmmgpt push --space static my-name/my-page"
 )
 def push(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
-    repository: Annotated[str, typer.Argument(metavar="org/name", help="The repository of the Hub.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR org/name", help="A model directory and its repository; of a Space the name is enough."
+        ),
+    ],
+    space: Annotated[
+        Literal["static"] | None,
+        typer.Option(help="Publish the page for the browser, built before unless DIR is given."),
+    ] = None,
+    model: Model = None,
     private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
     revision: Annotated[str | None, typer.Option(help="The branch; created when it does not exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
@@ -371,10 +388,18 @@ def push(
     json: AsJson = False,
 ) -> None:
     """Publish a model, with its card, to the Hugging Face Hub: in one commit, or not at all."""
+    from .errors import UserError
     from .hub_cards.push import lines_of
     from .hub_cards.push import push as push_to_hub
+    from .hub_cards.push_space import push_page
 
-    outcome = push_to_hub(directory, repository, private, revision, create_pr, dry_run)
+    if len(what) != 2 and not (space and len(what) == 1):
+        raise UserError("Give a directory and org/name, or --space static and org/name.")
+    if space:
+        directory = what[0] if len(what) == 2 else None
+        outcome = push_page(what[-1], directory, model=model, private=private, create_pr=create_pr, dry_run=dry_run)
+    else:
+        outcome = push_to_hub(what[0], what[1], private, revision, create_pr, dry_run)
     say(outcome, as_json=json, lines=lines_of(outcome))
 
 

@@ -32,6 +32,10 @@ class PrefixTree:
                 if token not in choices:
                     choices.append(token)
 
+    def following(self, written: Sequence[int]) -> list[int]:
+        """The tokens that may come next; behind a whole answer its end again."""
+        return self._following.get(tuple(written), [self.answers[0][-1]])
+
     def log_probability(self, answer: int, logits: torch.Tensor) -> torch.Tensor:
         """How probable constrained sampling makes the answer of this number.
 

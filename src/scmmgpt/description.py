@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .embedding import Arrays, Compute, embed_batch, run_chunk
+from .processing.gene_layout_scmmgpt import padded_cells
 from .processing.prompting_scmmgpt import annotation_question, description_question
 from .text_generation import (
     answer_probabilities,
@@ -54,7 +55,7 @@ def describe_cells(
 ) -> Descriptions:
     """Describe every cell, or only the most typical cell of each cluster, for all of its cells."""
     if verb.loaded.reads_contexts and choices is None:
-        return _describe_in_context(verb, clusters, prompt or description_question(), max_new_tokens, checked)
+        return _describe_in_context(verb, clusters, prompt, max_new_tokens, checked)
     asked = prompt or (annotation_question() if choices else description_question())
     question = verb.loaded.processor.cell_prompt(checked_question(verb.loaded, asked))
     if choices is None:
@@ -71,17 +72,18 @@ def describe_cells(
 
 
 def _describe_in_context(
-    verb: Verb, clusters: np.ndarray | None, prompt: str, max_new_tokens: int, checked: bool
+    verb: Verb, clusters: np.ndarray | None, prompt: str | None, max_new_tokens: int, checked: bool
 ) -> Descriptions:
     """Each group in its study's context; what the cells contradict is withheld, unless nothing is to be checked."""
-    from .reading import answers, checked_answers, claim_table, plain_question, read_cells
+    from .reading import answers, checked_answers, claim_table, descriptions, plain_question, read_cells
 
-    question = plain_question(verb.loaded, checked_question(verb.loaded, prompt))
+    question = plain_question(verb.loaded, checked_question(verb.loaded, prompt or description_question()))
     if clusters is None and verb.cells.num_cells <= MAX_DESCRIBED_CELLS:
         clusters = np.arange(verb.cells.num_cells)
     names = [] if clusters is None else [str(number) for number in range(int(clusters.max()) + 1)]
     read = read_cells(verb, names, clusters)
-    texts = checked_answers(read, answers(verb, read, question, max_new_tokens))
+    told = answers(read, [question], max_new_tokens) if prompt else descriptions(read, max_new_tokens)
+    texts = checked_answers(read, told)
     shown = [text.printed if checked else text.raw for text in texts]
     of_cell = [shown[group] if group >= 0 else "" for group in read.group_of_cell]
     return Descriptions(of_cell, question, read.gene_account, claims=claim_table(read, texts))
@@ -93,8 +95,8 @@ def _describe_all(run: CellRun, compute: Compute, choices: LabelSet | None) -> t
     if choices is not None:
         probabilities = run.compute("choose", lambda _: compute)["probabilities"]
         return [choices.labels[best] for best in probabilities.argmax(axis=1)], probabilities
-    for _, features, results in run.results("describe", compute):
-        new = _checked_texts(run, features, results)
+    for rows, features, results in run.results("describe", compute):
+        new = _checked_texts(run, padded_cells(features, np.arange(rows.stop - rows.start)), results)
         run.workspace.append("describe", new)
         texts += new
     return texts, None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from .input_warnings import dispersion
 from .loading import LoadedModel
 from .processing.calling_scmmgpt import Candidates
 from .processing.encoding_scmmgpt import tokenize_texts
+from .processing.gene_layout_scmmgpt import padded_cells
 from .processing.input_account_scmmgpt import joined_accounts
 from .progress import Workspace, progress_bar
 
@@ -112,19 +114,22 @@ class CellRun:
                 yield keep
         except BaseException:
             self.workspace.remove_if_unused()
+            self.workspace.release()
             raise
 
+    @cached_property
     def dispersion(self) -> float | None:
         """How much more than by chance the first cells differ, see `input_warnings.dispersion`."""
         if self.first_chunk is None:  # computed elsewhere, or before an interruption
             _, self.first_chunk, _ = next(self._chunks(0))
-        return dispersion(self.gene_tokenizer, self.first_chunk)
+        first = self.first_chunk
+        return dispersion(self.gene_tokenizer, padded_cells(first, np.arange(len(first["cell_cu_seqlens"]) - 1)))
 
     def _chunks(self, start: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, Any]]]:
         """(rows, their tokens, the account of all from `start` to them)."""
         size = self.cells_per_chunk or CELLS_PER_CHUNK
-        for features in self.gene_tokenizer.iter_chunks(self.source, size, start=start, return_tensors="np"):
-            stop = start + len(features["gene_ids"])
+        for features in self.gene_tokenizer.iter_chunks(self.source, size, start=start, packed=True):
+            stop = start + len(features["cell_cu_seqlens"]) - 1
             yield slice(start, stop), dict(features), dict(self.gene_tokenizer.account)
             start = stop
 
@@ -139,16 +144,20 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def run_chunk(features: dict[str, np.ndarray], compute: Compute, batches: Batches, device: torch.device) -> Arrays:
-    """Compute one chunk in batches of cells of like length, so that little is spent on padding."""
+    """Compute one chunk, packed or padded, in batches of cells of like length, so that little is spent on padding."""
     import torch
 
-    lengths = features["gene_mask"].sum(axis=1)
+    is_packed = "cell_cu_seqlens" in features
+    lengths = np.diff(features["cell_cu_seqlens"]) if is_packed else features["gene_mask"].sum(axis=1)
     order = np.argsort(lengths, kind="stable")
 
     def compute_batch(part: slice) -> Arrays:
         chosen = order[part]
-        longest = max(int(lengths[chosen].max()), 1)
-        tokens = {name: np.ascontiguousarray(values[chosen, :longest]) for name, values in features.items()}
+        if is_packed:
+            tokens = padded_cells(features, chosen)
+        else:
+            longest = max(int(lengths[chosen].max()), 1)
+            tokens = {name: np.ascontiguousarray(values[chosen, :longest]) for name, values in features.items()}
         inputs = {name: torch.from_numpy(values).to(device) for name, values in tokens.items()}
         with torch.inference_mode():
             return compute(inputs, tokens)
@@ -163,6 +172,15 @@ def embed_batch(loaded: LoadedModel) -> Compute:
 
     def compute(inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
         return {"embeds": loaded.model.get_cell_features(**inputs).pooler_output.cpu().numpy()}
+
+    return compute
+
+
+def token_batch(loaded: LoadedModel) -> Compute:
+    """A computation of the tokens that a language model reads cells as."""
+
+    def compute(inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
+        return {"tokens": loaded.model.get_cell_tokens(**inputs).float().cpu().numpy()}
 
     return compute
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import atomic_files
 from .arguments import shared_arguments
 from .errors import UserError, require
 from .processing.cell_matrix_scmmgpt import parts
+from .storage import written_by_rename
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,10 +179,8 @@ def write_index(
     """Write an index under a temporary name, then rename. `places` are matrices of `obsm` and `obsp`."""
     from anndata import AnnData
 
-    temporary = folder.with_name(f".{folder.name}.half-written")
-    atomic_files.remove(temporary)
-    temporary.mkdir()
-    try:
+    with written_by_rename(folder) as temporary:
+        temporary.mkdir()
         _copy_vectors(vectors, temporary / VECTORS)
         AnnData(obs=obs, **(places or {})).write_h5ad(temporary / CELLS)
         if len(vectors) >= MIN_CELLS_FOR_FAISS:
@@ -191,9 +189,6 @@ def write_index(
         (temporary / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         readme = _README.format(num_cells=len(vectors), model=model["name"])
         (temporary / "README.md").write_text(readme, encoding="utf-8")
-        atomic_files.rename(temporary, folder)
-    finally:
-        atomic_files.remove(temporary)
     return Index.open(folder)
 
 

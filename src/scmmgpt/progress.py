@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from . import atomic_files
+from .errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_UNFINISHED = ".unfinished"
 # Who is told (what, done, total) instead of a terminal, and may raise to stop the work.
 listener: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("listener", default=None)
 
@@ -53,15 +62,22 @@ def tell(what: str, done: int, total: int) -> None:
         told(what, done, total)
 
 
+def _running_threads() -> set[int | None]:
+    return {thread.ident for thread in threading.enumerate()}
+
+
 class Workspace:
     """Half-finished arrays of one run.
 
     With an output they lie in a hidden folder beside it, so that the same call picks them up after an interruption.
-    A run with another fingerprint (other settings, input or model) starts afresh.
+    A run with another fingerprint (other settings, input or model) starts afresh. While one process is at work on an
+    output another one is refused; the system lets go of what a killed process held.
     """
 
+    _held: ClassVar[dict[Path, tuple[int, int]]] = {}  # handle and thread of folders that this process works on
+
     def __init__(self, output: Path | None, fingerprint: str = ""):
-        self._folder = output.with_name(f".{output.name}.unfinished") if output else None
+        self._folder = output.with_name(f".{output.name}{_UNFINISHED}") if output else None
         self._fingerprint = fingerprint
         self._done: dict[str, int] = {}
         self._arrays: list[np.memmap] = []
@@ -70,6 +86,7 @@ class Workspace:
             self._adopt_or_start(self._folder)
 
     def _adopt_or_start(self, folder: Path) -> None:
+        self._hold(folder)
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -77,8 +94,38 @@ class Workspace:
         if state.get("run") == self._fingerprint:
             self._done, self.notes = state["done"], state["notes"]
             return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        for left in folder.iterdir():
+            atomic_files.remove(left)
+
+    def _hold(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        held = self._held.get(folder)
+        if held is not None and held[1] not in _running_threads() - {threading.get_ident()}:
+            self._held[folder] = held[0], threading.get_ident()  # an interruption left it, as a notebook does
+            return
+        if fcntl is None:
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            name = folder.name.removeprefix(".").removesuffix(_UNFINISHED)
+            raise UserError(
+                f"Another process or thread is writing {str(folder.with_name(name))!r}: wait for it, or choose another name."
+            ) from error
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return
+        self._held[folder] = handle, threading.get_ident()
+        if not folder.exists():  # whoever held it has just finished, and took the folder away
+            self.release()
+            self._hold(folder)
+
+    def release(self) -> None:
+        """Let another process take up what is unfinished."""
+        if self._folder is not None and (held := self._held.pop(self._folder, None)) is not None:
+            os.close(held[0])
 
     @property
     def is_resumed(self) -> bool:
@@ -141,6 +188,7 @@ class Workspace:
         """Remove the folder, once the result is written."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self.release()
 
     def remove_if_unused(self) -> None:
         """Leave nothing behind when no row was finished."""

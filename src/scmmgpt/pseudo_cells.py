@@ -1,107 +1,188 @@
-"""Cells generated from a text, as AnnData, with measures of their quality."""
+"""Cells generated from texts, as AnnData, with measures of their quality."""
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
+from .cell_requests import CellRequest, SeenInTraining, Texts, concerns, read_requests
 from .cells import CellsInMemory
 from .device import Batches
 from .embedding import CellRun, embed_batch
 from .errors import UserError
+from .generation_quality import Reference, own_quality, quality_beside, read_reference
 from .loading import LoadedModel
 from .processing.encoding_scmmgpt import tokenize_texts
 from .processing.prompting_scmmgpt import generation_text, query_text
 from .progress import Workspace, progress_bar
+from .storage import check_input, read_cells
 from .verb import UNTRAINED, Execution, storable, versions
 
 if TYPE_CHECKING:
+    import torch
     from anndata import AnnData
 
 CELLS_PER_BATCH = 64
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for beside the words; see `api.generate_cells`."""
+
+    depth: float | None = None
+    platform: str | None = None
+    cell: AnnData | None = None
+    strength: float = 0.5
+    reference: AnnData | str | os.PathLike | None = None
+    reference_key: str = "cell_type"
+    seed: int = 0
+    guidance_scale: float | None = None
+
+    def __post_init__(self):
+        if self.depth is not None and not self.depth >= 1:
+            raise UserError(f"depth must be at least 1, got {self.depth}.")
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"strength must lie between 0 and 1, got {self.strength}.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `uns` records."""
+        given = {"depth": self.depth, "platform": self.platform, "seed": self.seed}
+        given["guidance_scale"] = self.guidance_scale
+        if self.cell is not None:
+            given |= {"from_cells": self.cell.n_obs, "strength": self.strength}
+        return given
+
+
 def make_cells(
     loaded: LoadedModel,
-    text: str,
+    text: Texts,
     num_cells: int,
+    proportions: Sequence[float] | None,
+    wish: Wish,
     *,
-    seed: int,
-    guidance_scale: float | None,
     execution: Execution,
     key_added: str,
 ) -> AnnData:
-    """Draw cells, with a summary of how they look to the model in `.uns[key_added]`."""
-    import warnings
-
+    """Draw cells, with a summary of how they look in `.uns[key_added]`."""
     if loaded.reads_contexts:
         raise UserError("scmmgpt-chat was trained from cells to text only: generate with the embedded model.")
-    is_trained = loaded.training_summary is not None
-    if not is_trained:
-        warnings.warn(UNTRAINED, UserWarning, stacklevel=4)  # of whoever called `generate_cells`
-    adata = _draw(loaded, text, num_cells, seed, guidance_scale, execution)
-    settings = {"text": text, "num_cells": num_cells, "seed": seed, "guidance_scale": guidance_scale}
+    requests = read_requests(text, num_cells, proportions, loaded.ontology)
+    _check_platform(loaded, wish)
+    reference = _reference(wish)
+    notes = _notes(loaded, requests, wish)
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=4)  # of whoever called `generate_cells`
+    adata = _draw(loaded, requests, wish, execution)
+    asked = {request.text: request.num_cells for request in requests}
     details = {
-        "settings": settings,
-        "quality": quality_of(loaded, adata, text, execution.batch_size),
+        "settings": {"texts": list(asked), "num_cells": list(asked.values()), **wish.settings},
+        "quality": _quality(loaded, adata, requests, reference, execution, wish.seed),
         "model": loaded.describe(),
         "versions": versions(),
-        "notes": [] if is_trained else [UNTRAINED],
+        "notes": notes,
     }
     adata.uns[key_added] = storable({"generate": details})
     return adata
 
 
-def _draw(
-    loaded: LoadedModel, text: str, num_cells: int, seed: int, guidance_scale: float | None, execution: Execution
-) -> AnnData:
+def _check_platform(loaded: LoadedModel, wish: Wish) -> None:
+    decoder = loaded.config.cell_decoder_config
+    if decoder.kind != "factors" and (wish.platform is not None or wish.cell is not None):
+        raise UserError("This model generates cells from texts alone: platform= and cell= need one with factors.")
+    if wish.platform is not None and wish.platform not in decoder.platforms:
+        raise UserError(f"platform must be one of {', '.join(decoder.platforms)}, got {wish.platform!r}.")
+
+
+def _reference(wish: Wish) -> Reference | None:
+    if wish.reference is None:
+        return None
+    given = wish.reference
+    cells = read_cells(check_input(given)) if isinstance(given, str | os.PathLike) else given
+    return read_reference(cells, wish.reference_key)
+
+
+def _notes(loaded: LoadedModel, requests: list[CellRequest], wish: Wish) -> list[str]:
+    """What the reader of the cells must know: an untrained model, whatever is extrapolated, and hypotheses."""
+    if loaded.training_summary is None:
+        return [UNTRAINED]
+    seen = SeenInTraining.of(loaded.training_summary)
+    found = [] if seen is None else [note for one in requests for note in concerns(one, seen, loaded.ontology)]
+    if any(request.num_cells == 0 for request in requests):
+        found.append("Some texts have too small a share for a single cell of so few.")
+    if wish.cell is not None:
+        found.append("Cells between given cells and a text are a hypothesis of the model, not data.")
+    return list(dict.fromkeys(found))
+
+
+def _draw(loaded: LoadedModel, requests: list[CellRequest], wish: Wish, execution: Execution) -> AnnData:
     import anndata
     import torch
 
     processor = loaded.processor
-    inputs = tokenize_texts(loaded.model, processor, [generation_text(text)])
+    total = sum(request.num_cells for request in requests)
     blocks = []
-    with progress_bar("generate", num_cells, shown=execution.progress) as advance:
-        for output in loaded.model.stream_cells(
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            gene_ids=torch.from_numpy(processor.gene_tokenizer.gene_ids),
-            num_cells=num_cells,
-            seed=seed,
-            guidance_scale=guidance_scale,
-            batch_size=execution.batch_size or CELLS_PER_BATCH,
-        ):
-            blocks.append(processor.post_process_cells(output.counts, output.gene_ids, text))
-            advance(len(output.counts))
+    with progress_bar("generate", total, shown=execution.progress) as advance:
+        for request in requests:
+            if not request.num_cells:
+                continue
+            inputs = tokenize_texts(loaded.model, processor, [generation_text(request.text)])
+            for output in loaded.model.stream_cells(
+                inputs["input_ids"],
+                inputs["attention_mask"],
+                gene_ids=torch.from_numpy(processor.gene_tokenizer.gene_ids),
+                num_cells=request.num_cells,
+                seed=wish.seed,
+                guidance_scale=wish.guidance_scale,
+                batch_size=execution.batch_size or CELLS_PER_BATCH,
+                depth=wish.depth,
+                platform=wish.platform,
+                states=_states(loaded, inputs, wish),
+            ):
+                blocks.append(processor.post_process_cells(output.counts, output.gene_ids, request.text))
+                advance(len(output.counts))
     adata = anndata.concat(blocks, merge="same", index_unique="-")
-    adata.obs_names = [f"generated_{number}" for number in range(num_cells)]
+    adata.obs_names = [f"generated_{number}" for number in range(total)]
     return adata
 
 
-def quality_of(loaded: LoadedModel, adata: AnnData, text: str, batch_size: int | None) -> dict[str, Any]:
-    """Size, sparsity, variety, top genes, and similarity to the text in the embedding space."""
-    counts = adata.X
-    totals, num_genes = np.asarray(counts.sum(1)).ravel(), np.diff(counts.indptr)
-    mean = np.asarray(counts.mean(0)).ravel()
-    quality = {
-        "median_counts": float(np.median(totals)),
-        "median_genes": float(np.median(num_genes)),
-        "share_of_zeros": round(1 - counts.nnz / np.prod(counts.shape), 4),
-        "distinct_cells": len({row.tobytes() for row in _contents(counts)}),
-        "top_genes": ", ".join(adata.var_names[np.argsort(-mean)[:10]]),
-    }
-    if totals.any():
-        batches = Batches(loaded.device, batch_size)
+def _states(loaded: LoadedModel, inputs: Any, wish: Wish) -> torch.Tensor | None:
+    """The state between given cells and a text; None where there are no cells."""
+    import torch
+
+    if wish.cell is None:
+        return None
+    values, gene_ids = loaded.processor.gene_tokenizer.linear_values(wish.cell)
+    counts = torch.from_numpy(values.toarray().mean(0, keepdims=True)).to(loaded.device)
+    of_cell = loaded.model.cell_states(counts, torch.from_numpy(gene_ids).to(loaded.device), wish.platform)
+    of_text = loaded.model.text_states(inputs["input_ids"], inputs["attention_mask"], wish.guidance_scale or 1.0)
+    return torch.lerp(of_cell, of_text, wish.strength)
+
+
+def _quality(
+    loaded: LoadedModel,
+    adata: AnnData,
+    requests: list[CellRequest],
+    reference: Reference | None,
+    execution: Execution,
+    seed: int,
+) -> dict[str, Any]:
+    """Size, sparsity, variety, similarity to the texts in the embedding space; and beside real cells, if some are given."""
+    quality = own_quality(adata.X, adata.var_names)
+    if adata.X.nnz:
+        batches = Batches(loaded.device, execution.batch_size)
         run = CellRun(loaded, CellsInMemory(adata), batches, Workspace(None), progress=False)
         embeds = run.compute("quality", embed_batch)["embeds"]
-        quality["similarity_to_text"] = round(float((embeds @ loaded.embed_texts([query_text(text)])[0]).mean()), 4)
+        texts = loaded.embed_texts([query_text(request.text) for request in requests])
+        own = np.repeat(texts, [request.num_cells for request in requests], axis=0)
+        quality["similarity_to_text"] = round(float((embeds * own).sum(1).mean()), 4)
+    if reference is not None:
+        asked = [request.term for request in requests for _ in range(request.num_cells)]
+        beside = quality_beside(reference, adata.X, adata.var["feature_name"], asked, loaded.ontology, seed)
+        quality["beside_reference"] = beside
     return quality
-
-
-def _contents(counts: sparse.csr_matrix) -> list[np.ndarray]:
-    return [
-        np.concatenate([counts.indices[start:stop], counts.data[start:stop]])
-        for start, stop in zip(counts.indptr[:-1], counts.indptr[1:], strict=True)
-    ]

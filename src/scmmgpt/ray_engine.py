@@ -149,7 +149,7 @@ class CellWorker:
         results = []
         try:
             for features in gene_tokenizer.iter_chunks(
-                self.job.source, CELLS_PER_CHUNK, start=start, stop=stop, return_tensors="np"
+                self.job.source, CELLS_PER_CHUNK, start=start, stop=stop, packed=True
             ):
                 results.append(run_chunk(dict(features), self.compute, self.batches, self.loaded.device))
         except UserError as error:

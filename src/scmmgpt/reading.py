@@ -10,25 +10,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cell_context import Groups, read_groups
-from .claims import CellFacts, CheckedText, ClaimReader
+from .cell_context import Groups, origin, read_groups
+from .claims import CONTRADICTED, TYPE, CellFacts, CheckedText, ClaimReader
+from .embedding import run_chunk, token_batch
 from .errors import UserError
 from .processing.label_sets_scmmgpt import BETWEEN
 from .processing.labels_scmmgpt import UNKNOWN
-from .processing.prompting_scmmgpt import label_text, reading
+from .processing.ontology_scmmgpt import UNINFORMATIVE_TERMS
+from .processing.prompting_scmmgpt import label_text, reading, with_article
 from .scoring import call_study
+from .text_generation import write_answers, write_choices
 
 if TYPE_CHECKING:
+    import torch
+
     from .loading import LoadedModel
     from .verb import Verb
 
 GROUPS_AT_ONCE = 8
+CELLS_OF_GROUP, CELLS_AT_ONCE = 16, 256
 MAX_QUESTION_LETTERS = 4_000
+WHAT_IS_IT, WHAT_ARE_THEY = "What type of cell is this?", "What are these cells?"
+DESCRIBE_BY = ("Which genes speak for that?", "What does such a cell do?")
 NO_ADVICE = "I cannot give medical advice: I describe cells for research. Please ask a physician."
 NO_QUESTION = "I did not understand the question. You can ask for the type, the genes or the function of these cells."
+# Research speaks of treatments, doses and patients, too: only who is to be told what to do, or what somebody has, is asked.
 _ADVICE = re.compile(
-    r"\b(?:diagnos\w*|prognos\w*|prescri\w*|dosage|dose|medication|therap(?:y|ies)|treatment|medical advice|doctor|"
-    r"physician|symptoms?|cure)\b|\b(?:my|the|this|our) patients?\b|\bdo i have\b|\bshould (?:i|we) (?:take|treat|give|worry)",
+    r"\b(?:diagnose|diagnosis for|prognosis|prescri\w*|medication|medical advice|(?:see|ask) a (?:doctor|physician))\b"
+    r"|\b(?:recommend|suggest|should (?:i|we|he|she|they|the patient))\b[^.?!]*\b(?:drug|treatment|therap\w*|dose|dosage)\b"
+    r"|\b(?:drug|treatment|therap\w*|dose|dosage)\b[^.?!]*\b(?:recommend|suggest|should (?:i|we|he|she|they|the patient))\b"
+    r"|\bmy (?:disease|illness|cancer|symptoms?|health|tumou?r|results?)\b"
+    r"|\b(?:do i|does (?:he|she|(?:the|this|my|our) patient)) have\b|\bshould (?:i|we) (?:take|worry)\b|\bam i (?:ill|sick)\b",
+    re.IGNORECASE,
+)
+_WHAT_IS_IT = re.compile(
+    r"^\W*(?:(?:what|which)(?: (?:cell )?(?:types?|kinds?)(?: of cells?)?)? (?:is|are) (?:this|these|they|it|the)(?: cells?)?|"
+    r"(?:name|identify)(?: the (?:cell )?types?(?: of)?)? ?(?:this|these|the)? ?cells?)\W*$",
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"[a-z]{2,}", re.IGNORECASE)
@@ -43,6 +60,11 @@ def is_question(text: str) -> bool:
     """Whether there is anything to answer: a question mark behind a word, or a few words."""
     words = _WORDS.findall(text)
     return bool(words) and ("?" in text or len(words) > 1 or words[0].lower() in ("describe", "compare", "why"))
+
+
+def asks_for_type(question: str) -> bool:
+    """Whether a question is for the type and nothing else."""
+    return bool(_WHAT_IS_IT.search(question))
 
 
 def plain_question(loaded: LoadedModel, question: str) -> str:
@@ -66,8 +88,8 @@ class ReadGroups:
         (cells,) -1 where a cell is in no group.
     labels, seconds, candidates
         What each group is called, its runner-up, and the labels that cannot be told from it.
-    typical
-        The cell of each group that stands for it.
+    tokens
+        (groups, Q, H) what the language model reads each group as: the mean over its most typical cells.
     """
 
     loaded: LoadedModel
@@ -78,7 +100,7 @@ class ReadGroups:
     labels: list[str]
     seconds: list[str]
     candidates: list[tuple[str, ...]]
-    typical: np.ndarray
+    tokens: torch.Tensor
     gene_account: dict[str, Any]
 
     @cached_property
@@ -95,11 +117,53 @@ class ReadGroups:
         ]
 
     @cached_property
+    def read_as(self) -> list[str]:
+        """What the language model reads each group as, among the types that the calls leave open; "" where nothing is."""
+        open_types = [self._open_types(group) for group in range(len(self.names))]
+        unclear = [group for group, types in enumerate(open_types) if len(types) > 1]
+        found = [types[0] if types else "" for types in open_types]
+        for start in range(0, len(unclear), GROUPS_AT_ONCE):
+            some = unclear[start : start + GROUPS_AT_ONCE]
+            prompts = [self.render(reading(_choice(open_types[group]), [self.contexts[group]])) for group in some]
+            chosen = write_choices(self.loaded, prompts, self.tokens[some], [open_types[group] for group in some])
+            for group, label in zip(some, chosen, strict=True):
+                found[group] = label
+        return found
+
+    def _open_types(self, group: int) -> list[str]:
+        if self.labels[group] == UNKNOWN:
+            return []
+        others = {self.seconds[group], *self.candidates[group]}
+        terms = {label: self.loaded.ontology.find(label) for label in others if label}
+        telling = {label for label, term in terms.items() if term and term.id not in UNINFORMATIVE_TERMS}
+        return sorted({self.labels[group], *telling})
+
+    def named(self, groups: Sequence[int]) -> str:
+        """The sentence that says what groups were read as; "" where one of them is unclear."""
+        names = [with_article(self.read_as[group]) for group in groups if self.read_as[group]]
+        if len(names) < len(groups):
+            return ""
+        if len(names) == 1:
+            return f"This is {names[0]}."
+        text = "; ".join(f"cell {number} is {name}" for number, name in enumerate(names, 1))
+        return f"{text[:1].upper()}{text[1:]}."
+
+    def opening(self, groups: Sequence[int]) -> list[dict[str, Any]]:
+        """Messages before the first question: the cells with their contexts, and what they were read as."""
+        answer = self.named(groups)
+        if not answer:
+            return []
+        question, open_types = WHAT_ARE_THEY, self._open_types(groups[0])
+        if len(groups) == 1:
+            question = _choice(open_types)
+            answer = self.read_as[groups[0]] if len(open_types) > 1 else answer
+        return [*reading(question, [self.contexts[group] for group in groups]), said(answer)]
+
+    @cached_property
     def reader(self) -> ClaimReader:
         return ClaimReader(self.loaded.ontology, frozenset(self.loaded.processor.gene_tokenizer.genes))
 
-    def prompt(self, question: str, group: int) -> str:
-        messages = reading(question, [self.contexts[group]])
+    def render(self, messages: list[dict[str, Any]]) -> str:
         return self.loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _percentile_of(self, group: int):
@@ -123,6 +187,19 @@ class ReadGroups:
         return float(100 * ((fits < own).mean() + (fits == own).mean() / 2))
 
 
+def _choice(types: Sequence[str]) -> str:
+    """The question among some types, as the language model was taught it."""
+    return f"{WHAT_IS_IT} Choose one of: {'; '.join(types)}." if len(types) > 1 else WHAT_IS_IT
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def asked(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text}]}
+
+
 def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -> ReadGroups:
     """Call all cells, and gather what is known of each group; None makes a group of each call."""
     study = call_study(verb)
@@ -132,6 +209,7 @@ def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -
         found, group_of_cell = np.unique(called, return_inverse=True)
         names = [str(name) for name in found]
     members = [np.flatnonzero(group_of_cell == group) for group in range(len(names))]
+    typical = [_nearest_to_mean(cells.embeds, rows) for rows in members]
     main = [_most_frequent(called[rows]) for rows in members]
     return ReadGroups(
         verb.loaded,
@@ -142,7 +220,7 @@ def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -
         main,
         [_most_frequent(seconds[rows][seconds[rows] != label]) for rows, label in zip(members, main, strict=True)],
         [tuple(_most_frequent(sets[rows]).split(BETWEEN)) for rows in members],
-        np.array([_nearest_to_mean(cells.embeds, rows) for rows in members]),
+        _mean_tokens(verb, typical),
         study.run.gene_account,
     )
 
@@ -152,35 +230,59 @@ def _most_frequent(values: np.ndarray) -> str:
     return str(names[counts.argmax()]) if len(names) else ""
 
 
-def _nearest_to_mean(embeds: np.ndarray, rows: np.ndarray) -> int:
-    return int(rows[(embeds[rows] @ embeds[rows].mean(axis=0)).argmax()])
+def _nearest_to_mean(embeds: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A group's most typical cells; of a few like cells together less is chance than in any one of them."""
+    nearness = embeds[rows] @ embeds[rows].mean(axis=0)
+    return rows[np.argsort(-nearness, kind="stable")[:CELLS_OF_GROUP]]
 
 
-def answers(verb: Verb, read: ReadGroups, question: str, max_new_tokens: int) -> list[str]:
-    """What the language model says of each group, unchecked."""
+def _mean_tokens(verb: Verb, rows_of_group: list[np.ndarray]) -> torch.Tensor:
     import torch
 
-    loaded = read.loaded
+    loaded = verb.loaded
+    rows, place = np.unique(np.concatenate(rows_of_group), return_inverse=True)
+    tokens: list[np.ndarray] = []
+    for start in range(0, len(rows), CELLS_AT_ONCE):
+        features = loaded.processor.gene_tokenizer(
+            verb.cells.rows(rows[start : start + CELLS_AT_ONCE]), return_tensors="np"
+        )
+        tokens.append(run_chunk(dict(features), token_batch(loaded), verb.batches, loaded.device)["tokens"])
+    ends = np.cumsum([len(group) for group in rows_of_group])[:-1]
+    means = np.stack([np.concatenate(tokens)[group].mean(axis=0) for group in np.split(place, ends)])
+    return torch.from_numpy(means).to(loaded.device, loaded.model.dtype)
+
+
+def answers(read: ReadGroups, questions: Sequence[str], max_new_tokens: int) -> list[str]:
+    """What the language model says of each group, unchecked: its answers to some questions, one after another."""
     texts: list[str] = []
     for start in range(0, len(read.names), GROUPS_AT_ONCE):
         groups = range(start, min(start + GROUPS_AT_ONCE, len(read.names)))
-        prompts = [read.prompt(question, group) for group in groups]
-        cells = verb.cells.rows(read.typical[groups.start : groups.stop])
-        # On the left: an answer follows the prompt's last word, not what fills up shorter prompts.
-        inputs = loaded.processor(cells=cells, text=prompts, return_tensors="pt", padding_side="left")
-        inputs = inputs.to(loaded.device)
-        with torch.inference_mode():
-            ids = loaded.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_filler(loaded)
-            )
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        texts += [text.strip() for text in loaded.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        talks = [read.opening([group]) for group in groups]
+        for question in questions:
+            talks = [
+                [*talk, asked(question)] if talk else reading(question, [read.contexts[group]])
+                for group, talk in zip(groups, talks, strict=True)
+            ]
+            prompts = [read.render(talk) for talk in talks]
+            new = write_answers(read.loaded, prompts, read.tokens[groups.start : groups.stop], max_new_tokens)
+            talks = [[*talk, said(whole_sentences(text))] for talk, text in zip(talks, new, strict=True)]
+        texts += [" ".join(dict.fromkeys(_answers_in(talk)[-len(questions) :])) for talk in talks]
     return texts
 
 
-def _filler(loaded: LoadedModel) -> int:
-    tokenizer = loaded.processor.tokenizer
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+def descriptions(read: ReadGroups, max_new_tokens: int) -> list[str]:
+    """What each group was read as, where it is from, and what the language model says of its genes and its function."""
+    told = answers(read, DESCRIBE_BY, max_new_tokens)
+    return [
+        f"This is {with_article(label)}{origin(read.groups.species, read.groups.tissues[group])}. {text}"
+        if label
+        else text
+        for group, (label, text) in enumerate(zip(read.read_as, told, strict=True))
+    ]
+
+
+def _answers_in(talk: list[dict[str, Any]]) -> list[str]:
+    return [message["content"][0]["text"] for message in talk if message["role"] == "assistant"]
 
 
 def whole_sentences(text: str) -> str:
@@ -198,7 +300,13 @@ def check(read: ReadGroups, text: str, group: int) -> CheckedText:
     found = read.reader.check(whole_sentences(text), read.facts[group])
     if read.labels[group] == UNKNOWN:
         return replace(found, printed="I cannot tell what these cells are.")
-    return found
+    withheld = {claim.sentence for claim in found.claims if claim.verdict == CONTRADICTED}
+    is_named = any(claim.kind == TYPE and claim.sentence not in withheld for claim in found.claims)
+    called = f"called {read.labels[group]}"
+    # Genes without a type would be half of a description: what was withheld is not.
+    return (
+        found if is_named or called in found.printed else replace(found, printed=f"This is {called}. {found.printed}")
+    )
 
 
 def claim_table(read: ReadGroups, checked: Sequence[CheckedText]) -> dict[str, np.ndarray]:

@@ -16,10 +16,13 @@ from .reading import (
     NO_ADVICE,
     NO_QUESTION,
     ReadGroups,
+    asked,
     asks_for_advice,
+    asks_for_type,
     is_question,
     plain_question,
     read_cells,
+    said,
     whole_sentences,
 )
 
@@ -66,39 +69,39 @@ class ReadingConversation(Conversation):
             self._keep(question, known)
             yield known
             return
+        if not self.messages and asks_for_type(question) and (told := self.read.named(range(len(self.names)))):
+            self.last = self.read.reader.check(told, *self.read.facts)
+            self.messages = [*reading(question, self.read.contexts), said(told)]
+            yield self._shown()
+            return
         answer = whole_sentences("".join(super().stream(question, max_new_tokens=max_new_tokens)).strip())
         self.last = self.read.reader.check(answer, *self.read.facts)
         if all(label == UNKNOWN for label in self.read.labels):
             self.last = replace(self.last, printed="I cannot tell what these cells are.")
+        yield self._shown()
+
+    def _shown(self) -> str:
+        """The last answer as the person reads it; what was withheld must not be built upon, so the model reads it so, too."""
+        assert self.last is not None
         shown = self.last.printed if self.checked else self.last.raw
-        # What was withheld must not be built upon: the model reads what the person reads.
         self.messages[-1] = said(without_marks(shown))
-        yield shown
+        return shown
 
     def _keep(self, question: str, answer: str) -> None:
         self.messages = [*self.messages, *self._question(question), said(answer)]
 
     def _question(self, question: str) -> list[dict[str, Any]]:
         assert self.read is not None
-        if not self.messages:
-            return reading(question, self.read.contexts)
-        return [{"role": "user", "content": [{"type": "text", "text": question}]}]
+        if self.messages:
+            return [asked(question)]
+        opening = self.read.opening(range(len(self.names)))
+        return [*opening, asked(question)] if opening else reading(question, self.read.contexts)
 
     def _about(self, first: dict) -> list[dict]:
         return first["content"][:-1]
 
 
-def said(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
-
-
 def begin_reading(verb: Verb, names: list[str], groups: np.ndarray, *, checked: bool) -> ReadingConversation:
     """Call the cells, gather their contexts, and encode what stands for each cell or cluster once."""
-    import torch
-
     read = read_cells(verb, names, groups)
-    features = verb.loaded.processor.gene_tokenizer(verb.cells.rows(read.typical), return_tensors="pt")
-    with torch.inference_mode():
-        inputs = {name: values.to(verb.loaded.device) for name, values in features.items()}
-        tokens = verb.loaded.model.get_cell_tokens(**inputs)
-    return ReadingConversation(verb.loaded, names, tokens, read=read, checked=checked)
+    return ReadingConversation(verb.loaded, names, read.tokens, read=read, checked=checked)

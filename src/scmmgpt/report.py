@@ -36,9 +36,9 @@ class GroupGenes:
 
     def add(self, group_of_cell: np.ndarray, gene_of_value: np.ndarray, values: np.ndarray, cell_of_value: np.ndarray):
         """Count more cells: one entry of `gene_of_value`, `values`, `cell_of_value` per expressed gene of a cell."""
-        groups = group_of_cell[cell_of_value]
-        np.add.at(self.value_sums, (groups, gene_of_value), values)
-        np.add.at(self.detected, (groups, gene_of_value), values > 0)
+        places = group_of_cell[cell_of_value] * len(self.genes) + gene_of_value  # one index is much faster than two
+        np.add.at(self.value_sums.reshape(-1), places, values)
+        np.add.at(self.detected.reshape(-1), places, (values > 0).astype(np.float32))
         self.num_cells += np.bincount(group_of_cell, minlength=len(self.num_cells))
 
     def top(self, group: int, num: int = 6, min_share: float = 0.2) -> list[dict[str, Any]]:

@@ -300,14 +300,20 @@ def _of_rna(store: Any) -> Any:
 
 
 def _has_modern_layout(path: Path) -> bool:
-    """Whether obs and uns are groups that can be added to (anndata before 0.7 wrote compound tables)."""
+    """Whether obs and uns are groups that can be added to (anndata before 0.7 wrote compound tables).
+
+    What is not there is made; tools that write without anndata leave out what would be empty.
+    """
     with open_store(path) as store:
-        return all(name in store and store[name].attrs.get("encoding-type") for name in ("obs", "obsm", "uns"))
+        names = [name for name in ("obs", "obsm", "uns") if name in store]
+        return "obs" in names and all(store[name].attrs.get("encoding-type") for name in names)
 
 
 def _add_to_store(store: Any, additions: Additions) -> None:
     from anndata.io import read_elem, write_elem
 
+    for name in {"obsm", "uns"} - set(store):
+        write_elem(store, name, {})
     obs = store["obs"]
     for name, values in additions.obs.items():
         series = _as_series(values, None)

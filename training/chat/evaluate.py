@@ -9,8 +9,13 @@ Studies are those of the part `test`, which no weights of ours have seen.
 from __future__ import annotations
 
 import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,14 +31,18 @@ import scmmgpt
 from scmmgpt.cell_context import raised_genes, study_of
 from scmmgpt.chat_model import assembled
 from scmmgpt.claims import ClaimReader
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.prompting_scmmgpt import cell_context, reading
+from scmmgpt.reading import GROUPS_AT_ONCE
+from scmmgpt.text_generation import write_answers
 from scmmgpt.training.evaluation.metrics import accuracy, hierarchical_f1, macro_f1, meant_types
 from scmmgpt.training.evaluation.type_tree import TypeTree
 
 QUESTION = "What type of cell is this?"
 QUESTIONS = Path(__file__).parent / "biology_questions.json"
-CELLS_AT_ONCE, NEW_TOKENS = 8, 14
+CELLS_AT_ONCE, NEW_TOKENS = 32, 22
+COST_FILE, WRITTEN = "real/pbmc68k_reduced_scanpy.h5ad", 48
 
 
 @dataclass
@@ -77,31 +86,23 @@ def read_studies(data: Path, recipe: Path, number: int, names: list[str], seed: 
     return studies
 
 
+@dataclass
+class Judges:
+    """What reads types off texts, and how far apart types are."""
+
+    reader: ClaimReader
+    tree: TypeTree
+
+
 # ---- systems: what each says of each cell
 
 
-@torch.inference_mode()
-def say(
-    loaded: LoadedModel, prompts: list[str], tokens: torch.Tensor | None, new_tokens: int = NEW_TOKENS
-) -> list[str]:
+def say(loaded: LoadedModel, prompts: list[str], tokens: torch.Tensor | None) -> list[str]:
     """What the model writes to prompts; each `<cell>` is filled with the tokens of its row."""
-    model, processor = loaded.model, loaded.processor
-    tokenizer, texts = processor.tokenizer, []
-    tokenizer.padding_side = "left"
+    texts: list[str] = []
     for start in range(0, len(prompts), CELLS_AT_ONCE):
-        part = [processor.expand_cell_tokens(prompt) for prompt in prompts[start : start + CELLS_AT_ONCE]]
-        inputs = tokenizer(part, padding=True, add_special_tokens=False, return_tensors="pt")
-        embeds = model.get_input_embeddings()(inputs["input_ids"])
-        if tokens is not None:
-            embeds = model.model.place_cells(inputs["input_ids"], embeds, tokens[start : start + CELLS_AT_ONCE])
-        ids = model.generate(
-            inputs_embeds=embeds,
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        texts += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        part = slice(start, start + CELLS_AT_ONCE)
+        texts += write_answers(loaded, prompts[part], None if tokens is None else tokens[part], NEW_TOKENS)
     return texts
 
 
@@ -122,6 +123,8 @@ def systems(chat: LoadedModel, base: LoadedModel, study: TestStudy) -> dict[str,
     with_genes, without = (prompts_of(chat, study.contexts[kind]) for kind in ("genes", "no genes"))
     plain = prompts_of(base, study.contexts["genes"], with_cell=False)
     return {
+        "annotate": lambda: called_types(chat, study),
+        "small decoder": lambda: small(study),
         "chat: cell tokens and genes": lambda: say(chat, with_genes, tokens),
         "cell tokens without genes": lambda: say(chat, without, tokens),
         "genes with blank tokens": lambda: say(chat, with_genes, blank),
@@ -146,26 +149,33 @@ def figures(truth: np.ndarray, named: list[str], tree: TypeTree) -> dict[str, fl
 
 
 def naming(
-    chat: LoadedModel, base: LoadedModel, studies: list[TestStudy], reader: ClaimReader, tree: TypeTree
-) -> dict:
-    found: dict[str, Any] = {}
+    chat: LoadedModel, base: LoadedModel, studies: list[TestStudy], about: Judges, found: dict, wanted: list[str]
+) -> Iterator[None]:
+    """Fills `found` system by system, and yields after each: what is there already is not measured again."""
     for study in studies:
         study.write_contexts(chat)
-        rows: dict[str, Any] = {}
-        called = scmmgpt.annotate(study.cells, model=chat, progress=False).obs["scmmgpt_cell_type"].astype(str)
-        rows["annotate"] = figures(study.truth, list(called), tree)
-        small = scmmgpt.describe(study.cells, model="scmmgpt-mini", max_new_tokens=24, progress=False)
-        small_texts = list(small.obs["scmmgpt_description"].astype(str))
-        rows["small decoder"] = figures(study.truth, types_named(small_texts, reader), tree)
+        entry = found.setdefault(study.name, {"cells": study.cells.n_obs, "systems": {}})
+        rows = entry["systems"]
         for name, write in systems(chat, base, study).items():
+            if name in rows or (wanted and name not in wanted):
+                continue
             texts = write()
-            rows[name] = figures(study.truth, types_named(texts, reader), tree)
+            named = texts if name == "annotate" else types_named(texts, about.reader)
+            rows[name] = figures(study.truth, named, about.tree)
+            print(study.name, name, rows[name], flush=True)
             rows[name]["examples"] = [
                 f"{truth}: {text}" for truth, text in zip(study.truth[:4], texts[:4], strict=True)
             ]
-            print(study.name, name, {key: value for key, value in rows[name].items() if key != "examples"}, flush=True)
-        found[study.name] = {"cells": study.cells.n_obs, "systems": rows}
-    return found
+            yield
+
+
+def called_types(chat: LoadedModel, study: TestStudy) -> list[str]:
+    return list(scmmgpt.annotate(study.cells, model=chat, progress=False).obs["scmmgpt_cell_type"].astype(str))
+
+
+def small(study: TestStudy) -> list[str]:
+    described = scmmgpt.describe(study.cells, model=EMBEDDED_MODEL, max_new_tokens=24, progress=False)
+    return list(described.obs["scmmgpt_description"].astype(str))
 
 
 # ---- facts: what is printed, and what of another type is let pass
@@ -174,17 +184,17 @@ def naming(
 def facts(chat: LoadedModel, studies: list[TestStudy], tree: TypeTree) -> dict[str, Any]:
     """Descriptions of each source type as a cluster; its printed claims against the source's own labels."""
     from scmmgpt.api import Execution, Verb
-    from scmmgpt.reading import answers, check, read_cells
+    from scmmgpt.reading import check, descriptions, read_cells
 
     right = printed = raw = rejected = pairs = wrong_context = 0
-    descriptions: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     seconds = 0.0
     for study in studies:
         verb = Verb.begin("describe", study.cells, chat, Execution(progress=False), generative=True)
         names, groups = np.unique(study.truth, return_inverse=True)
         began = time.perf_counter()
         read = read_cells(verb, list(names), groups)
-        texts = answers(verb, read, "Describe this cell.", 64)
+        texts = descriptions(read, 64)
         seconds += time.perf_counter() - began
         for group, (truth, text) in enumerate(zip(names, texts, strict=True)):
             checked = check(read, text, group)
@@ -202,19 +212,19 @@ def facts(chat: LoadedModel, studies: list[TestStudy], tree: TypeTree) -> dict[s
                     if any(claim.kind == "type" for claim in shown):
                         pairs, rejected = pairs + 1, rejected + ("contradicted" in verdicts)
             row = {"study": study.name, "truth": truth, "called": read.labels[group], "raw": text}
-            descriptions.append(row | {"printed": checked.printed})
-    genes = [len({c for c in row["printed"].split() if c.strip(",.[]") in known_genes(chat)}) for row in descriptions]
+            rows.append(row | {"printed": checked.printed})
+    genes = [len({c for c in row["printed"].split() if c.strip(",.[]") in known_genes(chat)}) for row in rows]
     return {
-        "clusters": len(descriptions),
+        "clusters": len(rows),
         "fact_precision": round(right / max(printed, 1), 3),
         "printed_share_of_claims": round(printed / max(raw, 1), 3),
         "text_of_another_type_rejected": round(rejected / max(pairs, 1), 3),
         "pairs": pairs,
         "wrong_species_or_tissue_printed": wrong_context,
-        "distinct_descriptions": len({row["raw"] for row in descriptions}),
+        "distinct_descriptions": len({row["raw"] for row in rows}),
         "genes_named_per_description": round(float(np.mean(genes)), 2),
-        "seconds_per_cluster": round(seconds / len(descriptions), 2),
-        "descriptions": descriptions,
+        "seconds_per_cluster": round(seconds / len(rows), 2),
+        "descriptions": rows,
     }
 
 
@@ -254,6 +264,38 @@ def answer_score(loaded: LoadedModel, asked: list[int], said: list[int]) -> floa
     return -F.cross_entropy(logits, torch.tensor(said)).item()
 
 
+# ---- what it costs
+
+
+def cost(chat: LoadedModel, place: Path, data: Path) -> dict[str, Any]:
+    """A description of all clusters of one file by the command, and the speed of writing alone."""
+    file = data / COST_FILE
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "scmmgpt", "describe", str(file), str(Path(folder) / "out.h5ad")]
+        began = time.perf_counter()
+        subprocess.run(
+            [*command, "--cluster-key", "cell_type", "--model", str(place)], check=True, capture_output=True
+        )
+        seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    genes = chat.processor.gene_tokenizer(anndata.read_h5ad(file)[:1], return_tensors="pt")
+    prompts = prompts_of(chat, ["Species: human."]) * GROUPS_AT_ONCE
+    with torch.inference_mode():
+        tokens = chat.model.get_cell_tokens(**genes).expand(GROUPS_AT_ONCE, -1, -1)
+    began = time.perf_counter()
+    write_answers(chat, prompts, tokens, WRITTEN, min_new_tokens=WRITTEN)
+    return {
+        "file": COST_FILE,
+        "clusters": int(anndata.read_h5ad(file, backed="r").obs["cell_type"].nunique()),
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_megabytes": used.ru_maxrss // 1024,
+        "tokens_per_second": round(GROUPS_AT_ONCE * WRITTEN / (time.perf_counter() - began), 1),
+        "texts_at_once": GROUPS_AT_ONCE,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
 def main(
     data: Annotated[Path, typer.Option(envvar="SCMMGPT_DATA")],
     output: Path,
@@ -261,13 +303,14 @@ def main(
     cells: int = 200,
     study: Annotated[list[str] | None, typer.Option(help="Only these; repeat it.")] = None,
     base: Annotated[Path | None, typer.Option(help="The base LLM; default: where it is found.")] = None,
-    part: Annotated[list[str] | None, typer.Option(help="naming, facts, knowledge; default: all.")] = None,
+    system: Annotated[list[str] | None, typer.Option(help="Only these; repeat it. Those measured stay.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="naming, facts, knowledge, cost; default: all.")] = None,
 ) -> None:
     """Measure, and write or complete one JSON."""
     from scmmgpt.chat_model import ChatRepository, joined
     from scmmgpt.hub_cards import CHAT_MODEL
 
-    parts = part or ["naming", "facts", "knowledge"]
+    parts = part or ["naming", "facts", "knowledge", "cost"]
     found = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     began = time.perf_counter()
     place = assembled(base=base)
@@ -279,11 +322,19 @@ def main(
     plain = LoadedModel("base", place, model, processor, torch.device("cpu"))
     studies = read_studies(data, recipe, cells, study or [])
     if "naming" in parts:
-        found["naming"] = naming(chat, plain, studies, reader, tree)
+        judges, table = Judges(reader, tree), found.setdefault("naming", {})
+        for _ in naming(chat, plain, studies, judges, table, system or []):
+            write(output, found)
     if "facts" in parts:
         found["facts"] = facts(chat, studies, tree)
     if "knowledge" in parts:
         found["knowledge"] = {"chat": knowledge(chat), "base": knowledge(plain), "questions": 60}
+    if "cost" in parts:
+        found["cost"] = cost(chat, place, data)
+    write(output, found)
+
+
+def write(output: Path, found: dict[str, Any]) -> None:
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

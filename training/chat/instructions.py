@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import typer
 
-from scmmgpt.cell_context import raised_genes
+from scmmgpt.cell_context import origin, raised_genes
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.processing import ScMMGPTProcessor
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, UNINFORMATIVE_TERMS, Ontology
@@ -210,7 +210,7 @@ class Maker:
         return self.one_of(wordings.NAME_QUESTIONS), answer
 
     def ask_description(self, cell: Cell) -> tuple[str, str]:
-        where = wordings.where(cell.study.species, cell.tissue)
+        where = origin(cell.study.species, cell.tissue)
         parts = [self.one_of(wordings.DESCRIPTION_OPENINGS).format(type=with_article(cell.label), where=where)]
         if cell.speaking:
             parts.append(self.one_of(wordings.GENE_SENTENCES).format(genes=wordings.listed(cell.speaking)))
@@ -341,7 +341,7 @@ def main(
     data: CellFolder,
     output: Annotated[Path, typer.Option(help="The folder to write.")],
     config: RecipeFile = RECIPE,
-    number: Annotated[int, typer.Option(help="Conversations to make.")] = 4000,
+    number: Annotated[int, typer.Option(help="Conversations to make.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Other conversations for another seed.")] = 0,
 ) -> None:
     """Write a set of conversations about cells."""

@@ -23,10 +23,26 @@ from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 TOPICS = (
     *("photosynthesis", "DNA replication", "evolution", "vaccines", "the heart", "mitochondria", "blood clotting"),
     *("a transcription factor", "bacteria", "rainbows", "the Roman Empire", "a for loop", "machine learning"),
+    *("the liver", "the pancreas", "the spleen", "the skin", "the small intestine", "lung alveoli", "bone marrow"),
+    *("the immune system", "inflammation", "viruses", "antibodies", "hormones", "enzymes", "proteins", "RNA"),
+    *("a chromosome", "a mutation", "cell division", "stem cells", "cancer", "nerve impulses", "muscle contraction"),
+    *("digestion", "the cell membrane", "the nucleus", "haemoglobin", "insulin", "an allergy", "wound healing"),
+    *("the lymph nodes", "platelets", "phagocytosis", "gene expression", "sequencing", "a microscope", "statistics"),
+    *(
+        "gravity",
+        "the moon",
+        "volcanoes",
+        "the water cycle",
+        "electricity",
+        "the alphabet",
+        "bees",
+        "a sorting algorithm",
+    ),
 )
 REQUESTS = (
     "Explain {} in two sentences.",
     "What should a beginner know about {}?",
+    "What comes to your mind first about {}? Answer in a few words.",
 )
 OTHER_REQUESTS = (
     "Hello, who are you?",
@@ -43,10 +59,29 @@ OTHER_REQUESTS = (
     "Name three colours.",
 )
 FUNCTION_REQUEST = "In one or two sentences: what does a {} do in the body?"
-MAX_NEW_TOKENS = 40
+MAX_NEW_TOKENS = 56
 BATCH_SIZE = 24
-NUM_TYPES = 48
+NUM_TYPES = 120
 _WORDS = re.compile(r"[a-z]{5,}")
+_SAY_NOTHING = frozenset(
+    [
+        "cells",
+        "which",
+        "crucial",
+        "human",
+        "found",
+        "within",
+        "their",
+        "other",
+        "tissue",
+        "tissues",
+        "function",
+        "functions",
+        "specialized",
+        "immune",
+        "system",
+    ]
+)
 
 
 @torch.inference_mode()
@@ -71,9 +106,17 @@ def whole_sentences(text: str) -> str:
     return text[: max(text.rfind(mark) for mark in ".!?") + 1]
 
 
-def agrees(answer: str, definition: str, least: int = 2) -> bool:
-    """Whether an answer shares so many of a definition's longer words."""
-    return len(set(_WORDS.findall(answer.lower())) & set(_WORDS.findall(definition.lower()))) >= least
+def agrees(label: str, answer: str, definition: str, least: int = 2) -> bool:
+    """Whether an answer names a type, and shares so many of the longer words of its definition that tell it from others.
+
+    Examples
+    --------
+    >>> agrees("hepatocyte", "A hepatocyte is a cell that plays a crucial role in the body.", "A cell of the body.")
+    False
+    """
+    said, defined = (set(_WORDS.findall(text.lower())) for text in (answer, definition))
+    telling = (said & defined) - _SAY_NOTHING - set(_WORDS.findall(label.lower()))
+    return label.lower() in answer.lower() and len(telling) >= least
 
 
 def types_of_embedded_model(ontology: Ontology) -> list[str]:
@@ -84,7 +127,7 @@ def types_of_embedded_model(ontology: Ontology) -> list[str]:
         term = ontology.find(label)
         return len(label.split()), -len(term.synonyms if term else ())
 
-    return sorted(summary["cell_types"], key=how_known)
+    return sorted((ontology.terms[term].label for term in summary["cell_types"]), key=how_known)
 
 
 def main() -> None:
@@ -102,7 +145,7 @@ def main() -> None:
     kept = {}
     for label, answer in zip(types, functions, strict=True):
         term = ontology.find(label)
-        if answer and term is not None and agrees(answer, term.definition or ""):
+        if answer and term is not None and agrees(label, answer, term.definition or ""):
             kept[label] = answer
     found = {"general": {question: answer for question, answer in said.items() if answer}, "functions": kept}
     given.output.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from scmmgpt.api import chat as talk_about
 from scmmgpt.chat_model import assembled
 from scmmgpt.claims import GENERAL, RAISED, SUPPORTED, TYPE, ClaimReader
 from scmmgpt.conversation import Conversation
+from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.reading_conversation import ReadingConversation
 from scmmgpt.training.chat.evaluate import related
@@ -65,7 +66,7 @@ def main(
     cells: Annotated[int, typer.Option(help="Cells of each file that stand for it.")] = 600,
 ) -> None:
     """Talk about clusters, and score what was said."""
-    chat, small = load(assembled(), generative=True), load("scmmgpt-mini", generative=True)
+    chat, small = load(assembled(), generative=True), load(EMBEDDED_MODEL, generative=True)
     tree = TypeTree(chat.ontology)
     reader = ClaimReader(chat.ontology, frozenset(chat.processor.gene_tokenizer.genes))
     found: list[dict[str, Any]] = []

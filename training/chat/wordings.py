@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from scmmgpt.claims import ONLY_THE_NAME
+
 NAME_QUESTIONS = (
     "What type of cell is this?",
     "What is this cell?",
@@ -65,7 +67,7 @@ FUNCTION_QUESTIONS = (
     "What is this kind of cell good for?",
     "Explain what these cells do.",
 )
-NO_FUNCTION = "I know little about what {type} does beyond its name."
+NO_FUNCTION = ONLY_THE_NAME
 TISSUE_QUESTIONS = ("Which tissue is it from?", "Where does this cell come from?", "What tissue is this?")
 TISSUE_ANSWERS = ("It comes from {tissue}.", "From {tissue}, as the data say.", "The tissue is {tissue}.")
 NO_TISSUE_ANSWERS = (
@@ -136,11 +138,6 @@ def listed(words: Sequence[str]) -> str:
 
 def by_genes(genes: Sequence[str]) -> str:
     return f" ({', '.join(genes)})" if genes else ""
-
-
-def where(species: str, tissue: str) -> str:
-    """What the context says, as the end of a sentence."""
-    return f" from {species} {tissue}" if tissue else f" of a {species} sample"
 
 
 def first_sentence(text: str) -> str:

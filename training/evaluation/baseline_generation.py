@@ -1,4 +1,4 @@
-"""The floor for pseudo-cells: a negative binomial per type and gene, genes independent given the library size."""
+"""Simple generators of cells of a type: a negative binomial per gene, independent or joined by a Gaussian copula."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.stats import nbinom, norm
 
 from .metrics import Labels
+
+COPULA_GENES = 400
+COPULA_SHRINKAGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,45 @@ def _fit(counts: np.ndarray) -> TypeOfCounts:
     excess = ((counts - expected) ** 2 - expected).sum(0)
     dispersion = np.clip(excess / np.maximum((expected**2).sum(0), 1e-12), 0, 100)
     return TypeOfCounts(share, dispersion, float(np.log(library).mean()), float(np.log(library).std()))
+
+
+class GaussianCopulaGenerator(NegativeBinomialGenerator):
+    """The same marginal distributions, joined within each type by a Gaussian copula, as scDesign3 does.
+
+    The genes that vary most in a type are joined; correlations are those of randomised normal scores, shrunk a little.
+    """
+
+    def __init__(self, counts: sp.csr_matrix | np.ndarray, types: Labels, seed: int = 0):
+        super().__init__(counts, types)
+        types, counts = np.asarray(types).astype(str), sp.csr_matrix(counts)
+        generator = np.random.default_rng(seed)
+        self.joined = {name: self._join(counts[types == name].toarray(), name, generator) for name in self.fitted}
+
+    def sample(self, cell_type: str, num_cells: int, seed: int) -> np.ndarray:
+        counts = super().sample(cell_type, num_cells, seed)
+        (genes, root), fitted = self.joined[cell_type], self.fitted[cell_type]
+        draw = np.random.default_rng(seed)  # the library sizes that the other genes were drawn with
+        library = np.exp(draw.normal(fitted.log_library_mean, fitted.log_library_std, size=(num_cells, 1)))
+        scores = norm.cdf(np.random.default_rng([seed, 1]).standard_normal((num_cells, len(genes))) @ root.T)
+        size, chance = self._parameters(cell_type, genes, library)
+        counts[:, genes] = nbinom.ppf(np.clip(scores, 1e-9, 1 - 1e-9), size, chance)
+        return counts
+
+    def _join(self, counts: np.ndarray, name: str, generator) -> tuple[np.ndarray, np.ndarray]:
+        """The joined genes, and a root of their correlations."""
+        scaled = np.log1p(counts / np.maximum(counts.sum(1, keepdims=True), 1) * 1e4)
+        genes = np.argsort(-scaled.var(0), kind="stable")[:COPULA_GENES]
+        size, chance = self._parameters(name, genes, np.maximum(counts.sum(1, keepdims=True), 1))
+        below, upto = (nbinom.cdf(counts[:, genes] - step, size, chance) for step in (1, 0))
+        uniform = below + generator.random(below.shape) * (upto - below)
+        scores = norm.ppf(np.clip(uniform, 1e-6, 1 - 1e-6))
+        covariance = scores.T @ scores / len(scores) + 1e-6 * np.eye(len(genes))
+        spread = np.sqrt(np.diag(covariance))
+        correlation = (1 - COPULA_SHRINKAGE) * covariance / np.outer(spread, spread)
+        np.fill_diagonal(correlation, 1.0)
+        return genes, np.linalg.cholesky(correlation)
+
+    def _parameters(self, name: str, genes: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fitted = self.fitted[name]
+        size = 1 / np.maximum(fitted.dispersion[genes], 1e-6)
+        return size, size / (size + np.maximum(library * fitted.share[genes], 1e-12))

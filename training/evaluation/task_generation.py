@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from scmmgpt.errors import UserError
 
 from . import metrics_generation as measure
-from .baseline_generation import NegativeBinomialGenerator
+from .baseline_generation import GaussianCopulaGenerator, NegativeBinomialGenerator
 from .baselines import TrainingCells
 from .expression import holds_counts, linear_expression, log_normalised, on_genes, principal_space, upper_symbols
 from .results import Record, record_for
@@ -23,6 +23,7 @@ from .type_tree import TypeTree
 if TYPE_CHECKING:
     from anndata import AnnData
 
+GENERATORS = {"negative binomial": NegativeBinomialGenerator, "Gaussian copula": GaussianCopulaGenerator}
 NEIGHBOURS = (3, 5, 10, 25)
 MOST_PER_TYPE = 100
 FEWEST_PER_TYPE = 10
@@ -167,17 +168,18 @@ class _Space:
 
 
 def _floors(other: Study, training: TrainingCells | None, tree: TypeTree, types: list[str]) -> list[System]:
-    """Negative binomials: of the training cells (the floor), and of this study's other third (what it could reach)."""
+    """Simple generators: of the training cells (the floors), and of this study's other third (what they could reach)."""
     floors = []
     if holds_counts(other.cells):
-        fitted = NegativeBinomialGenerator(sp.csr_matrix(other.cells.X), other.truth)
-        floors.append(_floor("negative binomial of this study", fitted, upper_symbols(other.cells)))
+        counts = sp.csr_matrix(other.cells.X)
+        for name, kind in GENERATORS.items():
+            floors.append(_floor(f"{name} of this study", kind(counts, other.truth), upper_symbols(other.cells)))
     if training is not None:
         genes = upper_symbols(other.cells)
         counts, meaning = training.counts(other.cells, types, tree)
         if len(meaning):
-            fitted = NegativeBinomialGenerator(counts, meaning)
-            floors.append(_floor("negative binomial of training cells", fitted, genes))
+            for name, kind in GENERATORS.items():
+                floors.append(_floor(f"{name} of training cells", kind(counts, meaning), genes))
     return floors
 
 

@@ -115,18 +115,38 @@ class Stage2Part:
 
 
 @dataclass(config=CHECKED, frozen=True)
-class FlowPart:
-    """The end of stage 2: from texts to latents and library sizes, once the latents stand still.
+class FactorPart:
+    """The end of stage 2: the cell decoder, by factors.
 
     Attributes
     ----------
-    num_pairs
-        Texts with a cell each, encoded once.
+    platforms
+        Their names, and parts of the names of the studies that used them; the first is that of all other studies.
+    read_platforms
+        Those that count reads, not molecules.
+    config
+        Fields of the model's configuration that belong to the decoder.
+    num_groups, factors_of_group
+        Counted kinds whose states are alike are analysed together; each such group has factors of its own.
+    cells_per_profile, num_leading_genes, em_steps
+        How much the factor analysis of counted cells looks at, and for how long.
+    num_texts, max_text_tokens
+        Requests that the reader learns from.
     """
 
-    num_pairs: int
+    platforms: dict[str, tuple[str, ...]]
+    read_platforms: tuple[str, ...]
     training: Stage2Arguments
     towers: Stage2Towers
+    config: ModelConfig = Field(default_factory=dict)
+    num_states: int = 112
+    num_groups: int = 8
+    factors_of_group: int = 10
+    cells_per_profile: int = 60
+    num_leading_genes: int = 2_500
+    em_steps: int = 8
+    num_texts: int = 40_000
+    max_text_tokens: int = 64
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -147,20 +167,21 @@ class MiniRecipe:
     training: Stage1Arguments
     stage1: tuple[Stage1Part, ...]
     stage2: Stage2Part
-    flow: FlowPart
+    factors: FactorPart
     tissue_names: dict[str, str] = Field(default_factory=dict)
+    disease_names: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
 
     def cut_to(self, steps: int | None) -> MiniRecipe:
         """The same recipe with no part longer than so many steps."""
         if steps is None:
             return self
-        pairs = min(self.flow.num_pairs, 100 * steps)
+        texts = min(self.factors.num_texts, 100 * steps)
         return replace(
             self,
             stage1=tuple(replace(part, training=_cut(part.training, steps)) for part in self.stage1),
             stage2=replace(self.stage2, training=_cut(self.stage2.training, steps)),
-            flow=replace(self.flow, training=_cut(self.flow.training, steps), num_pairs=pairs),
+            factors=replace(self.factors, training=_cut(self.factors.training, steps), num_texts=texts),
         )
 
     def stage1_run(self, number: int, output: Path) -> Stage1Settings:
@@ -173,7 +194,7 @@ class MiniRecipe:
             training={**self.training, **part.training, "seed": self.seed * 100 + number},
         )
 
-    def stage2_run(self, part: Stage2Part | FlowPart, output: Path, seed: int) -> Stage2Settings:
+    def stage2_run(self, part: Stage2Part | FactorPart, output: Path, seed: int) -> Stage2Settings:
         """A part of stage 2 as a run of its own."""
         return Stage2Settings(
             output=str(output),

@@ -37,7 +37,7 @@ from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.mini.cell_simulator import CellSimulator
 from scmmgpt.training.mini.cell_text_batches import train_stage1
 from scmmgpt.training.mini.conversation_batches import ConversationBatches, train_stage2
-from scmmgpt.training.mini.flow import train_flow
+from scmmgpt.training.mini.factor_decoder import train_decoder
 from scmmgpt.training.mini.gene_tables import vocabulary_genes
 from scmmgpt.training.mini.measured_cells import read_measured_cells
 from scmmgpt.training.mini.profiles import Profiles, read_profiles
@@ -97,7 +97,7 @@ def main(
 def second_stage(
     recipe: MiniRecipe, compose: ConversationBatches, about: Callable, start: Path, output: Path
 ) -> list[dict]:
-    """From the towers in `start`, or from a model that lacks the flow alone, to what ships; the logged losses."""
+    """From the towers in `start`, or from a model that lacks the cell decoder alone, to what ships; the logged losses."""
     history: list[dict] = []
     learned = ScMMGPTConfig.from_pretrained(start).training_summary or {}
     if "stage2_steps" not in learned:
@@ -107,8 +107,12 @@ def second_stage(
         start = output / "stage2"
         export(model, compose.processor, start, dtype=torch.float16)
     model = ScMMGPTForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    more = train_flow(model, recipe, compose, output / RUNS / "flow")
-    model.config.training_summary |= about(history) | {"flow_steps": recipe.flow.training["max_steps"]}
+    profiles, counted = compose.simulator.profiles, compose.simulator.counted
+    model, more = train_decoder(
+        model, compose.processor, recipe, profiles, counted, compose.ontology, output / RUNS / "decoder"
+    )
+    steps = recipe.factors.training["max_steps"]
+    model.config.training_summary["cell_decoder"] |= about(more) | {"steps": steps}
     export(model, compose.processor, output, dtype=torch.float16)
     return history + more
 

@@ -1,0 +1,298 @@
+# Copyright 2026 The scmmgpt authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Text to cell by factors: what a statistician would write down for counts of cells whose kind is told by a text.
+
+The logarithm of a gene's share is its own level, plus its loadings times the state that the text asks for, plus its
+loadings times factors by which cells of one kind differ, plus what the platform does to it. The factors are normal;
+their covariance is that of the counted kinds of cells whose states are nearest. Counts are negative binomial, library
+sizes log-normal.
+"""
+
+# Shape letters: N texts, B cells, K text features, D hidden size, S states, R factors, J counted kinds, P platforms,
+# V the gene table, G genes asked for.
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_scmmgpt import ScMMGPTCellConfig, ScMMGPTCellDecoderConfig
+from .modeling_cell_decoder import (
+    LOG_DISPERSION_RANGE,
+    ScMMGPTCellDecoder,
+    ScMMGPTCellDecoderLoss,
+    ScMMGPTTextFeatures,
+    negative_binomial_loss,
+)
+from .tower_scmmgpt import ScMMGPTTower, with_rows
+
+# How much more a kind counts than another whose state is one step of cosine further away.
+KIND_SHARPNESS = 12.0
+# Newton steps from counts to a state: the third moves nothing in the second decimal.
+STATE_STEPS = 4
+# Copies of one molecule differ between molecules as a gamma of this shape does: Smart-seq2, genes seen once.
+COPIES_SHAPE = 0.8
+# How far one gene may pull a state in a step: counts of a few genes in a few cells are enormous.
+LARGEST_RESIDUAL = 3.0
+BY_GENE = ("gene_bias", "gene_states", "gene_factors", "gene_platforms", "gene_dispersion")
+
+
+@dataclass
+class Population:
+    """Cells that one text stands for: log shares of their mean (G,), what a step of each factor adds (G, R),
+    dispersions (G,), mean and spread of the logarithm of the library size, molecules of a cell where reads are counted."""
+
+    log_share: torch.Tensor
+    loadings: torch.Tensor
+    dispersion: torch.Tensor
+    library_mean: float
+    library_spread: float
+    molecules: float
+
+    def draw(self, generator: torch.Generator, depth: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log shares (G,) and library size () of a new cell. One at a time: no batch can change it."""
+        noise = torch.randn(self.loadings.shape[1] + 1, generator=generator)
+        log_share = torch.addmv(self.log_share, self.loadings, noise[1:])
+        center = self.library_mean if depth is None else math.log(depth)
+        return log_share.log_softmax(0), torch.exp(center + self.library_spread * noise[0]).clamp(min=1)
+
+    def copies(self, depth: float | None = None) -> float:
+        """How often a molecule is counted."""
+        total = math.exp(self.library_mean) if depth is None else depth
+        return max(total / self.molecules, 1.0) if self.molecules else 1.0
+
+
+def amplified(molecules: torch.Tensor, copies: float, generator: torch.Generator) -> torch.Tensor:
+    """Reads of counted molecules: each is copied so often in the mean, some of them much more often."""
+    if copies <= 1.0:
+        return molecules
+    seen = molecules > 0
+    rate = torch._standard_gamma(COPIES_SHAPE * molecules[seen].float(), generator=generator) * (copies / COPIES_SHAPE)
+    reads = torch.zeros_like(molecules)
+    reads[seen] = torch.poisson(rate, generator=generator).clamp(min=1).to(reads.dtype)
+    return reads
+
+
+class ScMMGPTStateReader(nn.Module):
+    """Text features to a state."""
+
+    def __init__(self, config: ScMMGPTCellDecoderConfig, hidden_size: int):
+        super().__init__()
+        width = config.state_hidden_size
+        self.norm = nn.LayerNorm(config.num_text_tokens * hidden_size, eps=config.layer_norm_eps)
+        self.up = nn.Linear(config.num_text_tokens * hidden_size, width)
+        self.middle = nn.Linear(width, width)
+        self.down = nn.Linear(width, config.num_states)
+
+    def forward(self, features_NKD: torch.Tensor) -> torch.Tensor:
+        hidden = F.gelu(self.up(self.norm(features_NKD.flatten(1))))
+        return self.down(hidden + F.gelu(self.middle(hidden)))
+
+
+class ScMMGPTFactorDecoder(ScMMGPTTower):
+    """Text features to populations of cells.
+
+    Parameters
+    ----------
+    config
+        The decoder's sizes and its platforms.
+    cell_config
+        Of the encoder whose genes it knows.
+    text_hidden_size
+        Width of the LLM's states.
+
+    Examples
+    --------
+    >>> cells = ScMMGPTCellConfig(vocab_size=50, hidden_size=16, num_attention_heads=2)
+    >>> config = ScMMGPTCellDecoderConfig(kind="factors", num_text_tokens=2, num_attention_heads=2)
+    >>> decoder = ScMMGPTFactorDecoder(config, cells, text_hidden_size=12).eval()
+    >>> state = decoder.states(decoder.text_features(torch.rand(3, 5, 12), torch.ones(3, 5)))
+    >>> state.shape == (3, config.num_states)
+    True
+    >>> decoder.population(state[0], torch.arange(7)).log_share.shape
+    torch.Size([7])
+    """
+
+    config: ScMMGPTCellDecoderConfig
+    base_model_prefix = "cell_decoder"
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["ScMMGPTFactorDecoder"]
+    random_parameters = ("gene_states", "gene_factors", "kind_states")
+    constant_parameters = {
+        "gene_bias": 0.0,
+        "gene_platforms": 0.0,
+        "gene_dispersion": 0.0,
+        "kind_spreads": 0.1,
+        "kind_libraries": 0.0,
+        "platform_libraries": 7.0,
+        "platform_spreads": 0.5,
+        "platform_molecules": 0.0,
+    }
+
+    def __init__(self, config: ScMMGPTCellDecoderConfig, cell_config: ScMMGPTCellConfig, text_hidden_size: int):
+        super().__init__(config)
+        vocab_size, platforms = cell_config.vocab_size, len(config.platforms)
+        self.text_features = ScMMGPTTextFeatures(config, cell_config.hidden_size, text_hidden_size)
+        self.state_reader = ScMMGPTStateReader(config, cell_config.hidden_size)
+        self.gene_bias = nn.Parameter(torch.empty(vocab_size))
+        self.gene_states = nn.Parameter(torch.empty(vocab_size, config.num_states))
+        self.gene_factors = nn.Parameter(torch.empty(vocab_size, config.num_factors))
+        # The log shift of its share on each platform.
+        self.gene_platforms = nn.Parameter(torch.empty(vocab_size, platforms))
+        self.gene_dispersion = nn.Parameter(torch.empty(vocab_size))
+        # The counted kinds of cells: their states, roots of their factors' covariances, their library sizes.
+        self.kind_states = nn.Parameter(torch.empty(config.num_kinds, config.num_states))
+        self.kind_spreads = nn.Parameter(torch.empty(config.num_kinds, config.num_factors, config.factor_rank))
+        self.kind_libraries = nn.Parameter(torch.empty(config.num_kinds))
+        self.platform_libraries = nn.Parameter(torch.empty(platforms))
+        self.platform_spreads = nn.Parameter(torch.empty(platforms))
+        # The logarithm of the molecules that a cell's reads are copies of; 0 where molecules are counted.
+        self.platform_molecules = nn.Parameter(torch.empty(platforms))
+        self.post_init()
+
+    def states(self, features_NKD: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
+        """The states (N, S) that texts ask for; guidance moves them away from no text and leaves the spread alone."""
+        states = self.state_reader(features_NKD)
+        if guidance_scale == 1.0:
+            return states
+        return torch.lerp(self.state_reader(self.text_features()).expand_as(states), states, guidance_scale)
+
+    def kinship(self, state_S: torch.Tensor) -> torch.Tensor:
+        """How much each counted kind (J,) says about cells of a state."""
+        cosine = F.cosine_similarity(state_S[None].float(), self.kind_states.float(), dim=1, eps=1e-6)
+        return (KIND_SHARPNESS * cosine).softmax(0)
+
+    @torch.no_grad()
+    def population(self, state_S, gene_ids: torch.Tensor, platform: str | None = None, kinship=None) -> Population:
+        """Cells of a state, on the CPU in float32; their factors vary as in their kin, or as `kinship` says."""
+        place = self.platform_place(platform)
+        kinship = self.kinship(state_S) if kinship is None else kinship
+        roots = self.kind_spreads.float()
+        covariance = torch.einsum("j,jrq,jsq->rs", kinship, roots, roots)
+        root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance), device=covariance.device))
+        loadings = self.gene_factors[gene_ids].float() @ root
+        log_share = (
+            self.gene_bias[gene_ids].float()
+            + self.gene_states[gene_ids].float() @ state_S.float()
+            + self.gene_platforms[gene_ids, place].float()
+            - loadings.square().sum(1)
+            / 2  # the mean of cells, not the cell without factors, has the shares of the state
+        )
+        dispersion = self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
+        library = self.platform_libraries[place].float() + kinship @ self.kind_libraries.float()
+        spread, molecules = float(self.platform_spreads[place]), float(self.platform_molecules[place])
+        counted = math.exp(molecules) if molecules else 0.0
+        return Population(log_share.cpu(), loadings.cpu(), dispersion.cpu(), float(library), spread, counted)
+
+    def sampler(self, state_S, gene_ids: torch.Tensor, platform: str | None = None, depth: float | None = None):
+        """A function from generators to log shares (B, G), dispersions (G,), library sizes (B,) and copies of a molecule.
+
+        Without a state each cell is of a counted kind of its own: the mixture that no text stands for.
+        """
+        population = None if state_S is None else self.population(state_S, gene_ids, platform)
+
+        def draw(generators: Sequence[torch.Generator]):
+            drawn = []
+            for generator in generators:
+                kind = population or self._any_kind(gene_ids, generator, platform)
+                drawn.append(kind.draw(generator, depth))
+            shares, libraries = (torch.stack(column) for column in zip(*drawn, strict=True))
+            return shares, kind.dispersion, libraries, kind.copies(depth)
+
+        return draw
+
+    def _any_kind(self, gene_ids: torch.Tensor, generator: torch.Generator, platform: str | None) -> Population:
+        kind = int(torch.randint(len(self.kind_states), (), generator=generator))
+        kinship = F.one_hot(torch.tensor(kind), len(self.kind_states)).to(self.kind_states)
+        return self.population(self.kind_states[kind], gene_ids, platform, kinship)
+
+    @torch.no_grad()
+    def states_of_cells(
+        self, counts_BG: torch.Tensor, gene_ids: torch.Tensor, platform: str | None = None
+    ) -> torch.Tensor:
+        """The likeliest states (B, S) of real cells, measured on `gene_ids`, before the states of counted kinds."""
+        place, counts = self.platform_place(platform), counts_BG.float()
+        loadings, prior = self.gene_states[gene_ids].float(), self._prior_precision()
+        base = (self.gene_bias[gene_ids] + self.gene_platforms[gene_ids, place]).float()
+        softness = 1 / self.gene_dispersion[gene_ids].float().clamp(*LOG_DISPERSION_RANGE).exp()
+        states = torch.zeros(len(counts), loadings.shape[1], device=counts.device)
+        for _ in range(STATE_STEPS):
+            share = (base + states @ loadings.T).softmax(1)
+            mean = counts.sum(1, keepdim=True) * share + 1e-6
+            weight = mean / (1 + softness * mean)
+            pull = weight * ((counts - mean) / mean).clamp(max=LARGEST_RESIDUAL)
+            # Shares add up to one: a state acts on a gene by how far its loading lies from the mean over the cell.
+            center = share @ loadings
+            gradient = pull @ loadings - pull.sum(1, keepdim=True) * center - states * prior
+            crossed = (weight @ loadings)[:, :, None] * center[:, None]
+            curvature = torch.einsum("bg,gr,gs->brs", weight, loadings, loadings) - crossed - crossed.mT
+            curvature += weight.sum(1)[:, None, None] * center[:, :, None] * center[:, None] + torch.diag(prior)
+            states = states + torch.linalg.solve(curvature, gradient)
+        return states
+
+    def _prior_precision(self) -> torch.Tensor:
+        return 1 / (self.kind_states.float().square().mean(0) + 1e-3)
+
+    def platform_place(self, platform: str | None) -> int:
+        platforms: Sequence[str] = self.config.platforms
+        if platform is not None and platform not in platforms:
+            raise ValueError(f"`platform` must be one of {', '.join(platforms)}, got {platform!r}.")
+        return 0 if platform is None else platforms.index(platform)
+
+    def losses(self, features_BKD, cell, target_gene_ids, target_counts, library_B, run_layers, gene_table):
+        """A bound on the likelihood of counts, given their texts alone: factors are drawn. `cell` is not read."""
+        if self.training:
+            hidden_B = torch.rand(len(features_BKD), device=features_BKD.device) < self.config.text_dropout
+            features_BKD = self.text_features.hide(features_BKD, hidden_B)
+        states = self.states(features_BKD)
+        similarity = F.normalize(states, dim=1, eps=1e-6) @ F.normalize(self.kind_states, dim=1, eps=1e-6).T
+        kinship = (KIND_SHARPNESS * similarity).softmax(1)
+        roots = torch.einsum("bj,jrs->brs", kinship, self.kind_spreads)
+        factors = torch.einsum("brs,bs->br", roots, torch.randn_like(roots[:, 0]))
+        log_share = (
+            self.gene_bias[target_gene_ids]
+            + states @ self.gene_states[target_gene_ids].T
+            + factors @ self.gene_factors[target_gene_ids].T
+            + self.gene_platforms[target_gene_ids, 0]
+        )
+        dispersion = self.gene_dispersion[target_gene_ids].clamp(*LOG_DISPERSION_RANGE).exp()
+        log_library = library_B.float().clamp(min=1).log()
+        mean = (log_library[:, None] + log_share.clamp(-20, 5)).exp()
+        reconstruction = negative_binomial_loss(target_counts, mean, dispersion)
+        center = self.platform_libraries[0] + kinship @ self.kind_libraries
+        deviation = self.platform_spreads[0].abs() + 0.05
+        library = (((log_library - center) / deviation).square() / 2 + deviation.log()).mean()
+        loss = reconstruction * target_counts.shape[1] ** 0.5 + 0.1 * library
+        return ScMMGPTCellDecoderLoss(loss=loss, reconstruction_loss=reconstruction, library_loss=library)
+
+    def resize(self, vocab_size: int) -> None:
+        for name in BY_GENE:
+            setattr(self, name, with_rows(getattr(self, name), vocab_size))
+
+
+CellDecoder = ScMMGPTCellDecoder | ScMMGPTFactorDecoder
+
+
+def cell_decoder_of(
+    config: ScMMGPTCellDecoderConfig, cell_config: ScMMGPTCellConfig, text_hidden_size: int
+) -> CellDecoder:
+    """A new decoder of the kind that the configuration names."""
+    kind = ScMMGPTFactorDecoder if config.kind == "factors" else ScMMGPTCellDecoder
+    return kind(config, cell_config, text_hidden_size)
+
+
+__all__ = ["CellDecoder", "Population", "ScMMGPTFactorDecoder", "amplified", "cell_decoder_of"]

@@ -1,0 +1,216 @@
+"""What a person asks for when cells are generated: texts with their shares, and what of it is extrapolated."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import UserError
+from .processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name
+
+SHARE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*(?:of\s+)?(.+)$", re.DOTALL)
+TERM_ID = re.compile(r"\bCL:\d+\b", re.IGNORECASE)
+# How far shares may be from one, or from a hundred: percentages that were rounded.
+SHARE_TOLERANCE = 0.011
+LONGEST_NAME = 12  # words
+# Where a text says that cells are from: "in the human lymph node of a donor with ...".
+PLACE = re.compile(r"\b(?:from|in)\s+(?:the\s+|an?\s+)?(.+?)(?=,|;|\.|\bof an?\b|\bwith\b|\bat\b|$)", re.IGNORECASE)
+NO_PLACE = {
+    "human",
+    "mouse",
+    "murine",
+    "adult",
+    "fetal",
+    "embryonic",
+    "neonatal",
+    "newborn",
+    "healthy",
+    "donor",
+    "patient",
+}
+
+Texts = str | Sequence[str] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class CellRequest:
+    """One text, the cells that it is asked for, and the type that its words name."""
+
+    text: str
+    num_cells: int
+    term: Term | None
+
+
+def read_requests(
+    text: Texts, num_cells: int, proportions: Sequence[float] | None, ontology: Ontology
+) -> list[CellRequest]:
+    """Texts and how many cells of each, from what a person gave; ids of the ontology become names.
+
+    Examples
+    --------
+    >>> from scmmgpt.processing.ontology_scmmgpt import EMPTY
+    >>> [(r.text, r.num_cells) for r in read_requests("60 % B cell, 40 % monocyte", 10, None, EMPTY)]
+    [('B cell', 6), ('monocyte', 4)]
+    """
+    texts, shares = _texts_and_shares(text, proportions)
+    if num_cells < 1:
+        raise UserError(f"num_cells must be at least 1, got {num_cells}.")
+    if not texts or any(not isinstance(one, str) or not one.strip() for one in texts):
+        raise UserError("The text to generate cells from is empty.")
+    merged: dict[str, float] = {}
+    for one, share in zip(texts, shares, strict=True):
+        words = _with_names(one.strip(), ontology)
+        merged[words] = merged.get(words, 0.0) + share
+    return [
+        CellRequest(words, number, named_type(words, ontology))
+        for words, number in zip(merged, numbers_of(list(merged.values()), num_cells), strict=True)
+    ]
+
+
+def _texts_and_shares(text: Texts, proportions: Sequence[float] | None) -> tuple[list[str], list[float]]:
+    if isinstance(text, Mapping):
+        if proportions is not None:
+            raise UserError("Give shares in the mapping of texts or in proportions=, not in both.")
+        return list(text), _checked_shares(list(text.values()), len(text))
+    if isinstance(text, str):
+        parts = [
+            SHARE.match(part)
+            for part in re.split(r"[,;]\s*(?=\d+(?:\.\d+)?\s*%)|\s+and\s+(?=\d+(?:\.\d+)?\s*%)", text)
+        ]
+        if all(parts) and proportions is None:
+            found = [part for part in parts if part is not None]
+            return [part[2].strip() for part in found], _checked_shares([float(part[1]) for part in found], len(found))
+        if any(parts) and proportions is None:
+            raise UserError(f"Some of {text!r} has a share in % and some has none: give each part one.")
+        text = [text]
+    if proportions is None:
+        return list(text), [1 / max(len(text), 1)] * len(text)
+    return list(text), _checked_shares(list(proportions), len(text))
+
+
+def _checked_shares(shares: list[float], number: int) -> list[float]:
+    if len(shares) != number:
+        raise UserError(f"proportions holds {len(shares)} shares for {number} texts: give one for each.")
+    try:
+        values = [float(share) for share in shares]
+    except (TypeError, ValueError):
+        raise UserError(f"proportions must be numbers, got {shares!r}.") from None
+    if not values or any(not math.isfinite(value) or value <= 0 for value in values):
+        raise UserError(f"proportions must be numbers above 0, got {shares!r}.")
+    total = sum(values)
+    whole = 100.0 if total > 1.5 else 1.0
+    if abs(total / whole - 1) > SHARE_TOLERANCE:
+        raise UserError(
+            f"The proportions add up to {total:g}, not to 1 or 100 %: {', '.join(map('{:g}'.format, values))}."
+        )
+    return [value / total for value in values]
+
+
+def numbers_of(shares: Sequence[float], total: int) -> list[int]:
+    """Whole numbers that add up to the total, as near to the shares as they can be.
+
+    Examples
+    --------
+    >>> numbers_of([0.5, 0.25, 0.25], 7)
+    [3, 2, 2]
+    """
+    exact = np.array(shares) * total
+    numbers = np.floor(exact + 1e-9).astype(int)
+    order = np.argsort(-(exact - numbers), kind="stable")
+    numbers[order[: total - numbers.sum()]] += 1
+    return numbers.tolist()
+
+
+def _with_names(text: str, ontology: Ontology) -> str:
+    def name_of(found: re.Match) -> str:
+        term = ontology.find(found[0].upper())
+        if term is None:
+            raise UserError(f"{found[0]} is no term of the Cell Ontology {ontology.version}.".replace("  ", " "))
+        return term.label
+
+    return TERM_ID.sub(name_of, text)
+
+
+def named_type(text: str, ontology: Ontology) -> Term | None:
+    """The cell type with the longest name among the words of a text."""
+    words = text.replace(",", " , ").split()
+    for length in range(min(LONGEST_NAME, len(words)), 0, -1):
+        for start in range(len(words) - length + 1):
+            term = ontology.find(" ".join(words[start : start + length]))
+            if term is not None and term.id not in UNINFORMATIVE_TERMS:
+                return term
+    return None
+
+
+@dataclass(frozen=True)
+class SeenInTraining:
+    """What a cell decoder has seen, as its model's config says."""
+
+    types: frozenset[str]
+    counted: frozenset[str]
+    tissues: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any] | None) -> SeenInTraining | None:
+        """None where a model keeps no such account."""
+        seen = (summary or {}).get("cell_decoder") or {}
+        if not seen:
+            return None
+        pairs = frozenset((term, tissue) for term, tissues in seen["tissues_of_types"].items() for tissue in tissues)
+        return cls(
+            frozenset(seen["tissues_of_types"]),
+            frozenset(kind.split(" ", 1)[0] for kind in seen["counted_kinds"]),
+            frozenset(tissue for _, tissue in pairs),
+            pairs,
+        )
+
+
+def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> list[str]:
+    """What about a request the model has to extrapolate, each in a sentence."""
+    place = named_tissue(request.text, seen.tissues)
+    strange = unknown_place(request.text, seen.tissues)
+    found = []
+    if strange:
+        found.append(
+            f"The tissue {strange!r} was not seen in training: it changes the cells in ways that mean nothing."
+        )
+    term = request.term
+    if term is None:
+        return [*found, f"{request.text!r} names no cell type of the Cell Ontology: the cells are the model's guess."]
+    below = {one for one in seen.types if one == term.id or term.id in ontology.ancestors(one)}
+    if not below:
+        found.append(f"No {term.label} was seen in training: the cells are made from its words and its relatives.")
+    elif not below & seen.counted:
+        found.append(
+            f"Single cells of the type {term.label} were never counted, only their mean is known: how they differ from one "
+            "another is taken from related types."
+        )
+    kin = below or set(ontology.ancestors(term.id)) - set(UNINFORMATIVE_TERMS)
+    if place and not any((one, place) in seen.pairs for one in kin):
+        found.append(
+            f"No {term.label} from {place} was seen in training: such cells are extrapolated, and may not exist."
+        )
+    return found
+
+
+def named_tissue(text: str, tissues: Iterable[str]) -> str | None:
+    """The known tissue with the longest name among the words of a text."""
+    words = f" {plain_name(text)} "
+    return max((one for one in tissues if f" {plain_name(one)} " in words), key=len, default=None)
+
+
+def unknown_place(text: str, tissues: Iterable[str]) -> str | None:
+    """What a text says that cells come from, if that is no known tissue."""
+    known = list(tissues)
+    for found in PLACE.finditer(text):
+        words = [word for word in found[1].split() if word.lower() not in NO_PLACE]
+        place = " ".join(words).strip()
+        if place and named_tissue(place, known) is None:
+            return place
+    return None

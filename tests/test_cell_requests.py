@@ -1,0 +1,134 @@
+"""What is asked for when cells are generated: shares, ids, and what is extrapolated."""
+
+import pytest
+
+from scmmgpt.cell_requests import (
+    SeenInTraining,
+    concerns,
+    named_tissue,
+    named_type,
+    numbers_of,
+    read_requests,
+    unknown_place,
+)
+from scmmgpt.errors import UserError
+from scmmgpt.hub_cards import EMBEDDED_MODEL
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
+
+
+@pytest.fixture(scope="module")
+def ontology():
+    return Ontology.read(EMBEDDED_MODEL / FILE_NAME)
+
+
+@pytest.fixture
+def seen(ontology):
+    tissues = {"B cell": ["blood", "lymph node"], "neuron": ["brain"], "hepatocyte": ["liver"]}
+    summary = {
+        "counted_kinds": ["CL:0000236 Homo sapiens", "CL:0000540 Mus musculus"],
+        "tissues_of_types": {ontology.find(name).id: held for name, held in tissues.items()},
+    }
+    return SeenInTraining.of({"cell_decoder": summary})
+
+
+@pytest.mark.parametrize(
+    ("text", "proportions", "expected"),
+    [
+        pytest.param("B cell", None, {"B cell": 10}, id="one text"),
+        pytest.param(["B cell", "monocyte"], None, {"B cell": 5, "monocyte": 5}, id="alike"),
+        pytest.param(["B cell", "monocyte"], [0.7, 0.3], {"B cell": 7, "monocyte": 3}, id="shares"),
+        pytest.param(["B cell", "monocyte"], [70, 30], {"B cell": 7, "monocyte": 3}, id="percent"),
+        pytest.param({"B cell": 0.2, "monocyte": 0.8}, None, {"B cell": 2, "monocyte": 8}, id="a mapping"),
+        pytest.param("60 % B cell, 40% monocyte", None, {"B cell": 6, "monocyte": 4}, id="in the words"),
+        pytest.param("60% of B cell and 40 % monocyte", None, {"B cell": 6, "monocyte": 4}, id="with and"),
+        pytest.param("CL:0000236 from spleen", None, {"B cell from spleen": 10}, id="an id"),
+        pytest.param(["B cell", "CL:0000236"], None, {"B cell": 10}, id="the same twice"),
+        pytest.param("CD4-positive, alpha-beta T cell", None, {"CD4-positive, alpha-beta T cell": 10}, id="a comma"),
+    ],
+)
+def test_texts_get_their_share_of_the_cells(ontology, text, proportions, expected):
+    requests = read_requests(text, 10, proportions, ontology)
+
+    assert {request.text: request.num_cells for request in requests} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "proportions", "reason"),
+    [
+        pytest.param(" ", None, "empty", id="no words"),
+        pytest.param([], None, "empty", id="no text"),
+        pytest.param(["B cell", "monocyte"], [0.5, 0.6], "add up to 1.1, not to 1", id="too much"),
+        pytest.param("60 % B cell, 30 % monocyte", None, "add up to 90, not to 1 or 100 %", id="too little"),
+        pytest.param(["B cell", "monocyte"], [1.0], "1 shares for 2 texts", id="one share"),
+        pytest.param(["B cell", "monocyte"], [1.5, -0.5], "above 0", id="negative"),
+        pytest.param(["B cell", "monocyte"], [float("nan"), 1], "above 0", id="NaN"),
+        pytest.param(["B cell", "monocyte"], ["much", "little"], "must be numbers", id="words"),
+        pytest.param({"B cell": 1.0}, [1.0], "not in both", id="both"),
+        pytest.param("60 % B cell, monocyte, 30 % T cell and platelets", None, "add up", id="a part without one"),
+        pytest.param("CL:9999999", None, "CL:9999999 is no term", id="no such id"),
+    ],
+)
+def test_shares_that_make_no_sense_are_refused_in_words(ontology, text, proportions, reason):
+    with pytest.raises(UserError, match=reason):
+        read_requests(text, 10, proportions, ontology)
+
+
+def test_numbers_add_up_whatever_the_shares():
+    assert [sum(numbers_of([1 / 3] * 3, total)) for total in (1, 2, 100)] == [1, 2, 100]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a CD14-positive monocyte from human blood", "CD14-positive monocyte"),
+        ("CD4-positive, alpha-beta T cell in lymph node", "CD4-positive, alpha-beta T cell"),
+        ("fetal hepatocytes of a mouse", "hepatocyte"),
+        ("something blue", None),
+        ("a cell", None),
+    ],
+)
+def test_the_longest_name_of_a_type_is_the_one_that_is_meant(ontology, text, name):
+    term = named_type(text, ontology)
+
+    assert (term and term.label) == name
+
+
+def test_what_was_seen_needs_no_warning(ontology, seen):
+    (request,) = read_requests("a B cell from human blood", 1, None, ontology)
+
+    assert concerns(request, seen, ontology) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        pytest.param("a neuron from blood", "No neuron from blood was seen", id="contradiction"),
+        pytest.param("a hepatocyte from liver", "never counted", id="means alone"),
+        pytest.param("a podocyte", "No podocyte was seen in training", id="unseen type"),
+        pytest.param("a B cell from the antenna", "tissue 'antenna' was not seen", id="unknown tissue"),
+        pytest.param("something blue", "names no cell type", id="no type"),
+    ],
+)
+def test_what_is_extrapolated_is_said(ontology, seen, text, warning):
+    (request,) = read_requests(text, 1, None, ontology)
+
+    assert warning in " ".join(concerns(request, seen, ontology))
+
+
+def test_a_finer_type_has_the_tissues_of_the_type_above_it(ontology, seen):
+    (request,) = read_requests("a naive B cell from blood", 1, None, ontology)
+
+    found = concerns(request, seen, ontology)
+
+    assert len(found) == 1  # that the finer type was not seen, and not that it is strange in blood
+    assert "No naive B cell was seen" in found[0]
+
+
+def test_tissues_are_found_among_the_words():
+    assert named_tissue("B cells of the Lymph Node", ["lymph node", "node", "blood"]) == "lymph node"
+    assert unknown_place("a T cell from human blood of a patient with COVID-19", ["blood"]) is None
+    assert unknown_place("a T cell in the human womb, mouse", ["blood"]) == "womb"
+
+
+def test_a_model_without_an_account_of_its_training_is_not_asked():
+    assert SeenInTraining.of({"cell_types": ["CL:0000236"]}) is None
