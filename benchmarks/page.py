@@ -87,7 +87,7 @@ def size(asked: argparse.Namespace) -> dict[str, Any]:
 def equality(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Embeddings and calls of real files, beside those of Python."""
     folder = os.environ.get("SCMMGPT_DATA")
-    paths = asked.cells or [Path(folder) / name for name in REAL] if folder or asked.cells else []
+    paths = asked.cells or ([Path(folder) / name for name in REAL] if folder else [])
     if not paths:
         print("Skipped: this wants the development cells that SCMMGPT_DATA names, or --cells.")
     return [_compared(asked.page, path) for path in paths]

@@ -130,7 +130,8 @@ def _meant_types(
     reference: Reference, asked: Sequence[Term | None], ontology: Ontology
 ) -> tuple[np.ndarray, np.ndarray]:
     """The real cells' types, and that one of them which each generated cell should have ("" where there is none)."""
-    types = np.array(["" if name in ("nan", "unknown") else name for name in reference.types])
+    given = ["unknown"] * reference.values.shape[0] if reference.types is None else reference.types
+    types = np.array(["" if name in ("nan", "unknown") else name for name in given])
     labels = {name: ontology.find(name) for name in np.unique(types) if name}
 
     def meant(term: Term | None) -> str:
@@ -185,7 +186,7 @@ def _auc(real: np.ndarray, made: np.ndarray, random: np.random.Generator) -> flo
         groups = [points[seen & (is_made == side)] for side in (False, True)]
         if min(map(len, groups)) < 2:
             return 0.5
-        within = sum(np.cov(group, rowvar=False).reshape(points.shape[1], -1) for group in groups) / 2
+        within = np.mean([np.cov(group, rowvar=False).reshape(points.shape[1], -1) for group in groups], axis=0)
         within += RIDGE * np.trace(within) / len(within) * np.eye(len(within))
         direction = np.linalg.solve(within, groups[1].mean(0) - groups[0].mean(0))
         scores[~seen] = (points[~seen] - (groups[0].mean(0) + groups[1].mean(0)) / 2) @ direction

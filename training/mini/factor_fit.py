@@ -156,6 +156,8 @@ def fit_factors(cells: Counted, number: int, steps: int, leading: int, seed: int
 class _State:
     """Where the EM stands: loadings, and mean and covariance of the factors of each cell."""
 
+    kind_covariances: np.ndarray
+
     def __init__(self, cells: Counted, loadings: np.ndarray, mean: np.ndarray, covariance: np.ndarray):
         self.cells, self.loadings, self.mean, self.covariance = cells, loadings, mean, covariance
         self.counts = np.asarray(cells.counts.todense(), np.float32)

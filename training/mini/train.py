@@ -112,7 +112,9 @@ def second_stage(
         model, compose.processor, recipe, profiles, counted, compose.ontology, output / RUNS / "decoder"
     )
     steps = recipe.factors.training["max_steps"]
-    model.config.training_summary["cell_decoder"] |= about(more) | {"steps": steps}
+    summary = dict(model.config.training_summary or {})
+    summary["cell_decoder"] = summary["cell_decoder"] | about(more) | {"steps": steps}
+    model.config.training_summary = summary
     export(model, compose.processor, output, dtype=torch.float16)
     return history + more
 
