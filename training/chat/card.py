@@ -140,11 +140,8 @@ def cost(results: dict[str, Any]) -> list[str]:
 
 def failures(results: dict[str, Any], number: int = 10) -> list[str]:
     """Real errors: raw texts whose cells contradict them."""
-    rows = [
-        row
-        for row in results.get("facts", {}).get("descriptions", [])
-        if "withheld" in row["printed"] or row["called"] != row["truth"]
-    ]
+    rows = results.get("facts", {}).get("descriptions", [])
+    rows = sorted(rows, key=lambda row: ("is called" not in row["printed"], row["called"] == row["truth"]))
     shown = [
         f'- {row["study"]}, {row["truth"]} (called {row["called"]}): "{row["raw"]}" Printed: {row["printed"]}'
         for row in rows[:number]
