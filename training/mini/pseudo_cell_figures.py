@@ -1,6 +1,6 @@
 """Every figure about generated cells, beside a negative binomial and a Gaussian copula of the same training cells.
 
-    python -m scmmgpt.training.evaluation.pseudo_cell_figures --output docs/measured/generation.json [--only asked ...]
+    python -m scmmgpt.training.mini.pseudo_cell_figures --output docs/measured/generation.json [--only asked ...]
 
 Parts: `asked` (does a classifier trained on real cells of another study name them as asked?), `studies` (distances,
 covariance, real against made, copies, on the test studies), `speed`, `rare` (does padding a rare class help?). A file
@@ -27,16 +27,22 @@ from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from scmmgpt.processing.ontology_scmmgpt import Ontology
+from scmmgpt.training.evaluation.baseline_generation import GaussianCopulaGenerator, NegativeBinomialGenerator
+from scmmgpt.training.evaluation.baselines import TrainingCells, logistic_regression
+from scmmgpt.training.evaluation.expression import (
+    holds_counts,
+    linear_expression,
+    log_normalised,
+    most_variable,
+    on_genes,
+    upper_symbols,
+)
+from scmmgpt.training.evaluation.results import provenance
+from scmmgpt.training.evaluation.study import open_study
+from scmmgpt.training.evaluation.systems import System
+from scmmgpt.training.evaluation.task_generation import generate_study
+from scmmgpt.training.evaluation.type_tree import TypeTree
 from scmmgpt.training.mini.recipe import RECIPE, CellFolder, read_recipe
-
-from .baseline_generation import GaussianCopulaGenerator, NegativeBinomialGenerator
-from .baselines import TrainingCells, logistic_regression
-from .expression import holds_counts, linear_expression, log_normalised, most_variable, on_genes, upper_symbols
-from .results import provenance
-from .study import open_study
-from .systems import System
-from .task_generation import generate_study
-from .type_tree import TypeTree
 
 CELLS_ASKED = 60
 CELLS_OF_TYPE, NUM_GENES_OF_RARE = 100, 500
