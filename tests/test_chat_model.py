@@ -21,6 +21,7 @@ from scmmgpt.chat_model import assembled, is_whole, joined
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import find_model, load
+from scmmgpt.training.chat.evaluate import QUESTIONS, knowledge
 
 
 @pytest.fixture(scope="module")
@@ -258,16 +259,11 @@ def real(tmp_path_factory):
         return load(assembled(), device="cpu", generative=True)
 
 
-def test_the_real_llm_comes_out_of_the_registry_s_package_and_still_knows_what_it_knew(real):
-    tokenizer = real.processor.tokenizer
-    prompt = real.processor.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of Italy?"}], add_generation_prompt=True, tokenize=False
-    )
-    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+def test_the_real_llm_comes_out_of_the_registry_s_package_and_knows_some_biology(real):
+    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))[:12]
 
-    ids = real.model.generate(**inputs, max_new_tokens=12, do_sample=False)
-
-    assert "Rome" in tokenizer.decode(ids[0])
+    # A quarter would be chance; of all sixty it answers .60, the base LLM .70.
+    assert knowledge(real, questions) >= 0.5
 
 
 def test_the_real_llm_names_cells_and_what_it_says_is_checked(real):

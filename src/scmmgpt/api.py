@@ -377,11 +377,14 @@ def generate_cells(
         Median total count of a cell. None: as in the cells that were counted on the platform.
     platform
         One of the model's: "10x" (which None means), "Smart-seq2", "inDrop", "Microwell-seq", "STRT", "sci-RNA-seq".
-    cell, strength
-        Real cells of one kind to start from, and how far to go from their mean towards the text: 0 stays, 1 arrives. A
-        hypothesis, not data.
-    reference, reference_key
-        Real cells, or their file, that the quality summary holds the new ones against, and their column of types.
+    cell
+        Real cells of one kind to start from, in the place of nothing. What comes out is a hypothesis, not data.
+    strength
+        How far to go from the mean of `cell` towards the text: 0 stays, 1 arrives.
+    reference
+        Real cells, or their file, that the quality summary holds the new ones against.
+    reference_key
+        Their column of types.
     seed
         The same seed gives the same matrix, whatever `batch_size`.
     guidance_scale

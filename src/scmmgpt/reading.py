@@ -88,8 +88,8 @@ class ReadGroups:
         (cells,) -1 where a cell is in no group.
     labels, seconds, candidates
         What each group is called, its runner-up, and the labels that cannot be told from it.
-    tokens
-        (groups, Q, H) what the language model reads each group as: the mean over its most typical cells.
+    verb, typical
+        Whence the cells come, and which of each group stand for it.
     """
 
     loaded: LoadedModel
@@ -100,7 +100,8 @@ class ReadGroups:
     labels: list[str]
     seconds: list[str]
     candidates: list[tuple[str, ...]]
-    tokens: torch.Tensor
+    verb: Verb
+    typical: list[np.ndarray]
     gene_account: dict[str, Any]
 
     @cached_property
@@ -115,6 +116,11 @@ class ReadGroups:
                 zip(self.labels, self.seconds, self.candidates, strict=True)
             )
         ]
+
+    @cached_property
+    def tokens(self) -> torch.Tensor:
+        """(groups, Q, H) what the language model reads each group as: the mean over its most typical cells."""
+        return _mean_tokens(self.verb, self.typical)
 
     @cached_property
     def read_as(self) -> list[str]:
@@ -220,7 +226,8 @@ def read_cells(verb: Verb, names: list[str], group_of_cell: np.ndarray | None) -
         main,
         [_most_frequent(seconds[rows][seconds[rows] != label]) for rows, label in zip(members, main, strict=True)],
         [tuple(_most_frequent(sets[rows]).split(BETWEEN)) for rows in members],
-        _mean_tokens(verb, typical),
+        verb,
+        typical,
         study.run.gene_account,
     )
 

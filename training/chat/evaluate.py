@@ -242,10 +242,9 @@ def related(one: str, other: str, tree: TypeTree) -> bool:
 
 
 @torch.inference_mode()
-def knowledge(loaded: LoadedModel) -> float:
-    """The share of 60 questions of school biology to which the right answer is the most probable of four."""
+def knowledge(loaded: LoadedModel, questions: list[list[str]]) -> float:
+    """The share of questions of school biology to which the right answer, the first, is the most probable of four."""
     right, tokenizer = 0, loaded.processor.tokenizer
-    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))
     for question, *options in questions:
         chat = [{"role": "user", "content": f"{question} Answer in a few words."}]
         prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -328,7 +327,9 @@ def main(
     if "facts" in parts:
         found["facts"] = facts(chat, studies, tree)
     if "knowledge" in parts:
-        found["knowledge"] = {"chat": knowledge(chat), "base": knowledge(plain), "questions": 60}
+        questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))
+        known = {"chat": knowledge(chat, questions), "base": knowledge(plain, questions)}
+        found["knowledge"] = known | {"questions": len(questions)}
     if "cost" in parts:
         found["cost"] = cost(chat, place, data)
     write(output, found)
