@@ -260,10 +260,10 @@ def real(tmp_path_factory):
 
 
 def test_the_real_llm_comes_out_of_the_registry_s_package_and_knows_some_biology(real):
-    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))[:12]
+    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))
 
-    # A quarter would be chance; of all sixty it answers .60, the base LLM .70.
-    assert knowledge(real, questions) >= 0.5
+    # A quarter would be chance; its card states .60, and .70 for the base LLM.
+    assert knowledge(real, questions) > 0.5
 
 
 def test_the_real_llm_names_cells_and_what_it_says_is_checked(real):
