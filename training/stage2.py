@@ -96,14 +96,15 @@ class InstructionTrainer(Stage2Trainer):
         if self.args.world_size > 1:
             return super().losses_of(model, inputs)
         # Without its adapter's wrapper.
-        whole: Any = getattr(self.model, "get_base_model", lambda: self.model)()
+        tuned: Any = self.model
+        whole = getattr(tuned, "get_base_model", lambda: tuned)()
         if not self.settings.language_retention:
             loss = answer_loss(whole, inputs)
             return loss, {"language_loss": loss}
         # What is said without cells is not learnt: it is kept as it was.
         labels = inputs["labels"].masked_fill(without_cells(whole, inputs)[:, None], -100)
         losses = {"language_loss": answer_loss(whole, inputs | {"labels": labels})}
-        retention = retention_loss(whole, inputs, self.model.disable_adapter)
+        retention = retention_loss(whole, inputs, tuned.disable_adapter)
         if retention is not None:
             losses["retention_loss"] = self.settings.language_retention * retention
         return sum(losses.values()), losses
