@@ -23,6 +23,7 @@ import typer
 from anndata import AnnData, read_h5ad
 
 from scmmgpt.api import generate_cells
+from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
@@ -180,7 +181,11 @@ def beside_studies(loaded: LoadedModel, data: Path, tree: TypeTree, wanted: list
                 generate=_generator(loaded, words, {"platform": platform, "depth": depth}),
             ),
         ]
-        found[study.name] = _table(generate_study(systems, study, training=training, tree=tree))
+        try:
+            found[study.name] = _table(generate_study(systems, study, training=training, tree=tree))
+        except UserError as error:  # too few cells of a type to compare
+            found.pop(study.name, None)
+            print(f"{study.name} is left out: {error}")
     return found
 
 
