@@ -8,7 +8,7 @@ import type { Account, Asked } from "./study";
 import workerUrl from "./worker?worker&url";
 
 const UNKNOWN = "unknown", CALLS = "scmmgpt: name", CONFIDENCE = "scmmgpt: confidence", FOUND = "search";
-const MOST_THREADS = 4, MOST_NAMES = 40;
+const MOST_CORES = 4, MOST_NAMES = 40;
 
 const byId = <Element extends HTMLElement = HTMLElement>(id: string) => document.getElementById(id) as Element;
 const status = byId("status"), progress = byId<HTMLProgressElement>("progress"), cancel = byId<HTMLButtonElement>("cancel");
@@ -32,8 +32,7 @@ function begin(): void {
   worker = new Worker(URL.createObjectURL(new Blob([begun], { type: "text/javascript" })), { type: "module" });
   worker.onmessage = ({ data }: MessageEvent<Answer>) => receive(data);
   worker.onerror = (event) => fail(`The page could not start its work (${event.message || "a file of it is missing"}). Reload it.`);
-  const threads = window.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency || 1) : 1;
-  ask({ do: "start", base: document.baseURI, threads });
+  ask({ do: "start", base: document.baseURI, cores: Math.min(MOST_CORES, navigator.hardwareConcurrency || 1) });
 }
 
 function ask(request: Request): void {
