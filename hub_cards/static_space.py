@@ -98,7 +98,10 @@ def _run_npm(npm: str, workshop: Path, folder: Path) -> None:
     """Install what the lock file names into a folder that is thrown away, and build from it."""
     sources = workshop / "page"
     shutil.copytree(SOURCES, sources, ignore=shutil.ignore_patterns(*_NOT_SOURCES))
-    for command in (["ci", "--omit=dev", "--no-audit", "--no-fund"], ["run", "build", "--", "--outDir", str(folder.resolve())]):
+    for command in (
+        ["ci", "--omit=dev", "--no-audit", "--no-fund"],
+        ["run", "build", "--", "--outDir", str(folder.resolve())],
+    ):
         done = subprocess.run([npm, *command], cwd=sources, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()[-5:]

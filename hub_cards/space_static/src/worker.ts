@@ -3,7 +3,7 @@
 import h5wasm, { type File as HdfFile, FS, type Group, ready as h5wasmReady } from "h5wasm";
 import { addResults, MOST_BYTES, writeTenx } from "./annotated_file";
 import { CellFile } from "./cell_file";
-import { UserError } from "./errors";
+import { isOfMemory, UserError } from "./errors";
 import { mapOf } from "./layout";
 import type { Answer, Column, Request, Shown } from "./messages";
 import { reader, readOntologyEmbeds, readTables, type Tables, TextEmbeds } from "./model";
@@ -216,7 +216,7 @@ async function step(what: string, done: number): Promise<void> {
 function explained(error: Error): { message: string; isUser: boolean } {
   if (error instanceof UserError) return { message: error.message, isUser: true };
   const said = String(error?.message ?? error);
-  if (/memory|allocation|out of bounds/i.test(said) || error instanceof RangeError) {
+  if (isOfMemory(error)) {
     return {
       message: "The browser ran out of memory. Close other tabs, or give a part of the cells. Nothing is lost, because nothing was changed.",
       isUser: true,
