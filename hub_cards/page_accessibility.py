@@ -10,6 +10,7 @@ LEAST_OF_TEXT, LEAST_OF_LARGE_TEXT, LEAST_OF_PARTS = 4.5, 3.0, 3.0  # success cr
 _CONTRAST = """
 () => {
   const parsed = (said) => {
+    if (!/^(rgba?|color\\(srgb)/.test(said)) throw new Error(`a colour of another kind: ${said}`);
     const [red, green, blue, alpha = 1] = said.match(/[\\d.]+(?:e-?\\d+)?/g).map(Number);
     const scale = said.startsWith("color(") ? 255 : 1;
     return { rgb: [red * scale, green * scale, blue * scale], alpha };

@@ -1,6 +1,10 @@
 // The map of cells: points by WebGL, and a lasso over them.
 
+import { randomNumbers, shuffled } from "./evidence";
+
 const MARGIN = 0.06;
+// While the map moves, as many points are drawn as a frame of that time allows: a random part where nothing but the processor draws.
+const FRAME_MS = 33, FEWEST_POINTS = 4_000, STILL_MS = 160, MOST_STILL_MS = 800;
 const VERTEX = `#version 300 es
 in vec2 place; in vec3 colour; in float weight;
 uniform vec2 centre; uniform vec2 scale; uniform float size;
@@ -32,10 +36,14 @@ export class Scatter {
   private path: [number, number][] = [];
   private isMoving = false;
   private isDirty = false;
+  private order: Int32Array = new Int32Array(0);
+  private most = Infinity;
+  private isInMotion = false;
+  private timer = 0;
   tool: "lasso" | "move" = "lasso";
 
   constructor(private canvas: HTMLCanvasElement, private overlay: HTMLCanvasElement, private onSelect: (cells: Int32Array) => void) {
-    this.gl = canvas.getContext("webgl2", { antialias: true, alpha: true, premultipliedAlpha: false });
+    this.gl = canvas.getContext("webgl2", { antialias: false, depth: false });
     if (this.gl) this.program = programOf(this.gl);
     canvas.addEventListener("pointerdown", (event) => this.begin(event));
     canvas.addEventListener("pointermove", (event) => this.drag(event));
@@ -52,6 +60,7 @@ export class Scatter {
 
   setPlaces(places: Float32Array): void {
     this.places = places;
+    this.order = shuffled(places.length / 2, randomNumbers(0));
     this.fill("place", places, 2);
     this.fit();
   }
@@ -80,22 +89,41 @@ export class Scatter {
 
   zoomBy(factor: number): void {
     this.zoom = Math.min(Math.max(this.zoom * factor, 0.5), 200);
-    this.draw();
+    this.move();
   }
 
   moveBy(x: number, y: number): void {
     const [scaleX, scaleY] = this.scale();
     this.centre = [this.centre[0] + x / scaleX, this.centre[1] + y / scaleY];
+    this.move();
+  }
+
+  /** Draw quickly, and all of it when the map has come to rest. */
+  private move(): void {
+    this.isInMotion = true;
     this.draw();
+  }
+
+  /** How long a frame took says how many points the next may have; rest begins a moment after the last one was shown. */
+  private learn(numShown: number, took: number): void {
+    this.most = Math.max(FEWEST_POINTS, Math.round(numShown * Math.min(FRAME_MS / took, 1.25)));
+    if (!this.isInMotion) return;
+    clearTimeout(this.timer);
+    this.timer = window.setTimeout(() => {
+      this.isInMotion = false;
+      this.draw();
+    }, Math.min(Math.max(STILL_MS, 3 * took), MOST_STILL_MS));
   }
 
   /** Draw with the next frame, however often it is asked for. */
   draw(): void {
     if (this.isDirty) return;
     this.isDirty = true;
-    requestAnimationFrame(() => {
+    requestAnimationFrame((time) => {
       this.isDirty = false;
-      this.drawNow();
+      const numCells = this.places.length / 2, numShown = this.isInMotion ? Math.min(this.most, numCells) : numCells;
+      this.drawNow(numShown);
+      requestAnimationFrame((next) => this.learn(numShown, next - time));
     });
   }
 
@@ -104,7 +132,7 @@ export class Scatter {
     return width > height ? [(all * height) / width, all] : [all, (all * width) / height];
   }
 
-  private drawNow(): void {
+  private drawNow(numShown: number): void {
     const { gl, program, canvas } = this, ratio = window.devicePixelRatio || 1;
     if (!gl || !program) return;
     const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
@@ -119,7 +147,8 @@ export class Scatter {
     gl.uniform2fv(this.uniform("centre"), this.centre);
     gl.uniform2fv(this.uniform("scale"), this.scale());
     gl.uniform1f(this.uniform("size"), size * ratio * Math.min(Math.sqrt(this.zoom), 3));
-    gl.drawArrays(gl.POINTS, 0, numCells);
+    gl.drawArrays(gl.POINTS, 0, numShown);
+    canvas.dataset.shown = String(numShown);
   }
 
   private fill(name: string, values: Float32Array, width: number): void {
@@ -128,7 +157,11 @@ export class Scatter {
     const place = gl.getAttribLocation(program, name);
     if (place < 0) return;
     gl.bindBuffer(gl.ARRAY_BUFFER, this.buffer(name));
-    gl.bufferData(gl.ARRAY_BUFFER, values, gl.DYNAMIC_DRAW);
+    const mixed = new Float32Array(values.length);
+    this.order.forEach((cell, place) => {
+      for (let at = 0; at < width; at++) mixed[place * width + at] = values[cell * width + at];
+    });
+    gl.bufferData(gl.ARRAY_BUFFER, mixed, gl.DYNAMIC_DRAW);
     gl.enableVertexAttribArray(place);
     gl.vertexAttribPointer(place, width, gl.FLOAT, false, 0, 0);
   }
