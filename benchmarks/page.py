@@ -191,7 +191,7 @@ def _timed(page: Path, num_cells: int) -> dict[str, Any]:
                 "opened_s": round(opened, 1),
                 "wall_s": round(wall, 1),
                 "cpu_s": round(_cpu_seconds() - before, 1),
-                "peak_mb": round(_peak_mb()),
+                "peak_mb": round(max(idle, _peak_mb())),
                 "peak_before_mb": round(idle),
                 "status": said,
                 "engine": visitor.text("#about"),
