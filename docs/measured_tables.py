@@ -351,10 +351,19 @@ def _calibration_table(report: dict) -> str:
 def _browser_table(report: dict) -> str:
     """The page in Chromium: size and requests, time and memory, equality with Python."""
     size, timed = report["size"], [report[name] for name in ("seconds", "memory") if name in report]
+    moved, schemes = report["smooth"], [report["readable"][scheme] for scheme in ("light", "dark")]
+    lowest = [min(one[f"lowest_of_{what}"] for one in schemes) for what in ("text", "parts")]
     first = [
+        ["built, by the processor", f"{report['build']['cpu_s']} s"],
         ["the whole page", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"],
         ["first paint, from a local server", f"{size['first_paint_ms']} ms"],
         ["requests after the page has loaded, through a whole visit", str(len(size["requests_after"]))],
+        ["lowest contrast of text (4.5 is asked) and of controls and colours (3)", "{} and {}".format(*lowest)],
+        [
+            f"a map of {moved['points']:,} points moved without a GPU, load {moved['load_average']:.1f}",
+            f"{moved['frames_per_second']} frames a second of {moved['points_in_motion']:,} points, "
+            f"{moved['cpu_ms_per_frame']:.0f} ms of the processor each",
+        ],
     ]
     header = ["opened and named", "clock", "processor", "largest process", "before the file", "load of the machine"]
     second = [
