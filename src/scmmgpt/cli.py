@@ -172,7 +172,7 @@ def embed(
     json: AsJson = False,
 ) -> None:
     """Write an embedding of each cell, comparable with embeddings of text, to obsm."""
-    from . import api
+    from .lean_start import api
     from .processing.result_keys_scmmgpt import ResultKeys
 
     where: dict[str, Any] = {"device": device, "engine": engine, "address": address, "workers": workers}

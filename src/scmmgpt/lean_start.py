@@ -15,15 +15,15 @@ from importlib.metadata import version
 
 from .on_first_use import imports
 
-# What torch imports at its own start waits only in versions whose whole import was tried with it.
+# What torch imports at its own start, in its order; it waits only in versions whose whole import was tried with it.
 _TRIED_TORCH = ("2.13.",)
 _TORCH_ITSELF = (
-    "torch._decomp",
-    "torch._meta_registrations",
-    "torch._prims",
-    "torch._refs",
     "torch.export",
     "torch._export",
+    "torch._meta_registrations",
+    "torch._decomp",
+    "torch._prims",
+    "torch._refs",
 )
 _WAITING = (
     "accelerate",
@@ -106,7 +106,7 @@ def import_lean() -> bool:
     of_torch = _TORCH_ITSELF if version("torch").startswith(_TRIED_TORCH) else ()
     gc.disable()  # all that is imported stays
     try:
-        with imports.on_first_use([*_WAITING, *of_torch], _HOLLOW):
+        with imports.on_first_use(_WAITING, of_torch, _HOLLOW):
             import_module("torch")
             with _fewer_parts_of_transformers():
                 for name in _NEEDED:

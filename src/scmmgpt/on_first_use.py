@@ -68,6 +68,8 @@ class Awaited:
 class StandIn(ModuleType):
     """A module that waits; of a package that only skips its own code, submodules are imported as ever."""
 
+    __version__: str
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -81,12 +83,14 @@ class StandIn(ModuleType):
 class Imports(MetaPathFinder, Loader):
     """Finds the modules that wait.
 
-    `waiting` are packages that wait with all that is in them; `hollow`, {package: {name: the module that has it}}, are
-    packages of which only the code of the package itself waits.
+    `waiting` are packages that wait with all that is in them; `together` are those of them that one package imports at
+    its own start, which become real in this order before any other part of it does. `hollow`, {package: {name: the
+    module that has it}}, are packages of which only the code of the package itself waits.
     """
 
     def __init__(self) -> None:
         self.waiting: set[str] = set()
+        self.together: list[str] = []
         self.hollow: dict[str, Mapping[str, str]] = {}
         self.awaited: dict[tuple[str, str], Awaited] = {}
         self._lock = RLock()
@@ -142,9 +146,14 @@ class Imports(MetaPathFinder, Loader):
         """The module itself, which takes the place of its stand-in."""
         with self._lock:
             if self.waits(module):
-                self.waiting.discard(self._package(module) or "")
+                package = module.partition(".")[0]
+                first = [name for name in self.together if name.startswith(f"{package}.")]
+                self.together = [name for name in self.together if name not in first]
+                self.waiting -= {*first, self._package(module)}
                 self.hollow.pop(module, None)
                 self._clear()
+                for name in first:
+                    import_module(name)
             return import_module(module)
 
     def _clear(self) -> None:
@@ -152,16 +161,14 @@ class Imports(MetaPathFinder, Loader):
         for name in gone:
             del sys.modules[name]
 
-    def end(self, package: str) -> None:
-        """Import for real what still waits of a package: whoever registers something when imported does so now."""
-        for name in sorted(name for name in self.waiting if name.partition(".")[0] == package):
-            self.real(name)
-
     @contextmanager
-    def on_first_use(self, waiting: Collection[str], hollow: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
+    def on_first_use(
+        self, waiting: Collection[str], together: Sequence[str], hollow: Mapping[str, Mapping[str, str]]
+    ) -> Iterator[None]:
         """Let these modules wait where they are imported inside; when that fails, nothing waits afterwards."""
         here = sys.modules.keys()
-        self.waiting |= {name for name in waiting if name not in here}
+        self.waiting |= {name for name in (*waiting, *together) if name not in here}
+        self.together = [name for name in together if name not in here]
         self.hollow |= {name: homes for name, homes in hollow.items() if name not in here}
         sys.meta_path.insert(0, self)
         try:
