@@ -407,7 +407,7 @@ def _share(value: float | None) -> str:
 def _generation_table(report: dict) -> str:
     """Types as asked, test studies beside simple generators, pairs never seen, speed, and the rare class."""
     asked = [
-        [one["tissue"], one["classifier"], name, f"{share:.2f}"]
+        [one["tissue"], f"{one['classifier']}{' (in training)' if one['in_training'] else ''}", name, f"{share:.2f}"]
         for one in report.get("asked", [])
         for name, share in one["shares"].items()
     ]
@@ -430,7 +430,8 @@ def _generation_table(report: dict) -> str:
         for way in one["f1"]
     ]
     parts = [
-        "Share that a logistic regression on real cells of another study names as asked:",
+        "Share that a logistic regression on real cells of a study names as asked; the means of some of these studies "
+        "taught the decoder:",
         markdown(["tissue", "classifier learnt on", "asked for", "named so"], asked, num_left=3),
         "Beside real cells of the test studies, none of which taught the model:",
         markdown(["study", "cells of", *columns], studies, num_left=2),

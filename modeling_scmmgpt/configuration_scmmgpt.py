@@ -161,12 +161,19 @@ class ScMMGPTCellDecoderConfig(SpellingConfig):
     text_dropout: float | int = 0.1
     guidance_scale: float | int = 1.0
     # Of the kind "factors": numbers that a text sets; by which cells differ, and how many of them in cells of one kind;
-    # kinds that were counted.
+    # kinds that were counted; how many values each fact of a text may have (type, organism, tissue, stage, disease),
+    # populations whose facts and means are known, and genes of each whose level is its own.
     num_states: int = 64
     num_factors: int = 16
     factor_rank: int = 16
     num_kinds: int = 1
     state_hidden_size: int = 512
+    if TYPE_CHECKING:  # a finished config holds numbers
+        fact_sizes: list[int]
+    else:
+        fact_sizes: list[int] | None = None
+    num_populations: int = 1
+    num_own_genes: int = 1
     # Whose effects on genes it knows; the first is meant where none is named.
     if TYPE_CHECKING:  # a finished config holds names
         platforms: list[str]
@@ -178,6 +185,7 @@ class ScMMGPTCellDecoderConfig(SpellingConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.platforms = self.platforms or ["10x"]
+        self.fact_sizes = self.fact_sizes or [1] * 5
 
 
 @strict

@@ -19,8 +19,8 @@ their covariance is that of the counted kinds of cells whose states are nearest.
 sizes log-normal.
 """
 
-# Shape letters: N texts, B cells, K text features, D hidden size, S states, R factors, J counted kinds, P platforms,
-# V the gene table, G genes asked for.
+# Shape letters: N texts, B cells, K known populations, D hidden size, S directions of states, R factors, J counted kinds,
+# A values of facts, P platforms, V the gene table, G genes asked for.
 
 import math
 from collections.abc import Sequence
@@ -42,6 +42,10 @@ from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 # How much more a kind counts than another whose state is one step of cosine further away.
 KIND_SHARPNESS = 12.0
+# The same of types whose cells lie in the place that a text names, and how much less those of another organism count.
+KIN_SHARPNESS, OTHER_ORGANISM = 3.0, 0.3
+# Of the very population that is asked for, if it is known; what stands against all others where nothing matches.
+OWN_WEIGHT, NO_MATCH = 1e4, 1e-3
 # Newton steps from counts to a state: the third moves nothing in the second decimal.
 STATE_STEPS = 4
 # Copies of one molecule differ between molecules as a gamma of this shape does: Smart-seq2, genes seen once.
@@ -87,20 +91,22 @@ def amplified(molecules: torch.Tensor, copies: float, generator: torch.Generator
     return reads
 
 
-class ScMMGPTStateReader(nn.Module):
-    """Text features to a state."""
+class ScMMGPTRequestReader(nn.Module):
+    """Text features to the probabilities (N, A) of what the text says: side by side a type, an organism, a tissue, a
+    stage and a disease. The first value of the last three is that nothing is said."""
 
     def __init__(self, config: ScMMGPTCellDecoderConfig, hidden_size: int):
         super().__init__()
         width = config.state_hidden_size
+        self.fact_sizes = config.fact_sizes
         self.norm = nn.LayerNorm(config.num_text_tokens * hidden_size, eps=config.layer_norm_eps)
         self.up = nn.Linear(config.num_text_tokens * hidden_size, width)
-        self.middle = nn.Linear(width, width)
-        self.down = nn.Linear(width, config.num_states)
+        self.down = nn.Linear(width, sum(config.fact_sizes))
 
     def forward(self, features_NKD: torch.Tensor) -> torch.Tensor:
-        hidden = F.gelu(self.up(self.norm(features_NKD.flatten(1))))
-        return self.down(hidden + F.gelu(self.middle(hidden)))
+        """Log-probabilities, those of one fact adding up to one."""
+        logits = self.down(F.gelu(self.up(self.norm(features_NKD.flatten(1))))).float()
+        return torch.cat([part.log_softmax(1) for part in logits.split(self.fact_sizes, 1)], 1)
 
 
 class ScMMGPTFactorDecoder(ScMMGPTTower):
@@ -121,7 +127,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
     >>> config = ScMMGPTCellDecoderConfig(kind="factors", num_text_tokens=2, num_attention_heads=2)
     >>> decoder = ScMMGPTFactorDecoder(config, cells, text_hidden_size=12).eval()
     >>> state = decoder.states(decoder.text_features(torch.rand(3, 5, 12), torch.ones(3, 5)))
-    >>> state.shape == (3, config.num_states)
+    >>> state.shape == (3, config.num_states + config.num_populations)
     True
     >>> decoder.population(state[0], torch.arange(7)).log_share.shape
     torch.Size([7])
@@ -131,8 +137,12 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
     base_model_prefix = "cell_decoder"
     supports_gradient_checkpointing = False
     _no_split_modules = ["ScMMGPTFactorDecoder"]
-    random_parameters = ("gene_states", "gene_factors", "kind_states")
+    random_parameters = ("gene_states", "gene_factors", "kind_states", "type_states")
+    own_genes: torch.Tensor
     constant_parameters = {
+        "population_facts": 1.0,
+        "population_shifts": 0.0,
+        "own_shifts": 0.0,
         "gene_bias": 0.0,
         "gene_platforms": 0.0,
         "gene_dispersion": 0.0,
@@ -147,7 +157,16 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         super().__init__(config)
         vocab_size, platforms = cell_config.vocab_size, len(config.platforms)
         self.text_features = ScMMGPTTextFeatures(config, cell_config.hidden_size, text_hidden_size)
-        self.state_reader = ScMMGPTStateReader(config, cell_config.hidden_size)
+        self.request_reader = ScMMGPTRequestReader(config, cell_config.hidden_size)
+        # The mean state of each type in each organism, anywhere; for each known population which values of the facts it
+        # answers to, and how far its state lies from that of its type.
+        num_types, num_organisms = config.fact_sizes[:2]
+        self.type_states = nn.Parameter(torch.empty(num_types, num_organisms, config.num_states))
+        self.population_facts = nn.Parameter(torch.empty(config.num_populations, sum(config.fact_sizes)))
+        self.population_shifts = nn.Parameter(torch.empty(config.num_populations, config.num_states))
+        # What the states of a population leave out of its leading genes: a marker of one type is no direction of all.
+        self.register_buffer("own_genes", torch.zeros(config.num_populations, config.num_own_genes, dtype=torch.int32))
+        self.own_shifts = nn.Parameter(torch.empty(config.num_populations, config.num_own_genes))
         self.gene_bias = nn.Parameter(torch.empty(vocab_size))
         self.gene_states = nn.Parameter(torch.empty(vocab_size, config.num_states))
         self.gene_factors = nn.Parameter(torch.empty(vocab_size, config.num_factors))
@@ -155,7 +174,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         self.gene_platforms = nn.Parameter(torch.empty(vocab_size, platforms))
         self.gene_dispersion = nn.Parameter(torch.empty(vocab_size))
         # The counted kinds of cells: their states, roots of their factors' covariances, their library sizes.
-        self.kind_states = nn.Parameter(torch.empty(config.num_kinds, config.num_states))
+        self.kind_states = nn.Parameter(torch.empty(config.num_kinds, config.num_states + config.num_populations))
         self.kind_spreads = nn.Parameter(torch.empty(config.num_kinds, config.num_factors, config.factor_rank))
         self.kind_libraries = nn.Parameter(torch.empty(config.num_kinds))
         self.platform_libraries = nn.Parameter(torch.empty(platforms))
@@ -165,15 +184,49 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         self.post_init()
 
     def states(self, features_NKD: torch.Tensor, guidance_scale: float = 1.0) -> torch.Tensor:
-        """The states (N, S) that texts ask for; guidance moves them away from no text and leaves the spread alone."""
-        states = self.state_reader(features_NKD)
+        """The states (N, S + K) that texts ask for: how far along each direction, and how much of each known population.
+
+        Guidance moves them away from no text and leaves the spread alone.
+        """
+        states = self.composed(self.request_reader(features_NKD).exp())
         if guidance_scale == 1.0:
             return states
-        return torch.lerp(self.state_reader(self.text_features()).expand_as(states), states, guidance_scale)
+        none = self.composed(self.request_reader(self.text_features()).exp())
+        return torch.lerp(none.expand_as(states), states, guidance_scale)
+
+    def composed(self, facts_NA: torch.Tensor) -> torch.Tensor:
+        """The states of what texts say: of the type, moved as the place, stage and disease move it.
+
+        Where that population is known it is as it was found. Else it moves as the types most like it do there, and the
+        genes that are the type's own are as in the type elsewhere.
+        """
+        known = self.population_facts.float().split(self.config.fact_sizes, 1)
+        said = facts_NA.split(self.config.fact_sizes, 1)
+        of_type, of_organism, *of_place = (facts @ population.T for facts, population in zip(said, known, strict=True))
+        is_there = torch.stack(of_place).prod(0)
+        organism = of_organism + OTHER_ORGANISM * (1 - of_organism)
+        type_states = self.type_states.float()
+        home = torch.einsum("nt,no,tos->ns", said[0], said[1], type_states)
+        of_known = torch.einsum("kt,ko,tos->ks", known[0], known[1], type_states)
+        alike = F.normalize(home, dim=1, eps=1e-6) @ F.normalize(of_known, dim=1, eps=1e-6).T
+        weights = is_there * organism * ((KIN_SHARPNESS * (alike - 1)).exp() + OWN_WEIGHT * of_type * of_organism)
+        shift = weights @ self.population_shifts.float() / (weights.sum(1, keepdim=True) + NO_MATCH)
+        own = of_type * (organism + OWN_WEIGHT * of_organism * is_there)
+        return torch.cat([home + shift, own / (own.sum(1, keepdim=True) + NO_MATCH)], 1)
+
+    def log_shares(self, states: torch.Tensor, gene_ids: torch.Tensor) -> torch.Tensor:
+        """Log shares (N, G) of states on the first platform, but for a constant."""
+        directions, populations = states.float().split([self.config.num_states, self.config.num_populations], 1)
+        shifts = populations[:, :, None] * self.own_shifts.float()
+        own = shifts.new_zeros(len(states), len(self.gene_bias))
+        own = own.index_add(1, self.own_genes.flatten().long(), shifts.flatten(1))
+        shared = self.gene_bias[gene_ids].float() + directions @ self.gene_states[gene_ids].float().T
+        return shared + own[:, gene_ids]
 
     def kinship(self, state_S: torch.Tensor) -> torch.Tensor:
         """How much each counted kind (J,) says about cells of a state."""
-        cosine = F.cosine_similarity(state_S[None].float(), self.kind_states.float(), dim=1, eps=1e-6)
+        directions = self.kind_states[:, : self.config.num_states].float()
+        cosine = F.cosine_similarity(state_S[None, : self.config.num_states].float(), directions, dim=1, eps=1e-6)
         return (KIND_SHARPNESS * cosine).softmax(0)
 
     @torch.no_grad()
@@ -186,8 +239,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance), device=covariance.device))
         loadings = self.gene_factors[gene_ids].float() @ root
         log_share = (
-            self.gene_bias[gene_ids].float()
-            + self.gene_states[gene_ids].float() @ state_S.float()
+            self.log_shares(state_S[None], gene_ids)[0]
             + self.gene_platforms[gene_ids, place].float()
             - loadings.square().sum(1)
             / 2  # the mean of cells, not the cell without factors, has the shares of the state
@@ -224,7 +276,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
     def states_of_cells(
         self, counts_BG: torch.Tensor, gene_ids: torch.Tensor, platform: str | None = None
     ) -> torch.Tensor:
-        """The likeliest states (B, S) of real cells, measured on `gene_ids`, before the states of counted kinds."""
+        """The likeliest states (B, S + K) of real cells, measured on `gene_ids`: directions, and no known population."""
         place, counts = self.platform_place(platform), counts_BG.float()
         loadings, prior = self.gene_states[gene_ids].float(), self._prior_precision()
         base = (self.gene_bias[gene_ids] + self.gene_platforms[gene_ids, place]).float()
@@ -242,10 +294,10 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
             curvature = torch.einsum("bg,gr,gs->brs", weight, loadings, loadings) - crossed - crossed.mT
             curvature += weight.sum(1)[:, None, None] * center[:, :, None] * center[:, None] + torch.diag(prior)
             states = states + torch.linalg.solve(curvature, gradient)
-        return states
+        return F.pad(states, (0, self.config.num_populations))
 
     def _prior_precision(self) -> torch.Tensor:
-        return 1 / (self.kind_states.float().square().mean(0) + 1e-3)
+        return 1 / (self.kind_states[:, : self.config.num_states].float().square().mean(0) + 1e-3)
 
     def platform_place(self, platform: str | None) -> int:
         platforms: Sequence[str] = self.config.platforms
@@ -259,13 +311,13 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
             hidden_B = torch.rand(len(features_BKD), device=features_BKD.device) < self.config.text_dropout
             features_BKD = self.text_features.hide(features_BKD, hidden_B)
         states = self.states(features_BKD)
-        similarity = F.normalize(states, dim=1, eps=1e-6) @ F.normalize(self.kind_states, dim=1, eps=1e-6).T
+        directions, of_kinds = (values[:, : self.config.num_states] for values in (states, self.kind_states))
+        similarity = F.normalize(directions, dim=1, eps=1e-6) @ F.normalize(of_kinds, dim=1, eps=1e-6).T
         kinship = (KIND_SHARPNESS * similarity).softmax(1)
         roots = torch.einsum("bj,jrs->brs", kinship, self.kind_spreads)
         factors = torch.einsum("brs,bs->br", roots, torch.randn_like(roots[:, 0]))
         log_share = (
-            self.gene_bias[target_gene_ids]
-            + states @ self.gene_states[target_gene_ids].T
+            self.log_shares(states, target_gene_ids)
             + factors @ self.gene_factors[target_gene_ids].T
             + self.gene_platforms[target_gene_ids, 0]
         )

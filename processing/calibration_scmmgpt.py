@@ -116,3 +116,9 @@ def _between(pairs: Sequence[tuple[float, float]], number: int) -> float:
     """The value for a number of candidates: between its neighbours by the logarithm of the number."""
     numbers, values = zip(*pairs, strict=True)
     return float(np.interp(np.log(number), np.log(numbers), values))
+
+
+def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
+    """scipy's, whose package takes longer to come than all of a small study's."""
+    shares = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return shares / shares.sum(axis=axis, keepdims=True)

@@ -6,6 +6,7 @@ import torch
 from scmmgpt.modeling_scmmgpt import ScMMGPTForConditionalGeneration
 
 NUM_GENES = 58
+FACT_SIZES = {"type": 3, "organism": 2, "tissue": 3, "stage": 2, "disease": 1}
 FACTORS = {
     "kind": "factors",
     "num_states": 6,
@@ -13,6 +14,9 @@ FACTORS = {
     "factor_rank": 3,
     "num_kinds": 4,
     "state_hidden_size": 16,
+    "fact_sizes": list(FACT_SIZES.values()),
+    "num_populations": 4,
+    "num_own_genes": 2,
     "platforms": ["10x", "Smart-seq2"],
 }
 
@@ -61,7 +65,7 @@ def test_the_mean_of_many_cells_has_the_shares_of_the_state(model):
     population = model.cell_decoder.population(state, torch.arange(2, 60))
     draws = [population.draw(torch.Generator().manual_seed(i))[0].exp() for i in range(4000)]
 
-    expected = (model.cell_decoder.gene_bias[2:] + model.cell_decoder.gene_states[2:] @ state).softmax(0)
+    expected = model.cell_decoder.log_shares(state[None], torch.arange(2, 60))[0].softmax(0)
 
     torch.testing.assert_close(torch.stack(draws).mean(0), expected.detach(), rtol=0.1, atol=0)
 
@@ -78,11 +82,84 @@ def test_guidance_moves_the_mean_and_leaves_the_spread_to_the_kinds(model, make_
     texts = make_texts((5,))
 
     plain, guided = (model.text_states(**texts, guidance_scale=scale) for scale in (1.0, 3.0))
-    none = model.cell_decoder.state_reader(model.cell_decoder.text_features())
+    none = model.cell_decoder.states(model.cell_decoder.text_features())
 
     torch.testing.assert_close(guided - none, 3 * (plain - none), atol=1e-5, rtol=1e-4)
     cells = model.generate_cells(**texts, guidance_scale=3.0, num_cells=20, library_size=3000).counts
     assert len(cells.unique(dim=0)) == 20
+
+
+def says(**facts):
+    """What a text says, as the reader would have it: a type, an organism, and perhaps a tissue and a stage."""
+    said = [torch.nn.functional.one_hot(torch.tensor(facts.get(name, 0)), size) for name, size in FACT_SIZES.items()]
+    return torch.cat(said)[None].float()
+
+
+@pytest.fixture
+def knowing(model):
+    """Types 0 and 1 are alike, 2 is not; known are 0 and 2 in tissue 1, 0 in tissue 2, and 0 in tissue 1 at stage 1."""
+    decoder = model.cell_decoder
+    with torch.no_grad():
+        decoder.type_states.zero_()
+        decoder.type_states[0, :, 0], decoder.type_states[1, :, 0], decoder.type_states[2, :, 1] = 2.0, 2.1, 2.0
+        rows = [
+            says(type=0, tissue=1),
+            says(type=2, tissue=1),
+            says(type=0, tissue=2),
+            says(type=0, tissue=1, stage=1),
+        ]
+        decoder.population_facts.copy_(torch.cat(rows))
+        decoder.population_facts[:, 5] = 1  # where no tissue is said, each of them answers
+        decoder.population_shifts.zero_()
+        for number in range(4):
+            decoder.population_shifts[number, 2 + number] = 1.0 if number != 2 else -1.0
+    return decoder
+
+
+def test_a_known_population_has_the_state_that_was_found(knowing):
+    own = knowing.composed(says(type=0, tissue=1))[0, :6]
+
+    torch.testing.assert_close(own, torch.tensor([2.0, 0, 1, 0, 0, 0]), atol=1e-2, rtol=0)
+
+
+def test_an_unknown_pair_moves_as_the_types_most_like_it_do_there(knowing):
+    shift = knowing.composed(says(type=1, tissue=1))[0, :6] - knowing.type_states[1, 0]
+
+    assert shift[2] > 5 * shift[3] > 0
+
+
+def test_where_no_tissue_is_said_the_cells_are_of_any(knowing):
+    state = knowing.composed(says(type=0))[0]
+
+    torch.testing.assert_close(state[[2, 4]], torch.tensor([0.5, -0.5]), atol=1e-2, rtol=0)
+
+
+def test_a_stage_counts_beside_the_tissue(knowing):
+    state = knowing.composed(says(type=0, tissue=1, stage=1))[0]
+
+    assert state[5] > 0.99
+    assert state[2].abs() < 0.01
+
+
+def test_where_nothing_is_known_the_type_stays_as_it_is(knowing):
+    state = knowing.composed(says(type=2, tissue=2, stage=1))[0, :6]
+
+    torch.testing.assert_close(state, knowing.type_states[2, 0])
+
+
+def test_the_genes_that_are_a_population_s_own_come_with_it_and_with_its_type_elsewhere(knowing):
+    with torch.no_grad():
+        knowing.own_genes[0, 0], knowing.own_shifts[0, 0] = 20, 5.0
+        knowing.own_genes[1, 0], knowing.own_shifts[1, 0] = 30, 5.0
+    plain, genes = knowing.gene_bias[0] * 0, torch.tensor([20, 30])
+
+    def shares(**facts):
+        state = knowing.composed(says(**facts))
+        return knowing.log_shares(state, genes)[0] - knowing.gene_states[genes] @ state[0, :6] - plain
+
+    torch.testing.assert_close(shares(type=0, tissue=1), torch.tensor([5.0, 0.0]), atol=1e-2, rtol=0)
+    assert shares(type=0, tissue=2)[0].abs() < 0.01  # known without it
+    assert shares(type=2, tissue=2)[1] > 4.9  # unknown there: as the type is elsewhere
 
 
 def test_a_platform_shifts_its_genes(model, make_texts):
@@ -124,7 +201,7 @@ def test_the_empty_text_means_any_counted_kind(model):
 
 
 def test_cells_lead_back_to_the_state_that_they_were_made_from(model):
-    state = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+    state = torch.nn.functional.pad(torch.randn(1, 6, generator=torch.Generator().manual_seed(0)), (0, 4))
     with torch.no_grad():
         model.cell_decoder.kind_spreads.mul_(1e-3)
         model.cell_decoder.gene_states.normal_(std=0.5, generator=torch.Generator().manual_seed(1))

@@ -202,10 +202,12 @@ def test_unexpressed_vocabulary_genes_change_nothing(tokenizers, seed, num_absen
 def test_numba_and_numpy_give_the_same_arrays(tokenizers, mode, seed):
     tokenizer = tokenizers[mode]
     cells = counts_of(5, NUM_GENES, seed) * np.random.default_rng(seed).choice([1.0, 0.37, 1e-3, 1e4])
-    fast = tokenizer((cells, tokenizer.genes))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gene_kernels_scmmgpt, "HAS_NUMBA", False)
+        patch.setattr(gene_kernels_scmmgpt, "ENTRIES_WITHOUT_NUMBA", -1)
+        fast = tokenizer((cells, tokenizer.genes))
+        assert gene_kernels_scmmgpt._compiled()
+        patch.setattr(gene_kernels_scmmgpt, "ENTRIES_WITHOUT_NUMBA", float("inf"))
         plain = tokenizer((cells, tokenizer.genes))
 
     assert_same_tokens(plain, fast)

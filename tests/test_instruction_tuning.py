@@ -23,10 +23,12 @@ from scmmgpt.training.instruction_tuning import (
     answer_loss,
     fit_words,
     instruction_parts,
+    retention_loss,
     spelling,
 )
 from scmmgpt.training.run import training_arguments
 from scmmgpt.training.settings import Stage2Settings, read_recipe
+from scmmgpt.training.strict_yaml import RecipeError
 
 LABELS = ("T cell", "B cell")
 
@@ -193,6 +195,43 @@ def test_the_loss_of_answers_alone_is_the_model_s_own(recipe, tmp_path):
     batch = rows.collate([rows.train[number] for number in range(3)])
 
     torch.testing.assert_close(answer_loss(model, batch), model(**batch).loss, rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_llm_says_without_cells_is_held_to_what_it_said_before(recipe, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    _, model, rows = parts(recipe(write_llm(tmp_path / "llm")))
+    tuned = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=True))
+    with_cells, without = rows.collate([rows.train[0], rows.train[1]]), rows.collate([rows.train[0], rows.train[24]])
+
+    assert retention_loss(model, with_cells, tuned.disable_adapter) is None
+    assert retention_loss(model, without, tuned.disable_adapter).item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    moved = retention_loss(model, without, tuned.disable_adapter)
+    assert moved.item() > 0.01
+    moved.backward()
+
+
+def test_a_run_that_keeps_its_language_says_how_far_it_moved(recipe, tmp_path):
+    path = recipe(write_llm(tmp_path / "llm"), max_steps=7)
+    path.write_text(path.read_text() + "language_retention: 1.0\n")
+
+    stage2.main(["--config", str(path)])
+
+    state = json.loads((tmp_path / "run" / "checkpoint-7" / "trainer_state.json").read_text())
+    assert any("retention_loss" in entry for entry in state["log_history"])
+
+
+def test_only_adapters_can_be_held_to_what_was_before_them(recipe, tmp_path):
+    path = recipe(write_llm(tmp_path / "llm"))
+    text = path.read_text().replace("language_model: lora", "language_model: full")
+    path.write_text(text + "language_retention: 1.0\n")
+
+    with pytest.raises(RecipeError, match="needs `towers.language_model: lora`"):
+        parts(path)
 
 
 def test_a_projector_learns_to_say_each_type_s_words_though_all_queries_agree(tiny_config):

@@ -158,6 +158,26 @@ def test_the_command_writes_its_findings(tmp_path, capsys):
     assert "assay_ontology_term_id" in result["missing_fields"]["cellxgene"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        pytest.param(["--output", "there.h5ad"], "exists", id="an output that is there"),
+        pytest.param(["--schema", "cap", "--output", "new.h5ad"], "this is missing", id="missing facts"),
+        pytest.param(["--schema", "nonsense", "--output", "new.h5ad"], "no schema 'nonsense'", id="another schema"),
+    ],
+)
+def test_the_command_refuses_before_its_work(asked, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scmmgpt.loading.load", lambda *given, **options: pytest.fail("the work began"))
+    (tmp_path / "there.h5ad").write_bytes(b"kept")
+    command = ["audit", str(CELLS), "--label", "cell_type", *asked]
+
+    assert run_to_exit_code(lambda: app(command, standalone_mode=False)) == 2
+
+    assert reason in capsys.readouterr().err
+    assert (tmp_path / "there.h5ad").read_bytes() == b"kept"
+
+
 # ---- exports
 
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-import scmmgpt.auto  # noqa: F401 - registers the pipelines
+import scmmgpt.auto_pipelines  # noqa: F401 - registers the pipelines
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.modeling_scmmgpt import (

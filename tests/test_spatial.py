@@ -293,7 +293,7 @@ def test_spatialdata_stores_are_read_by_their_table(tissue, model, tmp_path):
 
     with anndata.settings.override(auto_shard_zarr_v3=False):
         group = zarr.open_group(tmp_path / "tissue.zarr", mode="w", zarr_format=2)
-        write_elem(group, "tables/table", tissue)
+        write_elem(group.create_group("tables"), "table", tissue)
 
     found = niches(tmp_path / "tissue.zarr", num_niches=4, model=model, progress=False)
     as_object = niches(SimpleNamespace(tables={"table": tissue}, shapes={}), num_niches=4, model=model, progress=False)

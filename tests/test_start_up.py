@@ -98,10 +98,11 @@ def test_loading_the_embedded_model_shows_no_bar(capfd):
 LEAN = "from scmmgpt.lean_start import api; import sys, torch; api.load()\n"
 
 
-def test_the_annotate_command_starts_without_the_compiler_and_what_it_brings():
-    (loaded,) = run_python(LEAN + "print(' '.join(sys.modules))")
+def test_the_annotate_command_starts_without_what_it_does_not_use():
+    stands_in = "from scmmgpt.on_first_use import StandIn\n"
+    (loaded,) = run_python(LEAN + stands_in + "print(*(n for n, m in sys.modules.items() if type(m) is not StandIn))")
 
-    heavy = {"torch._dynamo.utils", "torch._inductor", "torch.distributed.tensor", "sympy", "scipy.optimize"}
+    heavy = {"numba", "sympy", "scipy.optimize", "scipy.special", "torch._inductor", "torch._dynamo.utils"}
     assert heavy.isdisjoint(loaded.split())
 
 
@@ -116,6 +117,47 @@ def test_after_a_lean_start_whoever_compiles_gets_the_real_compiler():
     assert line.endswith("__init__.py")
 
 
+def test_after_a_lean_start_models_train_and_auto_classes_work():
+    code = (
+        LEAN
+        + """
+import transformers
+model = api.load(generative=True).model
+loss = sum(parameter.float().square().sum() for parameter in model.parameters())
+loss.backward()
+torch.optim.AdamW(model.parameters()).step()
+print(type(transformers.AutoModel.from_pretrained(sys.argv[1])).__name__, transformers.pipelines.__name__)
+print(transformers.BertConfig().model_type, torch.export.Dim("rows").__name__, torch.empty(3, device="meta").exp().shape[0])
+"""
+    )
+
+    assert run_python(code, str(EMBEDDED_MODEL)) == ["ScMMGPTModel transformers.pipelines", "bert rows 3"]
+
+
+def test_a_lean_start_gives_the_weights_of_any_other():
+    code = "l = api.load()\nfor name, value in l.model.state_dict().items(): print(name, value.double().sum().item())"
+
+    assert run_python(LEAN + code) == run_python("from scmmgpt import api\n" + code)
+
+
+def test_what_waits_exists_and_can_be_called_or_looked_up():
+    code = (
+        LEAN
+        + """
+from importlib import import_module
+from scmmgpt.on_first_use import imports
+handed_out = list(imports.awaited)
+for module, name in handed_out:
+    real = getattr(imports.real(module), name)
+    if not (callable(real) or hasattr(real, "__getitem__") or hasattr(real, "__dict__")):
+        print(module, name, real)
+print(len(handed_out) > 20)
+"""
+    )
+
+    assert run_python(code) == ["True"]
+
+
 ANNOTATE = """
 import resource, sys
 from scmmgpt.cli import app
@@ -123,23 +165,21 @@ app(["annotate", *sys.argv[1:], "--json"], standalone_mode=False)
 print(" ".join({name.partition(".")[0] for name in sys.modules}))
 print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
 """
-FLOOR = """
-import resource, torch, transformers.modeling_utils, anndata
-print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
-"""
+TORCH_ALONE = "import resource, torch\nprint(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))"
+# CPU time of `scmmgpt annotate` of 700 cells over that of `import torch`, see docs/performance.md.
+OVER_TORCH_ALONE = 2.7
 
 
 @pytest.mark.slow
-def test_annotation_costs_less_than_twice_the_imports_it_cannot_do_without(tmp_path):
+def test_annotation_of_a_small_file_keeps_its_budget(tmp_path):
     scanpy = pytest.importorskip("scanpy")
     scanpy.datasets.pbmc68k_reduced().write_h5ad(tmp_path / "cells.h5ad")
-    call = [str(tmp_path / "cells.h5ad"), "--output", str(tmp_path / "out.h5ad")]
-    run_python(ANNOTATE, *call, "--overwrite")  # compiles what is compiled once
+    call = [str(tmp_path / "cells.h5ad"), "--overwrite", "--output", str(tmp_path / "out.h5ad")]
+    ratios = []
 
-    floor = float(run_python(FLOOR)[0])
-    *_, modules, seconds = run_python(ANNOTATE, *call[:2], str(tmp_path / "again.h5ad"))
+    for _ in range(3):
+        *_, modules, seconds = run_python(ANNOTATE, *call)
+        ratios.append(float(seconds) / float(run_python(TORCH_ALONE)[0]))
 
-    assert set(modules.split()).isdisjoint(
-        {"scanpy", "sklearn", "matplotlib", "trl", "peft", "datasets", "jinja2.ext"}
-    )
-    assert float(seconds) < 2 * floor
+    assert set(modules.split()).isdisjoint({"scanpy", "sklearn", "matplotlib", "trl", "peft", "datasets", "numba"})
+    assert min(ratios) < 1.2 * OVER_TORCH_ALONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,32 @@ def answer_loss(model: ScMMGPTForConditionalGeneration, inputs: dict[str, Any]) 
     return total / (is_asked.sum() if number is None else number)
 
 
+def without_cells(model: ScMMGPTForConditionalGeneration, inputs: dict[str, Any]) -> torch.Tensor:
+    """Which conversations (B,) of a batch hold no cell."""
+    return (inputs["input_ids"] != model.config.cell_token_id).all(1)
+
+
+def retention_loss(
+    model: ScMMGPTForConditionalGeneration, inputs: dict[str, Any], without_adapters: Callable[[], Any]
+) -> torch.Tensor | None:
+    """How far (Kullback-Leibler, a word) an LLM's next words in conversations without cells are from those it had before.
+
+    None where every conversation of the batch holds a cell.
+    """
+    is_plain = without_cells(model, inputs)
+    if not is_plain.any():
+        return None
+    ids, mask = inputs["input_ids"][is_plain], inputs["attention_mask"][is_plain]
+
+    def next_words() -> torch.Tensor:
+        states = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return model.lm_head(states[mask.bool()]).float().log_softmax(-1)
+
+    with torch.no_grad(), without_adapters():
+        before = next_words()
+    return F.kl_div(next_words(), before, log_target=True, reduction="batchmean")
+
+
 def instruction_parts(
     settings: Stage2Settings, arguments: TrainingArguments
 ) -> tuple[ScMMGPTProcessor, ScMMGPTForConditionalGeneration, Rows]:
@@ -134,6 +161,8 @@ def instruction_parts(
     start, place = settings.model.start_from, settings.data.instructions
     if start is None or settings.model.language_model is None or place is None:
         raise RecipeError("`data.instructions` needs `model.start_from` for its cells and `model.language_model`.")
+    if settings.language_retention and (settings.towers.language_model != "lora" or arguments.world_size > 1):
+        raise RecipeError("`language_retention` needs `towers.language_model: lora`, and one process.")
     try:
         dataset = datasets.load_from_disk(place)
     except FileNotFoundError as error:

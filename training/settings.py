@@ -259,9 +259,17 @@ class Stage1Settings(RunSettings):
 
 @dataclass(config=CHECKED, frozen=True)
 class Stage2Settings(RunSettings):
-    """A run of stage 2."""
+    """A run of stage 2.
+
+    Attributes
+    ----------
+    language_retention
+        Weight of how far the LLM's words without cells move from those of the LLM without its adapters: with LoRA and
+        `data.instructions`.
+    """
 
     data: Stage2Data
+    language_retention: float = Field(default=0.0, ge=0)
     model: Stage2Model = Field(default_factory=Stage2Model)
     towers: Stage2Towers = Field(default_factory=Stage2Towers)
     learning_rates: Stage2Rates = Field(default_factory=dict)

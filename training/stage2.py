@@ -44,7 +44,12 @@ from scmmgpt.training.decoder_start import begin_with, corpus_shares, is_new
 from scmmgpt.training.flops import stage_2_flops
 from scmmgpt.training.held_out import spread_over
 from scmmgpt.training.held_out_generation import HeldOutGeneration, held_out_generation
-from scmmgpt.training.instruction_tuning import answer_loss, instruction_parts
+from scmmgpt.training.instruction_tuning import (
+    answer_loss,
+    instruction_parts,
+    retention_loss,
+    without_cells,
+)
 from scmmgpt.training.plan import make_plan
 from scmmgpt.training.run import (
     begin,
@@ -83,16 +88,26 @@ class Stage2Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc] # TRL gives `
 class InstructionTrainer(Stage2Trainer):
     """The trainer of stage 2 for conversations."""
 
-    losses = ("language_loss",)
+    losses = ("language_loss", "retention_loss")
+    settings: Stage2Settings
 
     def losses_of(self, model, inputs):
         """With logits of the answers alone; several processes need the wrapped model's own loss."""
         if self.args.world_size > 1:
             return super().losses_of(model, inputs)
         # Without its adapter's wrapper.
-        whole: Any = getattr(self.model, "get_base_model", lambda: self.model)()
-        loss = answer_loss(whole, inputs)
-        return loss, {"language_loss": loss}
+        tuned: Any = self.model
+        whole = getattr(tuned, "get_base_model", lambda: tuned)()
+        if not self.settings.language_retention:
+            loss = answer_loss(whole, inputs)
+            return loss, {"language_loss": loss}
+        # What is said without cells is not learnt: it is kept as it was.
+        labels = inputs["labels"].masked_fill(without_cells(whole, inputs)[:, None], -100)
+        losses = {"language_loss": answer_loss(whole, inputs | {"labels": labels})}
+        retention = retention_loss(whole, inputs, tuned.disable_adapter)
+        if retention is not None:
+            losses["retention_loss"] = self.settings.language_retention * retention
+        return sum(losses.values()), losses
 
 
 @dataclass

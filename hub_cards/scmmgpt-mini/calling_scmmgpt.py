@@ -33,11 +33,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from .back_off_scmmgpt import BackOff, Calls, call_cells, group_means
 from .calibration_scmmgpt import FILE_NAME as CALIBRATION_FILE
-from .calibration_scmmgpt import Calibration
+from .calibration_scmmgpt import Calibration, softmax
 from .cell_matrix_scmmgpt import parts
 from .errors_scmmgpt import UserError
 from .held_labels_scmmgpt import Lineages, held_labels, names_of_held

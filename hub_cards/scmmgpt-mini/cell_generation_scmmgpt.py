@@ -87,13 +87,13 @@ class ScMMGPTCellGenerationMixin:
         return gene_values if cls_token_id is None else gene_values.masked_fill(gene_ids == cls_token_id, 0.0)
 
     def text_states(self, input_ids, attention_mask=None, guidance_scale: float = 1.0) -> torch.Tensor:
-        """The states (N, S) of texts, of a decoder with factors."""
+        """The states (N, S + K) of texts, of a decoder with factors: directions, and known populations."""
         return self._factors().states(self.text_features(input_ids, attention_mask), guidance_scale)
 
     def cell_states(
         self, counts_BG: torch.Tensor, gene_ids: torch.Tensor, platform: str | None = None
     ) -> torch.Tensor:
-        """The states (B, S) of real cells, whose raw counts of `gene_ids` (G,) are given."""
+        """The states (B, S + K) of real cells, whose raw counts of `gene_ids` (G,) are given."""
         return self._factors().states_of_cells(counts_BG, gene_ids, platform)
 
     def _factors(self) -> ScMMGPTFactorDecoder:
@@ -241,7 +241,8 @@ class ScMMGPTCellGenerationMixin:
             platform
                 One of `config.cell_decoder_config.platforms`.
             states
-                (texts, `num_states`) in the place of the texts' own: what `cell_states` gives, or a mean of such.
+                (texts, `num_states + num_populations`) in the place of the texts' own: what `cell_states` and
+                `text_states` give, or a mean of such.
         """
         batches = list(self.stream_cells(input_ids, attention_mask, **kwargs))
         return ScMMGPTCellOutput(

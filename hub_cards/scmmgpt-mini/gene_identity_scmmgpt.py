@@ -231,12 +231,11 @@ class GeneIdentifier:
         if self.gene_names is not None:
             for gene in self.gene_names.genes(HUMAN):
                 human_id.setdefault(gene.symbol, gene.ensembl_id)
-        rows = {gene: self._row(gene, human_id) for gene in known}
-        rows = {gene: row for gene, row in rows.items() if row is not None}
-        for gene, row in rows.items():
+        rows = [(gene, row) for gene in known if (row := self._row(gene, human_id)) is not None]
+        for gene, row in rows:
             for name in filter(None, (gene.ensembl_id, gene.symbol)):
                 lookup.setdefault(name, (row, route))
-        for gene, row in rows.items():
+        for gene, row in rows:
             for synonym in gene.synonyms:
                 lookup.setdefault(synonym, (row, "synonym"))
 

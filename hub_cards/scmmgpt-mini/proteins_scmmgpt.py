@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit
 
 from .cell_matrix_scmmgpt import Antibodies, Cells
 from .features_scmmgpt import HASHTAG, features_of
@@ -136,6 +135,8 @@ def _presence(values: np.ndarray, stickiness: np.ndarray | None, counted: bool) 
 
     Levels of counts vary at least as much as counting does: a few more are no second level.
     """
+    from scipy.special import expit, logit
+
     if stickiness is not None:
         values = values - _slope(values, stickiness) * (stickiness - stickiness.mean())
     low, high, share, variance = two_levels(values)
@@ -167,6 +168,8 @@ def two_levels(values: np.ndarray) -> tuple[float, float, float, float]:
 
     The order of the cells plays no part.
     """
+    from scipy.special import expit, logit
+
     quantiles = np.quantile(values, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
     low, high, share = _best_cut(quantiles)
     variance = max(quantiles.var() / 10, 1e-3)

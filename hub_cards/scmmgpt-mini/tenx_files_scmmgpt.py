@@ -5,7 +5,6 @@ import os
 from typing import Any, NamedTuple
 
 from scipy import sparse
-from scipy.io import mmread
 
 from .errors_scmmgpt import UserError
 from .features_scmmgpt import PEAK, REMEDIES
@@ -75,6 +74,8 @@ def read_tenx_folder(path: str | os.PathLike) -> TenxCells:
     features = _lines(_only(path, "features.tsv", "genes.tsv"))
     barcodes = [fields[0] for fields in _lines(_only(path, "barcodes.tsv"))]
     try:
+        from scipy.io import mmread
+
         matrix = sparse.csr_matrix(mmread(matrix_file, spmatrix=True).T)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{matrix_file} cannot be read; it may be truncated ({error}).") from error

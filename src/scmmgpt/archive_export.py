@@ -98,19 +98,27 @@ def parse_facts(pairs: Sequence[str]) -> dict[str, str]:
     return facts
 
 
+def asked_facts(source: Any, given: Mapping[str, str], schema: Schema) -> Facts:
+    """What an archive asks about the cells; refused where something is missing or has a value that cannot be."""
+    if schema not in SCHEMAS:
+        raise UserError(f"There is no schema {schema!r}; there are {' and '.join(SCHEMAS)}.")
+    facts = _facts(source, given)
+    if missing := missing_fields(facts, schema):
+        examples = "; ".join(f"{name} ({_ASKED[name]})" if name in _ASKED else name for name in missing)
+        raise UserError(f"For {schema} this is missing: {examples}. Add columns to obs, or give --fact NAME=VALUE.")
+    for name in _ASKED if schema == "cellxgene" else _ASKED_BY_CAP:
+        facts.column(name)
+    return facts
+
+
 def export(
     source: Any, audit: Audit, label: str, loaded: LoadedModel, *, schema: Schema, given: Mapping[str, str]
 ) -> tuple[AnnData, list[str]]:
     """The cells as an archive takes them, and what was left out, in sentences. `source` is AnnData or a path."""
     from anndata import AnnData
 
-    if schema not in SCHEMAS:
-        raise UserError(f"There is no schema {schema!r}; there are {' and '.join(SCHEMAS)}.")
-    facts = _facts(source, given)
+    facts = asked_facts(source, given, schema)
     obs = facts.obs
-    if missing := missing_fields(facts, schema):
-        examples = "; ".join(f"{name} ({_ASKED[name]})" if name in _ASKED else name for name in missing)
-        raise UserError(f"For {schema} this is missing: {examples}. Add columns to obs, or give --fact NAME=VALUE.")
     species = str(audit.gene_account.get("species"))
     if species not in _TAXA:
         raise UserError(f"Genes of human and mouse can be exported, these are of {species}.")

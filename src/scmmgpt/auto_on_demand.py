@@ -2,7 +2,8 @@
 
 `import scmmgpt` imports neither torch nor transformers. The Auto classes and pipelines keep what others register in
 dictionaries of four modules. Once such a module is loaded, its dictionary is replaced by one that imports
-`scmmgpt.auto` at the first look for something of ours. Functions of transformers stay as they are.
+`scmmgpt.auto` or `scmmgpt.auto_pipelines` at the first look for something of ours. Functions of transformers stay as
+they are.
 """
 
 import sys
@@ -13,27 +14,28 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
-# Module -> the object that holds a dictionary, the dictionary's name, and how the keys start that may be ours: the name
-# of a task may be any. Models need no place: their key is a config's class, whose import registers them.
+# Module -> the object that holds a dictionary, the dictionary's name, how the keys start that may be ours (the name of
+# a task may be any), and who registers them. Models need no place: their key is a config's class, whose import does.
+_CLASSES = ("_extra_content", "scmmgpt", "scmmgpt.auto")
 _PLACES = {
-    "transformers.models.auto.configuration_auto": ("CONFIG_MAPPING", "_extra_content", "scmmgpt"),
-    "transformers.models.auto.processing_auto": ("PROCESSOR_MAPPING", "_extra_content", "scmmgpt"),
-    "transformers.models.auto.feature_extraction_auto": ("FEATURE_EXTRACTOR_MAPPING", "_extra_content", "scmmgpt"),
-    "transformers.pipelines": ("PIPELINE_REGISTRY", "supported_tasks", ""),
+    "transformers.models.auto.configuration_auto": ("CONFIG_MAPPING", *_CLASSES),
+    "transformers.models.auto.processing_auto": ("PROCESSOR_MAPPING", *_CLASSES),
+    "transformers.models.auto.feature_extraction_auto": ("FEATURE_EXTRACTOR_MAPPING", *_CLASSES),
+    "transformers.pipelines": ("PIPELINE_REGISTRY", "supported_tasks", "", "scmmgpt.auto_pipelines"),
 }
 
 
 class _WithOurs(dict):
     """A dictionary to which the package adds what it has when somebody looks for it."""
 
-    def __init__(self, entries: dict, start: str):
+    def __init__(self, entries: dict, start: str, ours: str):
         super().__init__(entries)
-        self.start = start
+        self.start, self.ours = start, ours
 
     def _is_here(self, key: Any) -> bool:
         """Whether there is such a key; a config's class is ours when its module is."""
         if not super().__contains__(key) and str(getattr(key, "__module__", key)).startswith(self.start):
-            import_module("scmmgpt.auto")
+            import_module(self.ours)
         return super().__contains__(key)
 
     def __contains__(self, key: Any) -> bool:
@@ -48,19 +50,19 @@ class _WithOurs(dict):
         return self[key] if self._is_here(key) else default
 
     def __iter__(self) -> Iterator:
-        import_module("scmmgpt.auto")
+        import_module(self.ours)
         return super().__iter__()
 
     def keys(self):
-        import_module("scmmgpt.auto")
+        import_module(self.ours)
         return super().keys()
 
     def values(self):
-        import_module("scmmgpt.auto")
+        import_module(self.ours)
         return super().values()
 
     def items(self):
-        import_module("scmmgpt.auto")
+        import_module(self.ours)
         return super().items()
 
 
@@ -83,9 +85,9 @@ class _Finder(MetaPathFinder):
 
 
 def _offer(module: ModuleType) -> None:
-    holder_name, name, start = _PLACES[module.__name__]
+    holder_name, name, *ours = _PLACES[module.__name__]
     holder = getattr(module, holder_name)
-    setattr(holder, name, _WithOurs(getattr(holder, name), start))
+    setattr(holder, name, _WithOurs(getattr(holder, name), *ours))
 
 
 def register_on_demand() -> None:

@@ -57,6 +57,9 @@ def main() -> None:
     """The entry point of the console script."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    # Threads that wait for one another must not do so at full speed: on a busy machine that cost more than the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its part is small matrices
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "debug" if debug else "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if debug else "1")
     sys.exit(run_to_exit_code(lambda: app(arguments, prog_name="scmmgpt", standalone_mode=False), debug=debug))
@@ -169,7 +172,7 @@ def embed(
     json: AsJson = False,
 ) -> None:
     """Write an embedding of each cell, comparable with embeddings of text, to obsm."""
-    from . import api
+    from .lean_start import api
     from .processing.result_keys_scmmgpt import ResultKeys
 
     where: dict[str, Any] = {"device": device, "engine": engine, "address": address, "workers": workers}

@@ -38,14 +38,22 @@ def audit(
     json: AsJson = False,
 ) -> None:
     """Check author labels: terms of the Cell Ontology, cells that contradict them, mixed clusters, missing fields."""
-    from .archive_export import missing_fields_of, parse_facts, write_export
+    from . import lean_start  # noqa: F401
+    from .archive_export import asked_facts, missing_fields_of, parse_facts, write_export
     from .errors import UserError
     from .label_audit import audit as audit_cells
     from .loading import load
+    from .storage import check_output
 
-    facts, loaded = parse_facts(fact or []), load(model, device=device)
+    facts = parse_facts(fact or [])
     if schema is not None and output is None:
         raise UserError("--schema writes a file: name it with --output.")
+    if output is not None and output.exists() and not overwrite:
+        raise UserError(f"The output {str(output)!r} exists; choose another name, or --overwrite to replace it.")
+    if schema is not None and output is not None:
+        asked_facts(cells, facts, schema)  # type: ignore[arg-type] # refused by name where there is no such schema
+        check_output(output, cells, suffixes=(".h5ad",))
+    loaded = load(model, device=device)
     kept = None if schema else output
     where: dict[str, Any] = {"cluster_key": cluster_key, "overwrite": overwrite, "batch_size": batch_size}
     found = audit_cells(cells, label, model=loaded, output=kept, **where)

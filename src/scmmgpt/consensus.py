@@ -132,11 +132,20 @@ class _Group:
     def spread(self) -> float:
         return float(np.trace(self.scatter))
 
+    def main_axis(self) -> np.ndarray:
+        """The unit vector along which the cells differ most."""
+        if len(self) < len(self.scatter):  # fewer cells than coordinates: what lies between cells is smaller
+            (_, values), *_ = self._parts()
+            between = (values - self.mean) @ (values - self.mean).T
+            axis = _last_vector(between) @ (values - self.mean)
+            axis /= np.linalg.norm(axis)
+        else:
+            axis = _last_vector(self.scatter)
+        return axis * np.sign(axis[np.abs(axis).argmax()])
+
     def halves(self) -> tuple[_Group, _Group] | None:
         """Two groups by two-means, begun along the main axis; None where that would split off too few cells."""
-        last = len(self.scatter) - 1
-        axis = eigh(self.scatter, subset_by_index=[last, last])[1][:, 0]
-        axis = axis * np.sign(axis[np.abs(axis).argmax()])
+        axis = self.main_axis()
         threshold = axis @ self.mean
         side = np.empty(len(self), dtype=bool)
         for _ in range(_ROUNDS):
@@ -152,6 +161,12 @@ class _Group:
             first, second = sums / number, (self.mean * len(self) - sums) / (len(self) - number)
             axis, threshold = first - second, (first @ first - second @ second) / 2
         return _Group(self.embeds, self.rows[side]), _Group(self.embeds, self.rows[~side])
+
+
+def _last_vector(matrix: np.ndarray) -> np.ndarray:
+    """The eigenvector of the largest eigenvalue."""
+    last = len(matrix) - 1
+    return eigh(matrix, subset_by_index=[last, last])[1][:, 0]
 
 
 def divided(embeds: np.ndarray, number: int, most_cells: int | None = None) -> list[np.ndarray]:

@@ -1,70 +1,89 @@
-"""The verbs for a command that only computes: imported without torch's compiler and what it brings.
+"""The verbs for a command that only computes, without what others import for compilers, clusters and other models.
 
-transformers and torch import the compiler to put marks on functions that nothing here compiles, distributed tensors
-for clusters, and solvers for other models' losses: a quarter of what `scmmgpt annotate` of a small file costs. A
-process that goes on to train must not begin here.
+It waits until somebody uses it (see `on_first_use`); more than half of what `scmmgpt annotate` of a small file would
+cost is spared so. A process that goes on to train need not begin here.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from types import ModuleType
-from typing import Any
+from importlib.metadata import version
 
-_COMPILER, _INDEXING = "torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"
-_MARKS = ("allow_in_graph", "assume_constant_result", "disable", "disallow_in_graph")
-_NEEDED = ("transformers.modeling_utils", "transformers.processing_utils", "scmmgpt.modeling_scmmgpt")
-_HIDDEN = ("is_scipy_available", "is_torch_distributed_available")
+from .on_first_use import imports
 
-
-class _Compiler(ModuleType):
-    """Stands in for the compiler: marks leave functions as they are; whoever asks for more gets the real one."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "__path__":  # asked for by an import of anything inside
-            return _real(_COMPILER).__path__
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _unmarked if name in _MARKS else getattr(_real(_COMPILER), name)
-
-
-class _Indexing(ModuleType):
-    """Stands in for what transformers' masks take from the compiler, which is the real one's when it is called."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *given: getattr(_real(_INDEXING), name)(*given)
-
-
-def _unmarked(function: Callable | None = None, *_: Any, **__: Any) -> Callable:
-    return function if function is not None else lambda later: later
-
-
-def _real(name: str) -> ModuleType:
-    _take_away()
-    return import_module(name)
-
-
-def _take_away() -> None:
-    import torch
-
-    for name in (_COMPILER, _INDEXING):
-        if isinstance(sys.modules.get(name), _Compiler | _Indexing):
-            del sys.modules[name]
-    if isinstance(vars(torch).get("_dynamo"), _Compiler):
-        del torch._dynamo  # torch imports the real one when somebody asks
+# What torch imports at its own start, in its order; it waits only in versions whose whole import was tried with it.
+_TRIED_TORCH = ("2.13.",)
+_TORCH_ITSELF = (
+    "torch.export",
+    "torch._export",
+    "torch._meta_registrations",
+    "torch._decomp",
+    "torch._prims",
+    "torch._refs",
+)
+_WAITING = (
+    "accelerate",
+    "huggingface_hub.hf_api",
+    "jinja2",
+    "httpcore2",
+    "natsort",
+    "numpy.f2py",
+    "PIL",
+    "pyarrow.compute",
+    "sympy",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "torch.nn.attention.varlen",
+    "transformers.conversion_mapping",
+    "transformers.distributed.checkpoint",
+    "transformers.distributed.expert_parallel",
+    "transformers.distributed.parallel_utils",
+    "transformers.distributed.pipeline_parallel",
+    "transformers.distributed.sharding_utils",
+    "transformers.distributed.tensor_parallel",
+    "transformers.generation.continuous_batching.cache",
+    "transformers.quantizers",
+    "transformers.safetensors_conversion",
+)
+# These two read every model's source to know what there is.
+_HOMES = {
+    "AttentionInterface": "modeling_utils",
+    "AttentionMaskInterface": "masking_utils",
+    "AutoConfig": "models.auto.configuration_auto",
+    "AutoFeatureExtractor": "models.auto.feature_extraction_auto",
+    "AutoProcessor": "models.auto.processing_auto",
+    "AutoTokenizer": "models.auto.tokenization_auto",
+} | dict.fromkeys(
+    ["AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForPreTraining"],
+    "models.auto.modeling_auto",
+)
+_HOLLOW = {"transformers": _HOMES, "transformers.models": {}}
+_NEEDED = (
+    "torch",
+    "transformers.modeling_utils",
+    "transformers.processing_utils",
+    "transformers.loss.loss_utils",
+    "scmmgpt.modeling_scmmgpt",
+)
 
 
 @contextmanager
-def _without_solvers() -> Iterator[None]:
-    places = [import_module("transformers.utils.import_utils"), import_module("transformers.utils")]
-    kept = [(place, name, getattr(place, name)) for place in places for name in _HIDDEN if hasattr(place, name)]
+def _fewer_parts_of_transformers() -> Iterator[None]:
+    """Spare transformers a second reading of its own models' sources, and solvers for losses of other models."""
+    utils = import_module("transformers.utils.import_utils")
+    given = {
+        "direct_transformers_import": lambda *_, **__: sys.modules["transformers"],
+        "is_scipy_available": lambda: False,
+        "is_torch_distributed_available": lambda: False,
+    }
+    places = [utils, import_module("transformers.utils")]
+    kept = [(place, name, getattr(place, name)) for place in places for name in given if hasattr(place, name)]
     for place, name, _ in kept:
-        setattr(place, name, lambda: False)
+        setattr(place, name, given[name])
     try:
         yield
     finally:
@@ -81,22 +100,26 @@ def _leave_meta_weights_alone() -> None:
 
 
 def import_lean() -> bool:
-    """Import what models are built on, and say whether it was done without the compiler."""
-    import torch
-
-    if {"transformers.modeling_utils", _COMPILER} & sys.modules.keys():
+    """Import what models are built on, and say whether it was done without what waits."""
+    if {"torch", "transformers"} & sys.modules.keys():
         return False
-    _leave_meta_weights_alone()
-    torch._dynamo = sys.modules[_COMPILER] = _Compiler(_COMPILER)
-    sys.modules[_INDEXING] = _Indexing(_INDEXING)
-    with suppress(Exception), _without_solvers():  # whatever another transformers does otherwise
-        for name in _NEEDED:
-            import_module(name)
+    of_torch = _TORCH_ITSELF if version("torch").startswith(_TRIED_TORCH) else ()
+    gc.disable()  # all that is imported stays
+    try:
+        with imports.on_first_use(_WAITING, of_torch, _HOLLOW):
+            import_module("torch")
+            with _fewer_parts_of_transformers():
+                for name in _NEEDED:
+                    import_module(name)
+        _leave_meta_weights_alone()
         return True
-    _take_away()
-    for name in [name for name in sys.modules if name.startswith(("transformers", _NEEDED[-1]))]:
-        del sys.modules[name]  # half of it would be worse than none
-    return False
+    except Exception:  # whatever another transformers does otherwise
+        for name in [name for name in sys.modules if name.startswith(("transformers", _NEEDED[-1]))]:
+            del sys.modules[name]  # half of it would be worse than none
+        return False
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 import_lean()

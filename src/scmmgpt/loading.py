@@ -16,6 +16,7 @@ from .device import choose_device
 from .errors import UserError, first_line
 from .hashes import hash_of_files
 from .hub_cards import CHAT_MODEL, EMBEDDED_MODEL
+from .on_first_use import imports
 from .processing.calling_scmmgpt import ONTOLOGY_FILE, CellAnnotator, annotation_files
 from .processing.encoding_scmmgpt import check_vocabularies, embed_texts
 from .processing.ontology_scmmgpt import Ontology
@@ -108,6 +109,8 @@ def load(
     directory = find_model(model)
     chosen = choose_device(device)
     model_class = modeling_scmmgpt.ScMMGPTForConditionalGeneration if generative else modeling_scmmgpt.ScMMGPTModel
+    if directory != EMBEDDED_MODEL:
+        imports.real("torch._meta_registrations")  # layers of others may be begun in ways that ours are not
     with damage_refused(directory), _no_bar_of_weights(directory):
         network = model_class.from_pretrained(directory)
         processor = processing.ScMMGPTProcessor.from_pretrained(directory)

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 INSTRUMENTED = ["scmmgpt", "yaml", "h5py", "json"]
 LIMITS = ["-max_len=65536", "-timeout=60", "-rss_limit_mb=4096"]
-COMPILED = ["scmmgpt.processing.gene_kernels_scmmgpt"]  # numba knows no probes
+COMPILED = ["scmmgpt.processing.compiled_kernels_scmmgpt"]  # numba knows no probes
 
 
 def fuzz(target: str, seconds: int) -> None:

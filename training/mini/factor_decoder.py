@@ -41,6 +41,7 @@ from .factor_fit import (
 from .measured_cells import MeasuredCells
 from .profiles import WHOLE_TRANSCRIPTOME, Profiles
 from .recipe import FactorPart, MiniRecipe
+from .request_facts import FactTable
 from .request_texts import RequestTexts
 
 TEXTS_PER_PASS = 256
@@ -67,27 +68,40 @@ def platform_of(studies: Sequence[str], platforms: Mapping[str, tuple[str, ...]]
 
 @dataclass
 class Means:
-    """What mean profiles say: the decoder's arrays, the table of the profiles that teach the reader, and their states."""
+    """What mean profiles say: the decoder's arrays, the table of their populations and the states of the profiles."""
 
     arrays: dict[str, np.ndarray]
     table: pd.DataFrame
     states: np.ndarray
+    facts: FactTable
 
 
-def fit_means(profiles: Profiles, part: FactorPart) -> Means:
-    """Genes, platforms and states, from whole transcriptomes."""
+def fit_means(profiles: Profiles, wording: RequestTexts, part: FactorPart) -> Means:
+    """Genes, platforms, states, and which states go with which facts, from whole transcriptomes."""
     rows = np.flatnonzero(profiles.measured.sum(1) >= WHOLE_TRANSCRIPTOME)
     table = profiles.table.iloc[rows].reset_index(drop=True)
     platform = platform_of(table.study, part.platforms)
     _, kind = numbered(table.term_id, table.organism)
-    _, alike = numbered(table.term_id, table.organism, table.tissue, table.stage)
+    said = [wording.facts(row) for row in table.to_dict("records")]
+    facts = FactTable.of(said, wording.ontology, wording.tissue_parts)
     seen = truly_measured(profiles.share[rows], profiles.measured[rows], table.study)
     logs = log_shares(profiles.share[rows], seen, kind)
     shifts = platform_shifts(logs, kind, platform, len(part.platforms))
     logs -= shifts[platform]
-    space = state_space(logs, alike, part.num_states)
+    space = state_space(logs, facts.population, part.num_states)
     arrays = {"gene_bias": space.mean, "gene_states": space.loadings, "gene_platforms": shifts.T}
-    return Means(arrays, table, space.states)
+    known = facts.arrays(space.states)
+    states = known["type_states"][tuple(facts.types_and_organisms.T)] + known["population_shifts"]
+    arrays |= known | own_genes(facts.means(logs), space.mean + states @ space.loadings.T, part.num_own_genes)
+    return Means(arrays, table, space.states, facts)
+
+
+def own_genes(logs: np.ndarray, by_states: np.ndarray, number: int) -> dict[str, np.ndarray]:
+    """The genes of each population whose levels its state misses most, and by how much; those that fill cells first."""
+    missed = logs - by_states
+    weight = np.exp(np.maximum(logs, by_states) / 2)
+    genes = np.sort(np.argpartition(-np.abs(missed) * weight, number, axis=1)[:, :number], axis=1)
+    return {"own_genes": genes + FIRST_GENE_ID, "own_shifts": np.take_along_axis(missed, genes, 1)}
 
 
 def fit_kinds(
@@ -115,7 +129,7 @@ def fit_kinds(
         reads[chosen].astype(int),
     )
     states = _states_of_kinds(names, means)
-    fit = fit_groups(cells, groups_of_kinds(states, part.num_groups), part, seed)
+    fit = fit_groups(cells, groups_of_kinds(states[:, : means.states.shape[1]], part.num_groups), part, seed)
     kept = np.bincount(kind, minlength=len(names)) >= FEWEST_CELLS
     molecules = np.zeros(len(part.platforms))
     for place in np.unique(platform[reads]):
@@ -136,9 +150,10 @@ def fit_kinds(
 
 
 def _states_of_kinds(names: list[tuple[str, str]], means: Means) -> np.ndarray:
-    """The mean state of each kind's profiles."""
+    """The mean state of each kind's profiles, and their shares of the known populations."""
     pairs = list(zip(means.table.term_id, means.table.organism, strict=True))
-    return np.array([means.states[[pair == kind for pair in pairs]].mean(0) for kind in names])
+    whole = np.concatenate([means.states, np.eye(len(means.facts.populations))[means.facts.population]], axis=1)
+    return np.array([whole[[pair == kind for pair in pairs]].mean(0) for kind in names])
 
 
 def fit_groups(cells: Counted, group: np.ndarray, part: FactorPart, seed: int) -> Factors:
@@ -165,7 +180,7 @@ def fit_groups(cells: Counted, group: np.ndarray, part: FactorPart, seed: int) -
 
 
 def new_decoder(
-    model: ScMMGPTForConditionalGeneration, kinds: CountedKinds, part: FactorPart
+    model: ScMMGPTForConditionalGeneration, kinds: CountedKinds, facts: FactTable, part: FactorPart
 ) -> ScMMGPTForConditionalGeneration:
     """The same model with a new decoder, whose genes and kinds are fitted and whose reader knows nothing."""
     config = ScMMGPTConfig.from_dict(model.config.to_dict())
@@ -177,14 +192,16 @@ def new_decoder(
     decoder_config.num_states = kinds.arrays["gene_states"].shape[1]
     decoder_config.num_factors, decoder_config.factor_rank = kinds.arrays["kind_spreads"].shape[1:]
     decoder_config.num_kinds = len(kinds.terms)
+    decoder_config.fact_sizes = facts.sizes
+    decoder_config.num_populations, decoder_config.num_own_genes = kinds.arrays["own_genes"].shape
     decoder = ScMMGPTFactorDecoder(
         decoder_config, config.cell_config, model.model.get_input_embeddings().embedding_dim
     )
     with torch.no_grad():
         for name, values in kinds.arrays.items():
-            parameter = getattr(decoder, name)
+            held = getattr(decoder, name)
             first = FIRST_GENE_ID if name.startswith("gene_") else 0
-            parameter[first:] = torch.from_numpy(np.ascontiguousarray(values)).to(parameter)
+            held[first:] = torch.from_numpy(np.ascontiguousarray(values)).to(held)
     model.config.cell_decoder_config = decoder_config
     model.cell_decoder = decoder
     return model
@@ -192,10 +209,10 @@ def new_decoder(
 
 @dataclass
 class EncodedRequests:
-    """N texts as the language model's states (tokens of each, width), and the states (N, S) that they ask for."""
+    """N texts as the language model's states (tokens of each, width), and what each of them says (N, A)."""
 
     texts: list[torch.Tensor]
-    targets: torch.Tensor
+    facts: torch.Tensor
 
     @property
     def numbers(self) -> Dataset:
@@ -207,7 +224,7 @@ class EncodedRequests:
         padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
         lengths = torch.tensor([len(text) for text in texts])
         mask = torch.arange(padded.shape[1]) < lengths[:, None]
-        return {"text_states": padded, "text_mask": mask, "targets": self.targets[[row["number"] for row in rows]]}
+        return {"text_states": padded, "text_mask": mask, "facts": self.facts[[row["number"] for row in rows]]}
 
 
 @torch.no_grad()
@@ -215,7 +232,7 @@ def encode_requests(
     model: ScMMGPTForConditionalGeneration,
     processor: ScMMGPTProcessor,
     texts: list[str],
-    targets: np.ndarray,
+    facts: np.ndarray,
     most: int,
 ) -> EncodedRequests:
     """Texts through the frozen language model, those of like length together."""
@@ -232,18 +249,18 @@ def encode_requests(
         states = model.model.language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         for i, text, length in zip(numbers, states.half(), mask.sum(1), strict=True):
             kept[i] = text[:length].clone()
-    return EncodedRequests(kept, torch.from_numpy(targets))
+    return EncodedRequests(kept, torch.from_numpy(facts))
 
 
 class ReaderTrainer(Stage2Trainer):
-    """Squared error of the states that texts lead to; a hidden text leads to the mean of all."""
+    """Cross-entropy of what texts say; a hidden text says what texts say on average."""
 
     def losses_of(self, model, inputs):
-        decoder, targets = model.cell_decoder, inputs["targets"]
+        decoder, facts = model.cell_decoder, inputs["facts"]
         features = decoder.text_features(inputs["text_states"], inputs["text_mask"])
         hidden = torch.rand(len(features)) < decoder.config.text_dropout
-        states = decoder.states(decoder.text_features.hide(features, hidden))
-        return (states - targets * ~hidden[:, None]).square().sum(1).mean(), {}
+        read = decoder.request_reader(decoder.text_features.hide(features, hidden))
+        return -(facts * read).sum(1).mean(), {}
 
 
 def train_decoder(
@@ -259,49 +276,34 @@ def train_decoder(
     part = recipe.factors
     run = recipe.stage2_run(part, output, seed=90)
     seed = run.training["seed"]
-    means = fit_means(profiles, part)
+    wording = RequestTexts(ontology, recipe.tissue_names, recipe.disease_names, recipe.tissue_parts)
+    means = fit_means(profiles, wording, part)
     kinds = fit_kinds(profiles, counted, means, part, seed)
     torch.manual_seed(seed)
-    model = new_decoder(model, kinds, part)
-    wording = RequestTexts(ontology, recipe.tissue_names, recipe.disease_names)
-    facts = [wording.facts(row) for row in means.table.to_dict("records")]
-    account = {"counted_kinds": [" ".join(kind) for kind in kinds.terms], "tissues_of_types": _tissues_of_types(facts)}
+    model = new_decoder(model, kinds, means.facts, part)
+    account = {
+        "counted_kinds": [" ".join(kind) for kind in kinds.terms],
+        "tissues_of_types": means.facts.tissues_of_types(),
+    }
     model.config.training_summary = (model.config.training_summary or {}) | {"cell_decoder": account}
-    return model, train_reader(model, processor, recipe, means, wording, output)
+    return model, train_reader(model, processor, recipe, means.facts, wording, output)
 
 
 def train_reader(
     model: ScMMGPTForConditionalGeneration,
     processor: ScMMGPTProcessor,
     recipe: MiniRecipe,
-    means: Means,
+    facts: FactTable,
     wording: RequestTexts,
     output: Path,
 ) -> list[dict]:
-    """Teach the decoder which state a text asks for; the logged losses."""
+    """Teach the decoder what texts say; the logged losses."""
     run = recipe.stage2_run(recipe.factors, output, seed=90)
     generator = np.random.default_rng(run.training["seed"])
-    facts = [wording.facts(row) for row in means.table.to_dict("records")]
-    drawn = _draw_rows(means.table.term_id.to_numpy(), recipe.factors.num_texts, generator)
-    texts = [wording.draw(facts[row], generator) for row in drawn]
-    requests = encode_requests(model, processor, texts, means.states[drawn], recipe.factors.max_text_tokens)
+    drawn = [facts.draw(generator) for _ in range(recipe.factors.num_texts)]
+    texts = [wording.draw(fact, generator) for fact in drawn]
+    targets = np.stack([facts.target(fact, text) for fact, text in zip(drawn, texts, strict=True)])
+    requests = encode_requests(model, processor, texts, targets, recipe.factors.max_text_tokens)
     rows = Rows(requests.numbers, None, requests.collate)
     trainer = stage2.train(run, model, processor, rows, fresh=True, make_trainer=ReaderTrainer)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-
-def _tissues_of_types(facts: list[dict[str, str]]) -> dict[str, list[str]]:
-    """By term the tissues that its profiles come from, as texts call them."""
-    found: dict[str, set[str]] = {}
-    for fact in facts:
-        found.setdefault(fact["term_id"], set()).add(fact["tissue"])
-    return {term: sorted(tissues - {""}) for term, tissues in sorted(found.items())}
-
-
-def _draw_rows(terms: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
-    """Profiles: first the type, by the root of its number of profiles."""
-    names, kind, sizes = np.unique(terms, return_inverse=True, return_counts=True)
-    weights = np.sqrt(sizes)
-    types = generator.choice(len(names), number, p=weights / weights.sum())
-    members = [np.flatnonzero(kind == i) for i in range(len(names))]
-    return np.array([generator.choice(members[i]) for i in types])

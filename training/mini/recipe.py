@@ -130,6 +130,8 @@ class FactorPart:
         Counted kinds whose states are alike are analysed together; each such group has factors of its own.
     cells_per_profile, num_leading_genes, em_steps
         How much the factor analysis of counted cells looks at, and for how long.
+    num_states, num_own_genes
+        Directions in which mean profiles differ, and genes of each population that these directions miss.
     num_texts, max_text_tokens
         Requests that the reader learns from.
     """
@@ -140,6 +142,7 @@ class FactorPart:
     towers: Stage2Towers
     config: ModelConfig = Field(default_factory=dict)
     num_states: int = 112
+    num_own_genes: int = 192
     num_groups: int = 8
     factors_of_group: int = 10
     cells_per_profile: int = 60
@@ -169,6 +172,7 @@ class MiniRecipe:
     stage2: Stage2Part
     factors: FactorPart
     tissue_names: dict[str, str] = Field(default_factory=dict)
+    tissue_parts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     disease_names: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
 

@@ -73,7 +73,7 @@ def measure(
     seed: int,
 ) -> dict[str, Any]:
     """The pairs, and how near the means that were asked for are."""
-    wording = RequestTexts(ontology, recipe.tissue_names, recipe.disease_names)
+    wording = RequestTexts(ontology, recipe.tissue_names, recipe.disease_names, recipe.tissue_parts)
     facts = pd.DataFrame([wording.facts(row) for row in profiles.table.to_dict("records")])
     facts["label"] = profiles.table.label.to_numpy()
     whole = profiles.measured.sum(1) >= WHOLE_TRANSCRIPTOME
@@ -85,10 +85,10 @@ def measure(
         profiles.measured[~left_out],
         profiles.medians,
     )
-    means = fit_means(rest, recipe.factors)
-    model = new_decoder(model, without_kinds(means), recipe.factors)
+    means = fit_means(rest, wording, recipe.factors)
+    model = new_decoder(model, without_kinds(means), means.facts, recipe.factors)
     with tempfile.TemporaryDirectory() as folder:
-        train_reader(model, processor, recipe, means, wording, Path(folder))
+        train_reader(model, processor, recipe, means.facts, wording, Path(folder))
     rows = [
         held_against(model.eval(), processor, facts, profiles, whole, pair, ontology.terms[pair[0]].label)
         for pair in pairs
@@ -111,7 +111,7 @@ def without_kinds(means: Means) -> CountedKinds:
     arrays = {
         "gene_factors": np.zeros((len(means.arrays["gene_bias"]), 1), np.float32),
         "kind_spreads": np.zeros((1, 1, 1), np.float32),
-        "kind_states": means.states.mean(0, keepdims=True),
+        "kind_states": np.pad(means.states.mean(0, keepdims=True), ((0, 0), (0, len(means.facts.populations)))),
     }
     return CountedKinds([("", "")], means.arrays | arrays)
 
@@ -131,7 +131,7 @@ def held_against(model, processor, facts, profiles: Profiles, whole, pair, label
         tokens = processor.tokenizer([generation_text(words)], return_tensors="pt")
         state = model.text_states(tokens["input_ids"], tokens["attention_mask"])[0]
         decoder, ids = model.cell_decoder, torch.arange(profiles.share.shape[1]) + FIRST_GENE_ID
-        share = (decoder.gene_bias[ids] + decoder.gene_states[ids] @ state).softmax(0).numpy()
+        share = decoder.log_shares(state[None], ids)[0].softmax(0).numpy()
         row[name] = [round(float(np.linalg.norm((np.log1p(SCALE * share) - mean)[genes])), 3) for mean in real]
     return row
 

@@ -1,0 +1,102 @@
+"""What texts say, as numbers: which values facts have, what a text about them means, and which states go with them."""
+
+import numpy as np
+import pytest
+
+from scmmgpt.hub_cards import EMBEDDED_MODEL
+from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
+from scmmgpt.training.mini.request_facts import FACTS, FactTable, kinds_of
+from scmmgpt.training.mini.request_texts import RequestTexts
+
+B_CELL, T_CELL, CD4, CD8, HEPATOCYTE = "CL:0000236", "CL:0000084", "CL:0000624", "CL:0000625", "CL:0000182"
+ROWS = [
+    (B_CELL, "human", "blood", "", ""),
+    (B_CELL, "human", "spleen", "", ""),
+    (B_CELL, "mouse", "spleen", "", ""),
+    (CD4, "human", "blood", "", ""),
+    (CD4, "human", "blood", "", "COVID-19"),
+    (CD8, "human", "blood", "Fetal", ""),
+    (CD8, "mouse", "spleen", "", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def ontology():
+    return Ontology.read(EMBEDDED_MODEL / FILE_NAME)
+
+
+@pytest.fixture(scope="module")
+def table(ontology):
+    return FactTable.of([dict(zip(FACTS, row, strict=True)) for row in ROWS], ontology)
+
+
+def said(table, target):
+    """The values that a target holds, fact by fact."""
+    parts = np.split(target, np.cumsum(table.sizes)[:-1])
+    return [
+        {name for name, share in zip(values, part, strict=True) if share}
+        for values, part in zip(table.values, parts, strict=True)
+    ]
+
+
+def test_nothing_said_is_the_first_value_of_tissue_stage_and_disease(table):
+    assert [values[0] for values in table.values[2:]] == ["", "", ""]
+    assert table.sizes == [3, 2, 3, 2, 2]
+
+
+def test_a_text_means_what_it_says_and_nothing_of_what_it_leaves_out(table):
+    facts = dict(zip(FACTS, ROWS[4], strict=True))
+
+    assert said(table, table.target(facts, "a T cell from blood of a patient with COVID-19")) == [
+        {CD4},
+        {"human"},
+        {"blood"},
+        {""},
+        {"COVID-19"},
+    ]
+    assert said(table, table.target(facts, "a T cell"))[2:] == [{""}, {""}, {""}]
+
+
+def test_a_general_type_means_its_kinds_and_an_unknown_one_its_kin(table, ontology):
+    assert table.kinds[T_CELL] == [CD4, CD8]
+    assert table.kinds["CL:0000905"] == [CD4]  # effector memory CD4-positive, alpha-beta T cell
+    target = table.target({**dict(zip(FACTS, ROWS[0], strict=True)), "term_id": T_CELL}, "T cells")
+    assert said(table, target)[0] == {CD4, CD8}
+    assert target.sum() == pytest.approx(5)
+    assert HEPATOCYTE not in kinds_of([B_CELL], ontology)
+
+
+def test_states_of_populations_are_those_of_their_types_and_what_they_add(table):
+    states = np.random.default_rng(0).normal(size=(len(ROWS), 4))
+    arrays = table.arrays(states)
+
+    home, facts, shifts = (arrays[name] for name in ("type_states", "population_facts", "population_shifts"))
+    b_cell = table.values[0].index(B_CELL)
+    np.testing.assert_allclose(home[b_cell, 0], states[:2].mean(0), atol=1e-6)
+    assert facts.shape == (7, sum(table.sizes))
+    for row, state in zip(ROWS, states, strict=True):
+        number = table.populations.index(row)
+        of = [table.values[place].index(row[place]) for place in (0, 1)]
+        np.testing.assert_allclose(home[tuple(of)] + shifts[number], state, atol=1e-6)
+    assert not np.isnan(home).any()
+
+
+def test_every_population_answers_to_a_text_without_a_tissue(table):
+    facts = table.arrays(np.ones((len(ROWS), 2)))["population_facts"]
+
+    first_tissue = sum(table.sizes[:2])
+    assert facts[:, first_tissue].all()
+
+
+def test_texts_are_drawn_about_known_and_other_types(table, ontology):
+    wording, generator = RequestTexts(ontology), np.random.default_rng(0)
+    drawn = [table.draw(generator) for _ in range(400)]
+
+    assert 0.05 < np.mean([one["term_id"] not in table.values[0] for one in drawn]) < 0.3
+    for one in drawn[:50]:
+        target = table.target(one, wording.draw(one, generator))
+        assert target.sum() == pytest.approx(5)
+
+
+def test_the_tissues_of_each_type_are_told(table):
+    assert table.tissues_of_types() == {B_CELL: ["blood", "spleen"], CD4: ["blood"], CD8: ["blood", "spleen"]}
