@@ -27,6 +27,7 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
+from PIL import Image
 from scipy import sparse
 
 import scmmgpt
@@ -38,7 +39,7 @@ OUT = Path(__file__).parent / "out"
 SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "pbmc_facs_300.h5ad"
 REAL = ("real/pbmc_ifnb_unlabelled.h5ad", "real/pbmc_facs_zheng2017.h5ad", "real/celltypist_sample_unlabelled.h5ad")
 LABELS = ["B cell", "monocyte", "CD4-positive T cell", "CD8-positive T cell", "natural killer cell", "dendritic cell"]
-NUM_GENES, KEPT, NUM_POINTS = 20_000, 0.9, 100_000
+NUM_GENES, KEPT, NUM_POINTS, NUM_COLOURS = 20_000, 0.9, 100_000, 128
 # Moves the map to and fro with every frame for five seconds; the times of the frames.
 MOVE = """() => new Promise((resolve) => {
   const map = document.getElementById("points"), times = [];
@@ -276,6 +277,7 @@ def pictures(asked: argparse.Namespace) -> list[str]:
                     visitor.page.locator("#map-title").evaluate("title => title.scrollIntoView()")
                 path = asked.pictures / f"browser_{shape}_{scheme}.png"
                 visitor.page.screenshot(path=path)
+                Image.open(path).convert("RGB").quantize(NUM_COLOURS).save(path, optimize=True)
                 visitor.close()
                 written.append(path.name)
     return written

@@ -182,11 +182,11 @@ function showAnnotated(found: Shown, account: Account): void {
   if (!byId("no-map").hidden) ask({ do: "map", name: mapChoice.value });
 }
 
-function showFigures({ cellType: { names, codes }, confidence, seconds }: Shown, { numCells }: Account): void {
+function showFigures({ cellType: { names, codes }, confidence }: Shown, { numCells }: Account): void {
   const unknown = codes.reduce((number, code) => number + Number(names[code] === UNKNOWN), 0);
   const figures = {
     cells: numCells.toLocaleString("en"), names: String(names.filter((name) => name !== UNKNOWN).length),
-    unknown: percent(unknown / numCells), "mean confidence": percent(mean(Int32Array.from(codes.keys()), confidence)), seconds: seconds.toFixed(1),
+    unknown: percent(unknown / numCells), "mean confidence": percent(mean(Int32Array.from(codes.keys()), confidence)),
   };
   byId("figures").replaceChildren(...Object.entries(figures).map(([title, figure]) => {
     const pair = document.createElement("div");
