@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 CELLS_PER_BATCH = 64
+HYPOTHESIS = "Cells between given cells and a text are a hypothesis of the model, not data."
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def make_cells(
     reference = _reference(wish)
     notes = _notes(loaded, requests, wish)
     for note in notes:
+        if note == HYPOTHESIS:  # whoever gives cells has asked for one
+            continue
         warnings.warn(note, UserWarning, stacklevel=4)  # of whoever called `generate_cells`
     adata = _draw(loaded, requests, wish, execution)
     asked = {request.text: request.num_cells for request in requests}
@@ -116,7 +119,7 @@ def _notes(loaded: LoadedModel, requests: list[CellRequest], wish: Wish) -> list
     if any(request.num_cells == 0 for request in requests):
         found.append("Some texts have too small a share for a single cell of so few.")
     if wish.cell is not None:
-        found.append("Cells between given cells and a text are a hypothesis of the model, not data.")
+        found.append(HYPOTHESIS)
     return list(dict.fromkeys(found))
 
 

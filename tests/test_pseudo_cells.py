@@ -1,0 +1,78 @@
+"""`generate_cells` with the embedded model: cells of the type, the platform and the place that were asked for."""
+
+import numpy as np
+import pytest
+from anndata import read_h5ad
+
+import scmmgpt
+from scmmgpt.errors import UserError
+
+MARKERS = {
+    "B cell": ("MS4A1", "CD79A"),
+    "CD14-positive monocyte": ("LYZ", "S100A8"),
+    "natural killer cell": ("NKG7", "GNLY"),
+}
+
+
+def made(text, number=30, **wish):
+    return scmmgpt.generate_cells(text, number, seed=0, progress=False, **wish)
+
+
+def shares(cells, genes):
+    """Mean share of some genes in the cells, per 10,000."""
+    counts = cells[:, list(genes)].X.sum(1) / cells.X.sum(1)
+    return 1e4 * float(np.asarray(counts).mean())
+
+
+@pytest.fixture(scope="module")
+def blood():
+    return {name: made(f"a {name} from human blood") for name in MARKERS}
+
+
+@pytest.mark.parametrize("name", MARKERS)
+def test_a_type_shows_its_own_markers(blood, name):
+    own = shares(blood[name], MARKERS[name])
+
+    others = [shares(cells, MARKERS[name]) for other, cells in blood.items() if other != name]
+    assert own > 5 * max(others)
+
+
+def test_a_marker_of_one_type_alone_is_not_lost(blood):
+    alpha = made("a pancreatic A cell from human pancreas")
+
+    assert shares(alpha, ["GCG"]) > 30
+    assert shares(alpha, ["GCG"]) > 20 * shares(blood["B cell"], ["GCG"])
+
+
+def test_words_of_a_person_name_the_type_too(blood):
+    cells = made("CD14+ monocytes, human blood")
+
+    assert shares(cells, MARKERS["CD14-positive monocyte"]) > 5 * shares(
+        blood["B cell"], MARKERS["CD14-positive monocyte"]
+    )
+
+
+def test_a_platform_has_a_depth_and_genes_of_its_own():
+    smart, droplets = (made("a B cell from mouse spleen", platform=name) for name in ("Smart-seq2", "10x"))
+
+    depth_of_reads, depth_of_molecules = (np.median(np.asarray(cells.X.sum(1))) for cells in (smart, droplets))
+    assert depth_of_reads > 20 * depth_of_molecules
+    with pytest.raises(UserError, match="platform must be one of 10x, Smart-seq2"):
+        made("a B cell", platform="Smartseq")
+
+
+def test_cells_lie_between_given_cells_and_a_text(blood):
+    start = read_h5ad("tests/data/pbmc_facs_300.h5ad")
+    start = start[(start.obs.cell_type == "B cell").to_numpy()][:20]
+    towards = "a CD14-positive monocyte from human blood"
+
+    near, far = (made(towards, cell=start, strength=strength, depth=3000) for strength in (0.1, 0.9))
+
+    assert shares(near, MARKERS["B cell"]) > 2 * shares(far, MARKERS["B cell"])
+    assert shares(far, ("LYZ",)) > 2 * shares(near, ("LYZ",))
+    assert any("hypothesis" in note for note in near.uns["scmmgpt"]["generate"]["notes"])
+
+
+def test_what_was_never_seen_is_said():
+    with pytest.warns(UserWarning, match="from blood was seen in training: such cells are extrapolated"):
+        made("an astrocyte from blood", number=2)
