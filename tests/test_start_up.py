@@ -171,7 +171,7 @@ OVER_TORCH_ALONE = 2.7
 
 
 def test_the_command_writes_its_report_after_a_lean_start(tmp_path):
-    cells = Path(__file__).parent / "data" / "pbmc_300.h5ad"
+    cells = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
     call = [str(cells), "--output", str(tmp_path / "out.h5ad"), "--report", str(tmp_path / "page.html")]
 
     run_python(ANNOTATE, *call)

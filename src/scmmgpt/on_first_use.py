@@ -129,7 +129,8 @@ class Imports(MetaPathFinder, Loader):
             self.waiting.discard(fullname)
             self.hollow.pop(fullname, None)
             return None  # found as ever
-        return PathFinder.find_spec(fullname, self.real(package) and sys.modules[parent].__path__)
+        self.real(package)
+        return PathFinder.find_spec(fullname, sys.modules[parent].__path__)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = StandIn(spec.name)
