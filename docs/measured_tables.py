@@ -351,10 +351,19 @@ def _calibration_table(report: dict) -> str:
 def _browser_table(report: dict) -> str:
     """The page in Chromium: size and requests, time and memory, equality with Python."""
     size, timed = report["size"], [report[name] for name in ("seconds", "memory") if name in report]
+    moved, schemes = report["smooth"], [report["readable"][scheme] for scheme in ("light", "dark")]
+    lowest = [min(one[f"lowest_of_{what}"] for one in schemes) for what in ("text", "parts")]
     first = [
+        ["built, by the processor", f"{report['build']['cpu_s']} s"],
         ["the whole page", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"],
         ["first paint, from a local server", f"{size['first_paint_ms']} ms"],
         ["requests after the page has loaded, through a whole visit", str(len(size["requests_after"]))],
+        ["lowest contrast of text (4.5 is asked) and of controls and colours (3)", "{} and {}".format(*lowest)],
+        [
+            f"a map of {moved['points']:,} points moved without a GPU, load {moved['load_average']:.1f}",
+            f"{moved['frames_per_second']} frames a second of {moved['points_in_motion']:,} points, "
+            f"{moved['cpu_ms_per_frame']:.0f} ms of the processor each",
+        ],
     ]
     header = ["opened and named", "clock", "processor", "largest process", "before the file", "load of the machine"]
     second = [
@@ -398,7 +407,7 @@ def _share(value: float | None) -> str:
 def _generation_table(report: dict) -> str:
     """Types as asked, test studies beside simple generators, pairs never seen, speed, and the rare class."""
     asked = [
-        [one["tissue"], one["classifier"], name, f"{share:.2f}"]
+        [one["tissue"], f"{one['classifier']}{' (in training)' if one['in_training'] else ''}", name, f"{share:.2f}"]
         for one in report.get("asked", [])
         for name, share in one["shares"].items()
     ]
@@ -421,7 +430,8 @@ def _generation_table(report: dict) -> str:
         for way in one["f1"]
     ]
     parts = [
-        "Share that a logistic regression on real cells of another study names as asked:",
+        "Share that a logistic regression on real cells of a study names as asked; the means of some of these studies "
+        "taught the decoder:",
         markdown(["tissue", "classifier learnt on", "asked for", "named so"], asked, num_left=3),
         "Beside real cells of the test studies, none of which taught the model:",
         markdown(["study", "cells of", *columns], studies, num_left=2),

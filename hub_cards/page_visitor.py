@@ -15,13 +15,16 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--use-gl=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic"]
 ARGUMENTS += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-# What a static Space sends, as the page's card asks for it.
-HEADERS = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 PATIENCE = 900.0
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     headers_sent: dict[str, str] = {}
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
 
     def end_headers(self) -> None:
         for name, value in self.headers_sent.items():
@@ -33,9 +36,10 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path, headers: dict[str, str] | None = None) -> Iterator[str]:
-    """The address of a server of a folder."""
-    handler = type("Handler", (_Quiet,), {"headers_sent": HEADERS if headers is None else headers})
+def served(folder: Path, *, headers: dict[str, str] | None = None, asked: list[str] | None = None) -> Iterator[str]:
+    """The address of a plain server of a folder; what it is asked for is added to `asked`."""
+    own = {"headers_sent": headers or {}, "asked": [] if asked is None else asked}
+    handler = type("Handler", (_Quiet,), own)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

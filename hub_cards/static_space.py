@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from scmmgpt.errors import UserError
 from scmmgpt.loading import LoadedModel, ModelSource, load
 from scmmgpt.processing.labels_scmmgpt import ontology_labels
+from scmmgpt.progress import progress_bar
 from scmmgpt.storage import written_by_rename
 from scmmgpt.version import __version__
 
@@ -51,10 +53,17 @@ def build_page(
         raise UserError(f"{str(directory)!r} exists: name a new folder, nothing is ever written over.")
     loaded = load(model)
     with written_by_rename(directory) as folder, tempfile.TemporaryDirectory() as workshop:
-        _run_npm(npm, Path(workshop), folder)
-        manifest = export_onnx(folder / MODEL_FOLDER, model=loaded, cells=cells)
-        write_page_tables(loaded, folder / MODEL_FOLDER)
-        _keep_what_is_read(folder / MODEL_FOLDER)
+        with ThreadPoolExecutor(1) as beside, progress_bar("page", 3) as advance:
+            built = beside.submit(_run_npm, npm, Path(workshop), folder)
+            tables = Path(workshop) / MODEL_FOLDER
+            manifest = export_onnx(tables, model=loaded, cells=cells)
+            advance(1)
+            write_page_tables(loaded, tables)
+            _keep_what_is_read(tables)
+            advance(1)
+            built.result()
+            shutil.move(tables, folder / MODEL_FOLDER)
+            advance(1)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         size = sum(files.values())
@@ -89,7 +98,10 @@ def _run_npm(npm: str, workshop: Path, folder: Path) -> None:
     """Install what the lock file names into a folder that is thrown away, and build from it."""
     sources = workshop / "page"
     shutil.copytree(SOURCES, sources, ignore=shutil.ignore_patterns(*_NOT_SOURCES))
-    for command in (["ci", "--no-audit", "--no-fund"], ["run", "build", "--", "--outDir", str(folder.resolve())]):
+    for command in (
+        ["ci", "--omit=dev", "--no-audit", "--no-fund"],
+        ["run", "build", "--", "--outDir", str(folder.resolve())],
+    ):
         done = subprocess.run([npm, *command], cwd=sources, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()[-5:]

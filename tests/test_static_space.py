@@ -18,7 +18,8 @@ import scmmgpt
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import push as push_module
 from scmmgpt.hub_cards import static_space
-from scmmgpt.hub_cards.page_visitor import CHROMIUM, Visitor, chromium, served
+from scmmgpt.hub_cards.page_accessibility import contrast, nameless, overhang, tab_to
+from scmmgpt.hub_cards.page_visitor import ARGUMENTS, CHROMIUM, Visitor, chromium, served
 from scmmgpt.hub_cards.push_space import check_page, push_page
 from scmmgpt.hub_cards.static_space import SOURCES, build_page, find_npm
 
@@ -195,8 +196,14 @@ def browser():
 
 
 @pytest.fixture
-def visitor(page, browser):
-    with served(page) as url:
+def asked():
+    """What the server of the page was asked for."""
+    return []
+
+
+@pytest.fixture
+def visitor(page, browser, asked):
+    with served(page, asked=asked) as url:
         visitor = Visitor(browser, url).until_ready()
         yield visitor
         assert visitor.problems == []
@@ -206,9 +213,9 @@ def visitor(page, browser):
 @pytest.mark.slow
 @pytest.mark.browser
 @needs_node
-def test_a_visitor_names_selects_searches_and_downloads(visitor, tmp_path):
+def test_a_visitor_names_selects_searches_and_downloads(visitor, asked, tmp_path):
     expected = scmmgpt.annotate(anndata.read_h5ad(CELLS), proteins=False, progress=False)
-    loaded = len(visitor.requests)
+    of_browser, of_server = len(visitor.requests), len(asked)
 
     assert "300 cells of human" in visitor.open(CELLS)
     visitor.name_cells()
@@ -223,7 +230,8 @@ def test_a_visitor_names_selects_searches_and_downloads(visitor, tmp_path):
     assert (found.X != anndata.read_h5ad(CELLS).X).nnz == 0, "counts stay as they were"
     assert set(expected.obs.loc[hits[:10], "cell_type"]) == {"B cell"}
     assert visitor.text("#chosen").startswith("300 cells on the map")
-    assert visitor.requests[loaded:] == [], "nothing leaves, and nothing comes, after the page has loaded"
+    assert visitor.requests[of_browser:] == [], "nothing leaves, and nothing comes, after the page has loaded"
+    assert asked[of_server:] == []
 
 
 @pytest.mark.slow
@@ -330,7 +338,7 @@ def named(cells, form):
 @pytest.mark.browser
 @needs_node
 def test_the_page_works_without_a_connection_once_it_was_loaded(page, browser):
-    with served(page, headers={}) as url:
+    with served(page) as url:
         first = Visitor(browser, url).until_ready()
         first.page.reload()
         first.until_ready()
@@ -338,20 +346,20 @@ def test_the_page_works_without_a_connection_once_it_was_loaded(page, browser):
     first.until_ready()
 
     assert "300 cells" in first.open(CELLS)
-    assert "threads" in first.text("#about"), "its own answers carry the headers that threads need"
     first.close()
 
 
 @pytest.mark.slow
 @pytest.mark.browser
 @needs_node
-def test_the_policy_binds_the_worker_too(page, browser):
+def test_the_policy_binds_the_workers_too(page, browser):
     open_to_all = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
     with served(page) as url, served(page, headers=open_to_all) as other:
         visitor = Visitor(browser, url).until_ready()
-        (worker,) = [worker for worker in visitor.page.workers if worker.url.startswith("blob:")]
-        for asked in (worker, visitor.page):
-            said = asked.evaluate("url => fetch(url).then(() => 'answered', error => String(error))", other)
+        workers = [worker for worker in visitor.page.workers if worker.url.startswith("blob:")]
+        assert len(workers) >= 2, "one that reads and calls, and one for each core"
+        for one in (*workers, visitor.page):
+            said = one.evaluate("url => fetch(url).then(() => 'answered', error => String(error))", other)
             assert "Failed to fetch" in said
         visitor.close()
 
@@ -359,25 +367,70 @@ def test_the_policy_binds_the_worker_too(page, browser):
 @pytest.mark.slow
 @pytest.mark.browser
 @needs_node
-def test_every_control_has_a_name_and_a_keyboard_reaches_it(visitor):
-    visitor.open(CELLS)
-    controls = visitor.page.locator("input, button, select, textarea, canvas[tabindex]")
-    nameless = [
-        control.get_attribute("id")
-        for control in controls.all()
-        if control.is_visible() and not control.evaluate(ACCESSIBLE_NAME)
-    ]
+def test_memory_that_is_not_enough_gets_a_sentence(page, browser):
+    little = [*ARGUMENTS, "--js-flags=--wasm-max-mem-pages=1000"]  # of 64 KiB each
+    small = browser.browser_type.launch(executable_path=CHROMIUM, args=little)
+    with served(page) as url:
+        visitor = Visitor(small, url).until_ready()
 
-    assert nameless == []
-    visitor.page.focus("#file")
-    reached = set()
-    for _ in range(25):
-        visitor.page.keyboard.press("Tab")
-        reached.add(visitor.page.evaluate("document.activeElement.id"))
-    assert {"sample", "tissue", "annotate", "map", "points", "query", "search"} <= reached
+    assert visitor.error.startswith("The browser ran out of memory. Close other tabs")
+    assert visitor.problems == []
+    small.close()
 
 
-ACCESSIBLE_NAME = (
-    "element => element.getAttribute('aria-label') || element.innerText || "
-    "[...(element.labels ?? [])].map(label => label.innerText).join('')"
-)
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_node
+def test_a_whole_visit_needs_no_mouse(visitor, tmp_path):
+    press, page = visitor.page.keyboard.press, visitor.page
+    for name in ("sample", "annotate"):
+        tab_to(page, name)
+        press("Enter")
+        visitor.wait()
+    tab_to(page, "points")
+    for key in ("ArrowLeft", "+", "-", "Home"):
+        press(key)
+    press("Tab")
+    press("Enter")  # the first name of the legend
+    visitor.wait()
+    assert "cells called" in visitor.text("#chosen")
+    page.focus("#annotate")
+    tab_to(page, "query")
+    page.keyboard.type("a cell that makes antibodies")
+    press("Enter")
+    visitor.wait()
+    tab_to(page, "csv")
+    with page.expect_download() as waiting:
+        press("Enter")
+
+    assert page.locator("#hits li").count() == 50
+    assert len(pd.read_csv(waiting.value.path())) == 300
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_node
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_can_be_read_and_named_and_fits_a_narrow_screen(page, browser, scheme):
+    with served(page) as url:
+        visitor = Visitor(browser, url, width=320, height=640, scheme=scheme).until_ready()
+        before = contrast(visitor.page)
+        visitor.open(CELLS)
+        visitor.name_cells()
+        after = contrast(visitor.page)
+
+        assert before["too_low"] == after["too_low"] == []
+        assert after["texts_and_parts"] > before["texts_and_parts"] > 20
+        assert nameless(visitor.page) == []
+        assert overhang(visitor.page) <= 0
+        visitor.close()
+
+
+@pytest.mark.browser
+def test_a_contrast_that_is_too_low_is_found(browser):
+    page = browser.new_page()
+    page.set_content("<body><p style='color: #999; background: #fff'>pale</p><input id='x' aria-label='x'></body>")
+
+    assert [one["what"] for one in contrast(page)["too_low"]] == ["pale"]
+    assert contrast(page)["lowest_of_text"] == 2.85, "as WCAG's own formula gives it for #999 on white"
+    page.close()

@@ -211,7 +211,7 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         alike = F.normalize(home, dim=1, eps=1e-6) @ F.normalize(of_known, dim=1, eps=1e-6).T
         weights = is_there * organism * ((KIN_SHARPNESS * (alike - 1)).exp() + OWN_WEIGHT * of_type * of_organism)
         shift = weights @ self.population_shifts.float() / (weights.sum(1, keepdim=True) + NO_MATCH)
-        own = of_type * organism * (1 + OWN_WEIGHT * is_there)
+        own = of_type * (organism + OWN_WEIGHT * of_organism * is_there)
         return torch.cat([home + shift, own / (own.sum(1, keepdim=True) + NO_MATCH)], 1)
 
     def log_shares(self, states: torch.Tensor, gene_ids: torch.Tensor) -> torch.Tensor:

@@ -1,19 +1,19 @@
-// Writes src/products_kernel.ts from src/products.wat.
+// Writes src/kernel.ts from src/kernel.wat.
 
 import { readFileSync, writeFileSync } from "node:fs";
 import wabt from "wabt";
 
 export async function kernelOf(text) {
-  const module = (await wabt()).parseWat("products.wat", text, { simd: true });
+  const module = (await wabt()).parseWat("kernel.wat", text, { simd: true });
   return Buffer.from(module.toBinary({}).buffer).toString("base64");
 }
 
-export const written = (kernel) => `// Written from products.wat by \`npm run kernel\`.
+export const written = (kernel) => `// Written from kernel.wat by \`npm run kernel\`.
 
 export const KERNEL =
   "${kernel.match(/.{1,110}/g).join('" +\n  "')}";
 `;
 
 if (process.argv[1] === import.meta.filename) {
-  writeFileSync("src/products_kernel.ts", written(await kernelOf(readFileSync("src/products.wat", "utf8"))));
+  writeFileSync("src/kernel.ts", written(await kernelOf(readFileSync("src/kernel.wat", "utf8"))));
 }

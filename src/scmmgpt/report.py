@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from .storage import written_by_rename
 
 MAX_POINTS = 20_000
 MAX_POINTS_FOR_UMAP = 5_000
+_UMAP_EPOCHS, _UMAP_SEARCHES_FROM = 200, 4096
 _SEED = 0
 
 
@@ -113,9 +115,22 @@ def lay_out(embeds: np.ndarray) -> tuple[np.ndarray, str]:
         return _two_columns(centred @ axes[:2].T), "principal components of the model's embedding"
     if len(embeds) < 10:
         return _two_columns(np.asarray(embeds)[:, :2]), "first two axes of the model's embedding"
-    neighbours = min(15, len(embeds) - 1)
-    coordinates = UMAP(n_neighbors=neighbours, metric="cosine", init="pca", random_state=_SEED, n_jobs=1)
-    return coordinates.fit_transform(np.asarray(embeds)), "UMAP of the model's embedding"
+    embeds, number = np.asarray(embeds, np.float32), min(15, len(embeds) - 1)
+    about = {"metric": "cosine", "init": "pca", "n_epochs": _UMAP_EPOCHS, "random_state": _SEED, "n_jobs": 1}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*transforming new data")  # there is none
+        layout = UMAP(number, precomputed_knn=_exact_neighbours(embeds, number), **about).fit_transform(embeds)
+    return layout, "UMAP of the model's embedding"
+
+
+def _exact_neighbours(embeds: np.ndarray, number: int) -> tuple:
+    """What umap would search for by a way that takes half a minute to compile; nothing where it searches as we would."""
+    if len(embeds) < _UMAP_SEARCHES_FROM:
+        return (None, None, None)
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, neighbours = NearestNeighbors(n_neighbors=number, metric="cosine").fit(embeds).kneighbors(embeds)
+    return neighbours, distances.astype(np.float32), None
 
 
 def _two_columns(coordinates: np.ndarray) -> np.ndarray:

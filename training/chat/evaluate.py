@@ -270,7 +270,7 @@ def cost(chat: LoadedModel, place: Path, data: Path) -> dict[str, Any]:
     """A description of all clusters of one file by the command, and the speed of writing alone."""
     file = data / COST_FILE
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "scmmgpt", "describe", str(file), str(Path(folder) / "out.h5ad")]
+        command = [sys.executable, "-m", "scmmgpt", "describe", str(file), "--output", str(Path(folder) / "out.h5ad")]
         began = time.perf_counter()
         subprocess.run(
             [*command, "--cluster-key", "cell_type", "--model", str(place)], check=True, capture_output=True
@@ -326,10 +326,12 @@ def main(
             write(output, found)
     if "facts" in parts:
         found["facts"] = facts(chat, studies, tree)
+        write(output, found)
     if "knowledge" in parts:
         questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))
         known = {"chat": knowledge(chat, questions), "base": knowledge(plain, questions)}
         found["knowledge"] = known | {"questions": len(questions)}
+        write(output, found)
     if "cost" in parts:
         found["cost"] = cost(chat, place, data)
     write(output, found)

@@ -82,7 +82,8 @@ def fit_means(profiles: Profiles, wording: RequestTexts, part: FactorPart) -> Me
     table = profiles.table.iloc[rows].reset_index(drop=True)
     platform = platform_of(table.study, part.platforms)
     _, kind = numbered(table.term_id, table.organism)
-    facts = FactTable.of([wording.facts(row) for row in table.to_dict("records")], wording.ontology)
+    said = [wording.facts(row) for row in table.to_dict("records")]
+    facts = FactTable.of(said, wording.ontology, wording.tissue_parts)
     seen = truly_measured(profiles.share[rows], profiles.measured[rows], table.study)
     logs = log_shares(profiles.share[rows], seen, kind)
     shifts = platform_shifts(logs, kind, platform, len(part.platforms))
@@ -275,7 +276,7 @@ def train_decoder(
     part = recipe.factors
     run = recipe.stage2_run(part, output, seed=90)
     seed = run.training["seed"]
-    wording = RequestTexts(ontology, recipe.tissue_names, recipe.disease_names)
+    wording = RequestTexts(ontology, recipe.tissue_names, recipe.disease_names, recipe.tissue_parts)
     means = fit_means(profiles, wording, part)
     kinds = fit_kinds(profiles, counted, means, part, seed)
     torch.manual_seed(seed)

@@ -172,6 +172,7 @@ class MiniRecipe:
     stage2: Stage2Part
     factors: FactorPart
     tissue_names: dict[str, str] = Field(default_factory=dict)
+    tissue_parts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     disease_names: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
 

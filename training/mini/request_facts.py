@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,21 +33,26 @@ class FactTable:
         Distinct facts that profiles have, and which of them each profile (P,) has.
     kinds
         Types that a text may name, and the profiled types that it means by them.
+    parts
+        Tissues that are part of another: who asks for the whole means them too.
     """
 
     values: list[list[str]]
     populations: list[tuple[str, ...]]
     population: np.ndarray
     kinds: dict[str, list[str]]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, facts: list[dict[str, str]], ontology: Ontology) -> FactTable:
+    def of(
+        cls, facts: list[dict[str, str]], ontology: Ontology, parts: Mapping[str, tuple[str, ...]] | None = None
+    ) -> FactTable:
         """Of the facts of each profile."""
         populations, population = numbered(*([one[name] for one in facts] for name in FACTS))
         values = [sorted({one[place] for one in populations}) for place in range(len(FACTS))]
         for said in values[TISSUE:]:
             said[:] = ["", *(name for name in said if name)]
-        return cls(values, populations, population, kinds_of(values[TYPE], ontology))
+        return cls(values, populations, population, kinds_of(values[TYPE], ontology), parts or {})
 
     @property
     def sizes(self) -> list[int]:
@@ -88,6 +93,10 @@ class FactTable:
         for place, start in enumerate(self._starts[:-1]):
             facts[np.arange(len(kind)), start + kind[:, place]] = 1
         facts[:, self._starts[TISSUE]] = 1  # a text that names no place means cells of any
+        for whole, parts in self.parts.items():
+            if whole in self._places[TISSUE]:
+                is_part = np.isin([self.values[TISSUE][place] for place in kind[:, TISSUE]], parts)
+                facts[is_part, self._starts[TISSUE] + self._places[TISSUE][whole]] = 1
         home = _in_all_organisms(home)
         shifts = mean - home[kind[:, TYPE], kind[:, ORGANISM]]
         return {"type_states": home, "population_facts": facts, "population_shifts": shifts}

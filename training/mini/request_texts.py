@@ -23,14 +23,15 @@ class RequestTexts:
 
     Attributes
     ----------
-    tissue_names, disease_names
+    tissue_names, disease_names, tissue_parts
         As in the recipe: names of tissues in the sources to what a reader calls them; part of a study's name to the
-        disease of its donors.
+        disease of its donors; tissues and what is part of them.
     """
 
     ontology: Ontology
     tissue_names: Mapping[str, str] = field(default_factory=dict)
     disease_names: Mapping[str, str] = field(default_factory=dict)
+    tissue_parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def facts(self, row: Mapping) -> dict[str, str]:
         """What a text may say of a row of the table of profiles. The organism is said where it is not human."""

@@ -73,7 +73,7 @@ def measure(
     seed: int,
 ) -> dict[str, Any]:
     """The pairs, and how near the means that were asked for are."""
-    wording = RequestTexts(ontology, recipe.tissue_names, recipe.disease_names)
+    wording = RequestTexts(ontology, recipe.tissue_names, recipe.disease_names, recipe.tissue_parts)
     facts = pd.DataFrame([wording.facts(row) for row in profiles.table.to_dict("records")])
     facts["label"] = profiles.table.label.to_numpy()
     whole = profiles.measured.sum(1) >= WHOLE_TRANSCRIPTOME

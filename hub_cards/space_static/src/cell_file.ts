@@ -1,7 +1,7 @@
 // A file of cells, opened but not read: h5ad, h5mu or 10x h5 (processing/cell_files_scmmgpt.py, cell_reading_scmmgpt.py).
 
 import type { File, Group } from "h5wasm";
-import { ColumnWise, type CsrRows, type Matrix, RowWise, rowsOfDense } from "./cell_matrix";
+import { ColumnWise, type CsrRows, denseReader, joined, type Matrix, RowWise } from "./cell_matrix";
 import { UserError } from "./errors";
 import { onlyGenes, type SetAside, TYPE_COLUMNS } from "./features";
 import { NAME_COLUMNS } from "./gene_identity";
@@ -98,8 +98,7 @@ export class CellFile {
     const graph = obsp && child(obsp, "connectivities");
     if (isGroup(graph)) return sparseReader(graph, [this.numCells, this.numCells]);
     if (!isDataset(graph)) return null;
-    const read = denseRows(graph, "connectivities");
-    return (start, stop) => rowsOfDense(read(start, stop), stop - start, this.numCells);
+    return denseReader(denseRows(graph, "connectivities"), this.numCells);
   }
 
   private mapNames(): string[] {
@@ -162,14 +161,7 @@ function sample(matrix: Matrix): CsrRows {
   const numCells = matrix.shape[0], starts: number[] = [];
   if (numCells <= SAMPLE_BLOCKS * SAMPLE_ROWS) for (let start = 0; start < numCells; start += SAMPLE_ROWS) starts.push(start);
   else for (let block = 0; block < SAMPLE_BLOCKS; block++) starts.push(Math.floor((block * (numCells - SAMPLE_ROWS)) / (SAMPLE_BLOCKS - 1)));
-  const blocks = starts.map((start) => matrix.read(start, Math.min(start + SAMPLE_ROWS, numCells)));
-  const indptr = [0], indices: number[] = [], data: number[] = [];
-  for (const block of blocks) {
-    for (let row = 1; row < block.indptr.length; row++) indptr.push(indptr[indptr.length - 1] + block.indptr[row] - block.indptr[row - 1]);
-    for (const index of block.indices) indices.push(index);
-    for (const value of block.data) data.push(value);
-  }
-  return { indptr: Int32Array.from(indptr), indices: Int32Array.from(indices), data: Float64Array.from(data) };
+  return joined(starts.map((start) => matrix.read(start, Math.min(start + SAMPLE_ROWS, numCells))));
 }
 
 function matricesOf(root: Group, numCells: number): Matrix[] {
@@ -199,8 +191,7 @@ function onDisk(name: string, element: unknown, table: unknown, numCells: number
   const shape: [number, number] = [numCells, ordered.get("index")!.length];
   if (isGroup(element)) return { name, shape, names: ordered, types, read: sparseReader(element, shape) };
   if (!isDataset(element) || element.shape?.length !== 2) throw new UserError(`\`${name}\` is no matrix of cells x genes.`);
-  const read = denseRows(element, name);
-  return { name, shape, names: ordered, types, read: (start, stop) => rowsOfDense(read(start, stop), stop - start, shape[1]) };
+  return { name, shape, names: ordered, types, read: denseReader(denseRows(element, name), shape[1]) };
 }
 
 function namesOf(table: unknown, columns: string[]): Map<string, string[]> {

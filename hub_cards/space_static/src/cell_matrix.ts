@@ -28,10 +28,38 @@ export interface ArrayOnDisk {
   read(start: number, stop: number): Numbers;
 }
 
-// Entries of a column-wise matrix that are turned into rows at a time: about 50 MB.
+// Entries that are turned into csr rows at a time: about 50 MB.
 const WINDOW_ENTRIES = 4_000_000;
 
-export function rowsOfDense(values: Numbers, numRows: number, numColumns: number): CsrRows {
+/** Rows of a dense array, of which only some lie in memory as they are. */
+export function denseReader(read: (start: number, stop: number) => Numbers, numColumns: number): Matrix["read"] {
+  const most = Math.max(1, Math.floor(WINDOW_ENTRIES / numColumns));
+  return (start, stop) => {
+    const blocks: CsrRows[] = [];
+    for (let from = start; from < stop; from += most) {
+      const to = Math.min(from + most, stop);
+      blocks.push(rowsOfDense(read(from, to), to - from, numColumns));
+    }
+    return joined(blocks);
+  };
+}
+
+/** Blocks of rows as one. */
+export function joined(blocks: CsrRows[]): CsrRows {
+  if (blocks.length === 1) return blocks[0];
+  const numRows = blocks.reduce((sum, { indptr }) => sum + indptr.length - 1, 0), numEntries = blocks.reduce((sum, { data }) => sum + data.length, 0);
+  const indptr = new Int32Array(numRows + 1), indices = new Int32Array(numEntries), data = new Float64Array(numEntries);
+  let row = 0, entry = 0;
+  for (const block of blocks) {
+    indices.set(block.indices, entry);
+    data.set(block.data, entry);
+    for (let own = 1; own < block.indptr.length; own++) indptr[++row] = entry + block.indptr[own];
+    entry += block.data.length;
+  }
+  return { indptr, indices, data };
+}
+
+function rowsOfDense(values: Numbers, numRows: number, numColumns: number): CsrRows {
   const indptr = new Int32Array(numRows + 1);
   let filled = 0;
   for (let place = 0; place < values.length; place++) if (values[place] !== 0) filled++;

@@ -81,26 +81,16 @@ function meanAndScatter({ values, width }: Rows, scale: Float64Array): { mean: F
 
 /** (D, D): products of the differences of rows from the mean, summed. */
 function scatterOf({ values, width }: Rows, rows: Int32Array | null, mean: Float64Array, scale: Float64Array | null): Float64Array {
-  const numRows = rows ? rows.length : values.length / width, scatter = new Float64Array(width * width), BLOCK = 64;
-  const block = new Float64Array(BLOCK * width);
+  const numRows = rows ? rows.length : values.length / width, scatter = new Float64Array(width * width), BLOCK = 512;
   for (let start = 0; start < numRows; start += BLOCK) {
-    const stop = Math.min(start + BLOCK, numRows), size = stop - start;
-    // Columns end to end, so that the inner loop runs over the rows of the block.
-    for (let row = start; row < stop; row++) {
-      const from = (rows ? rows[row] : row) * width;
-      for (let at = 0; at < width; at++) block[at * BLOCK + row - start] = (values[from + at] - mean[at]) * (scale ? scale[at] : 1);
+    const size = Math.min(BLOCK, numRows - start), columns = new Float32Array(width * size);
+    for (let row = 0; row < size; row++) {
+      const from = (rows ? rows[start + row] : start + row) * width;
+      for (let at = 0; at < width; at++) columns[at * size + row] = (values[from + at] - mean[at]) * (scale ? scale[at] : 1);
     }
-    for (let one = 0; one < width; one++) {
-      const a = one * BLOCK;
-      for (let other = one; other < width; other++) {
-        const b = other * BLOCK;
-        let sum = 0;
-        for (let row = 0; row < size; row++) sum += block[a + row] * block[b + row];
-        scatter[one * width + other] += sum;
-      }
-    }
+    const found = products(columns, columns, size);
+    for (let at = 0; at < found.length; at++) scatter[at] += found[at];
   }
-  for (let one = 0; one < width; one++) for (let other = 0; other < one; other++) scatter[one * width + other] = scatter[other * width + one];
   return scatter;
 }
 

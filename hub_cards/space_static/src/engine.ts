@@ -1,13 +1,13 @@
-// The runtime of the towers: WebGPU where there is one that gives the same embeddings sooner, else WASM with SIMD and threads.
+// The runtime of the towers: WebGPU where there is one that gives the same embeddings sooner, else WASM with SIMD on one core.
 
 import { products } from "./linear_algebra";
 import { DIMENSION } from "./calling";
 import type { Tokens } from "./gene_tokenizer";
 import { FIRST_GENE_ID } from "./gene_vocabulary";
-import type { ReadFile } from "./model";
+import { type ReadFile, reader } from "./model";
 import { gunzip, textOf } from "./packed_files";
 import { TextTokenizer } from "./text_tokenizer";
-import { type Runtime, Towers } from "./towers";
+import { type Runtime, type TextSide, Towers } from "./towers";
 
 const LEAST_COSINE = 0.9999, NUM_TRIED = 32, GENES_OF_TRIED = 500;
 
@@ -16,36 +16,38 @@ type Module = Runtime & { env: { wasm: { numThreads: number; wasmBinary?: ArrayB
 
 export interface Engine {
   towers: Towers;
-  name: string;
+  isGpu: boolean;
+  bytes: number;
 }
 
-export async function openEngine(read: ReadFile, base: string, threads: number, numGenes: number): Promise<Engine> {
+export interface EngineSettings {
+  base: string;
+  kind: "wasm" | "jspi";
+  withTexts: boolean;
+  numGenes: number;
+}
+
+export async function openEngine({ base, kind, withTexts, numGenes }: EngineSettings): Promise<Engine> {
+  const { read, total } = reader(base), runtime = await load(base, kind), cells = await read("cell_tower.onnx");
+  const texts = withTexts ? await textSide(read) : null;
+  const plain = await Towers.open(runtime, cells, texts, ["wasm"]);
+  if (kind === "wasm") return { towers: plain, isGpu: false, bytes: total() };
+  const quick = await Towers.open(runtime, cells, texts, ["webgpu", "wasm"]).catch(() => null);
+  const isGpu = quick !== null && (await isSameAndSooner(quick, plain, someTokens(numGenes)).catch(() => false));
+  return { towers: isGpu ? quick : plain, isGpu, bytes: total() };
+}
+
+async function textSide(read: ReadFile): Promise<TextSide> {
   const longest = (JSON.parse(textOf(await read("manifest.json"))) as { longest_text: number }).longest_text;
-  const words = new TextTokenizer(JSON.parse(textOf(await read("tokenizer.json"))), longest);
-  const [cells, texts] = [await read("cell_tower.onnx"), await read("text_tower.onnx")];
-  const onCpu = `WASM, ${threads} thread${threads > 1 ? "s" : ""}`;
-  if (await hasWebGpu()) {
-    const runtime = await load(base, "jspi", threads), plain = await Towers.open(runtime, cells, texts, words, ["wasm"]);
-    const quick = await Towers.open(runtime, cells, texts, words, ["webgpu", "wasm"]).catch(() => null);
-    const isBetter = quick && (await isSameAndSooner(quick, plain, someTokens(numGenes)).catch(() => false));
-    return isBetter ? { towers: quick, name: "WebGPU" } : { towers: plain, name: onCpu };
-  }
-  return { towers: await Towers.open(await load(base, "wasm", threads), cells, texts, words, ["wasm"]), name: onCpu };
+  return { tower: await read("text_tower.onnx"), words: new TextTokenizer(JSON.parse(textOf(await read("tokenizer.json"))), longest) };
 }
 
-/** WebGPU, and the suspension of WASM that its runtime needs. */
-async function hasWebGpu(): Promise<boolean> {
-  const gpu = (navigator as { gpu?: { requestAdapter(): Promise<unknown> } }).gpu;
-  if (!gpu || !("Suspending" in WebAssembly)) return false;
-  return Boolean(await gpu.requestAdapter().catch(() => null));
-}
-
-async function load(base: string, kind: "wasm" | "jspi", threads: number): Promise<Module> {
+async function load(base: string, kind: "wasm" | "jspi"): Promise<Module> {
   const binary = `ort/ort-wasm-simd-threaded${kind === "jspi" ? ".jspi" : ""}`;
   const packed = await fetch(new URL(`${binary}.wasm.gz`, base));
   if (!packed.ok) throw new Error(`${binary}.wasm.gz is missing on this server (${packed.status}).`);
   const runtime: Module = await import(/* @vite-ignore */ new URL(`ort/ort.${kind}.min.mjs`, base).href);
-  runtime.env.wasm.numThreads = threads;
+  runtime.env.wasm.numThreads = 1;
   runtime.env.wasm.wasmBinary = await gunzip(await packed.arrayBuffer());
   runtime.env.wasm.wasmPaths = { mjs: new URL(`${binary}.mjs`, base).href };
   return runtime;

@@ -112,19 +112,19 @@ function supportOf(groups: GroupSums, names: string[], numCalled: number[], prof
   if (ofTypes.length < 2) return Infinity;
   const most = Math.max(...ofTypes.map((group) => numCalled[group]));
   const called = ofTypes.filter((group) => numCalled[group] >= LEAST_SHARE * most);
-  const rows = Array.from(profiles.geneRows.keys()).filter((gene) => groups.sums.some((own) => own[profiles.geneRows[gene]] > 0));
+  const rows = Int32Array.from(profiles.geneRows.keys()).filter((gene) => groups.sums.some((own) => own[profiles.geneRows[gene]] > 0));
   const all = Math.max(groups.numCells.reduce((sum, number) => sum + number, 0), 1);
   const differences = called.map((group) =>
-    Float64Array.from(rows, (gene) => {
+    Float32Array.from(rows, (gene) => {
       const row = profiles.geneRows[gene], overall = groups.sums.reduce((sum, own) => sum + own[row], 0) / all;
       return groups.sums[group][row] / Math.max(groups.numCells[group], 1) - overall;
     }),
   );
-  const norms = profiles.norms(new Set(rows.map((gene) => profiles.geneRows[gene])));
+  const norms = profiles.norms(new Set(Array.from(rows, (gene) => profiles.geneRows[gene])));
   const best = bestAgreement(differences, rows, norms, profiles);
   const random = randomNumbers(0), byChance = Array.from({ length: NUM_SHUFFLES }, () => {
     const order = shuffled(rows.length, random);
-    return bestAgreement(differences.map((own) => Float64Array.from(order, (place) => own[place])), rows, norms, profiles);
+    return bestAgreement(differences.map((own) => Float32Array.from(order, (place) => own[place])), rows, norms, profiles);
   });
   const deviations = called.map((_, group) => {
     const values = byChance.map((one) => one[group]), mean = values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -136,12 +136,8 @@ function supportOf(groups: GroupSums, names: string[], numCalled: number[], prof
 }
 
 /** The best type's agreement with the differences of each group. */
-function bestAgreement(differences: Float64Array[], rows: number[], norms: Float64Array, profiles: TypeProfiles): number[] {
-  return differences.map((own) => {
-    const sums = new Float64Array(profiles.numTypes);
-    rows.forEach((gene, place) => profiles.addRow(gene, own[place], sums));
-    return sums.reduce((most, sum, type) => Math.max(most, sum / norms[type]), -Infinity);
-  });
+function bestAgreement(differences: Float32Array[], genes: Int32Array, norms: Float64Array, profiles: TypeProfiles): number[] {
+  return differences.map((own) => profiles.weighted(genes, own).reduce((most, sum, type) => Math.max(most, sum / norms[type]), -Infinity));
 }
 
 /** The same numbers from 0 to 1 for the same seed (mulberry32). */

@@ -2,7 +2,7 @@
 
 import type { Dataset, File, Group } from "h5wasm";
 import type { ArrayOnDisk, Numbers } from "./cell_matrix";
-import { UserError } from "./errors";
+import { isOfMemory, UserError } from "./errors";
 
 // Deflate, shuffle, fletcher32, szip, nbit and scale-offset are part of HDF5 itself.
 const MOST_OF_HDF5_ITSELF = 6;
@@ -54,7 +54,7 @@ function readSlice(dataset: Dataset, ranges: ([number, number] | [])[], name: st
   try {
     return dataset.slice(ranges);
   } catch (error) {
-    throw new UserError(`\`${name}\` cannot be read; the file may be damaged or cut off (${(error as Error).message}).`);
+    throw unreadable(error as Error, name);
   }
 }
 
@@ -71,9 +71,14 @@ export function allNumbers(dataset: Dataset, name: string): Float64Array {
   try {
     return Float64Array.from(numbers(dataset.value, name));
   } catch (error) {
-    if (error instanceof UserError) throw error;
-    throw new UserError(`\`${name}\` cannot be read; the file may be damaged or cut off (${(error as Error).message}).`);
+    throw unreadable(error as Error, name);
   }
+}
+
+/** What a reader is told; too little memory is no fault of the file. */
+function unreadable(error: Error, name: string): Error {
+  if (error instanceof UserError || isOfMemory(error)) return error;
+  return new UserError(`\`${name}\` cannot be read; the file may be damaged or cut off (${error.message}).`);
 }
 
 export function refuseUnreadable(dataset: Dataset, name: string): void {

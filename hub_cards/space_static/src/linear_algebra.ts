@@ -1,26 +1,63 @@
 // The few operations on dense matrices that the calling rule needs. Matrices are rows end to end.
 
-import { KERNEL } from "./products_kernel";
+import { KERNEL } from "./kernel";
 
 const LANES = 4;
-const kernel = new WebAssembly.Instance(new WebAssembly.Module(Uint8Array.from(atob(KERNEL), (letter) => letter.charCodeAt(0)))).exports as {
+const compiled = new WebAssembly.Module(Uint8Array.from(atob(KERNEL), (letter) => letter.charCodeAt(0)));
+
+interface Kernel {
   memory: WebAssembly.Memory;
   products(left: number, right: number, out: number, n: number, m: number, bytes: number): void;
-};
+  addRows(table: number, bytes: number, rows: number, weights: number, number: number, out: number): void;
+}
+
+/** The kernel with a memory of its own. */
+const newKernel = () => new WebAssembly.Instance(compiled).exports as unknown as Kernel;
+
+function grownTo(memory: WebAssembly.Memory, bytes: number): ArrayBuffer {
+  const missing = bytes - memory.buffer.byteLength;
+  if (missing > 0) memory.grow(Math.ceil(missing / 65536));
+  return memory.buffer;
+}
+
+const kernel = newKernel();
 
 /** (n, m): products of rows of `left` (n, d) with rows of `right` (m, d). */
 export function products(left: Float32Array, right: Float32Array, depth: number): Float32Array {
   const n = left.length / depth, m = right.length / depth, width = padded(depth), columns = padded(m);
   const places = [0, n * width, (n + columns) * width].map((place) => 4 * place), needed = places[2] + 4 * n * columns;
-  const missing = needed - kernel.memory.buffer.byteLength;
-  if (missing > 0) kernel.memory.grow(Math.ceil(missing / 65536));
-  const memory = new Float32Array(kernel.memory.buffer);
+  const memory = new Float32Array(grownTo(kernel.memory, needed));
   lay(memory, 0, left, depth, width, n);
   lay(memory, n * width, right, depth, width, columns);
   kernel.products(places[0], places[1], places[2], n, columns, 4 * width);
   const found = memory.subarray(places[2] / 4, needed / 4), result = new Float32Array(n * m);
   for (let row = 0; row < n; row++) result.set(found.subarray(row * columns, row * columns + m), row * m);
   return result;
+}
+
+/** Weighted sums of rows of a table of small whole numbers, which stays in the kernel's memory. */
+export class RowSums {
+  private kernel = newKernel();
+  private bytes: number;
+  private table: number;
+
+  constructor(values: Int8Array, private width: number) {
+    const numRows = values.length / width;
+    this.bytes = 16 * Math.ceil(width / 16);
+    this.table = numRows * this.bytes;
+    const memory = new Int8Array(grownTo(this.kernel.memory, this.table));
+    for (let row = 0; row < numRows; row++) memory.set(values.subarray(row * width, (row + 1) * width), row * this.bytes);
+  }
+
+  /** The sum of some rows, each times its weight. */
+  of(rows: Int32Array, weights: Float32Array): Float32Array {
+    const number = rows.length, ofWeights = this.table + 4 * number, out = this.table + 16 * Math.ceil(number / 2), wide = 4 * this.bytes;
+    const buffer = grownTo(this.kernel.memory, out + wide), sums = new Float32Array(buffer, out, this.bytes).fill(0);
+    new Int32Array(buffer).set(rows, this.table / 4);
+    new Float32Array(buffer).set(weights, ofWeights / 4);
+    this.kernel.addRows(0, this.bytes, this.table, ofWeights, number, out);
+    return sums.subarray(0, this.width);
+  }
 }
 
 const padded = (number: number) => Math.ceil(number / LANES) * LANES;

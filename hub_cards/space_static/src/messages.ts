@@ -33,7 +33,7 @@ export interface Opened {
 }
 
 export type Request =
-  | { do: "start"; base: string; threads: number }
+  | { do: "start"; base: string; cores: number }
   | { do: "open"; file: File }
   | { do: "annotate"; asked: Asked }
   | { do: "search"; text: string }

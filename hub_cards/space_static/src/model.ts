@@ -15,6 +15,19 @@ import { TypeProfiles } from "./type_profiles";
 /** A file of the model folder, by name. */
 export type ReadFile = (name: string) => Promise<ArrayBuffer>;
 
+/** Reads the model folder beside the page, and counts the bytes. */
+export function reader(base: string): { read: ReadFile; total(): number } {
+  let bytes = 0;
+  const read: ReadFile = async (name) => {
+    const response = await fetch(new URL(`model/${name}`, base));
+    if (!response.ok) throw new Error(`model/${name} is missing on this server (${response.status}).`);
+    const found = await response.arrayBuffer();
+    bytes += found.byteLength;
+    return found;
+  };
+  return { read, total: () => bytes };
+}
+
 /** What the page's builder writes beside the export. */
 export interface PageJson {
   trained_types: string[];

@@ -1,14 +1,16 @@
 // The page: what the visitor sees and does. The work itself is the worker's.
 
+import { colourOf, isDark, type Rgb, shade, UNKNOWN_COLOUR } from "./colours";
+import { dot, element, meter } from "./elements";
 import { UserError } from "./errors";
 import { parseLabels } from "./labels";
 import type { Answer, Column, Opened, Request, Shown } from "./messages";
-import { colourOf, css, type Rgb, Scatter, shade, UNKNOWN_COLOUR } from "./scatter";
+import { Scatter } from "./scatter";
 import type { Account, Asked } from "./study";
 import workerUrl from "./worker?worker&url";
 
-const UNKNOWN = "unknown", CALLS = "scmmgpt: name", CONFIDENCE = "scmmgpt: confidence", FOUND = "search";
-const MOST_THREADS = 4, MOST_NAMES = 40;
+const UNKNOWN = "unknown", CALLS = "names by scmmgpt", CONFIDENCE = "confidence", FOUND = "fit to the search";
+const MOST_CORES = 4, MOST_NAMES = 40;
 
 const byId = <Element extends HTMLElement = HTMLElement>(id: string) => document.getElementById(id) as Element;
 const status = byId("status"), progress = byId<HTMLProgressElement>("progress"), cancel = byId<HTMLButtonElement>("cancel");
@@ -32,8 +34,7 @@ function begin(): void {
   worker = new Worker(URL.createObjectURL(new Blob([begun], { type: "text/javascript" })), { type: "module" });
   worker.onmessage = ({ data }: MessageEvent<Answer>) => receive(data);
   worker.onerror = (event) => fail(`The page could not start its work (${event.message || "a file of it is missing"}). Reload it.`);
-  const threads = window.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency || 1) : 1;
-  ask({ do: "start", base: document.baseURI, threads });
+  ask({ do: "start", base: document.baseURI, cores: Math.min(MOST_CORES, navigator.hardwareConcurrency || 1) });
 }
 
 function ask(request: Request): void {
@@ -105,6 +106,7 @@ function open(file: File): void {
   for (const id of ["account", "warnings"]) byId(id).hidden = true;
   for (const id of ["legend", "types", "hits"]) byId(id).replaceChildren();
   byId("decided").textContent = "Not named yet.";
+  byId("figures").hidden = true;
   byId("no-map").hidden = false;
   scatter.setPlaces(new Float32Array(0));
   ask({ do: "open", file });
@@ -174,10 +176,27 @@ function showAnnotated(found: Shown, account: Account): void {
   byId("warnings").hidden = !found.warnings.length;
   fillColours();
   colourChoice.value = CALLS;
+  showFigures(found, account);
   showTypes(found);
   paint();
   if (!byId("no-map").hidden) ask({ do: "map", name: mapChoice.value });
 }
+
+function showFigures({ cellType: { names, codes }, confidence, seconds }: Shown, { numCells }: Account): void {
+  const unknown = codes.reduce((number, code) => number + Number(names[code] === UNKNOWN), 0);
+  const figures = {
+    cells: numCells.toLocaleString("en"), names: String(names.filter((name) => name !== UNKNOWN).length),
+    unknown: percent(unknown / numCells), "mean confidence": percent(mean(Int32Array.from(codes.keys()), confidence)), seconds: seconds.toFixed(1),
+  };
+  byId("figures").replaceChildren(...Object.entries(figures).map(([title, figure]) => {
+    const pair = document.createElement("div");
+    pair.append(element("dt", title), element("dd", figure));
+    return pair;
+  }));
+  byId("figures").hidden = false;
+}
+
+const percent = (share: number) => `${Math.round(100 * share)} %`;
 
 function showTypes(found: Shown): void {
   const { names, codes } = found.cellType, numbers = counted(codes, names.length), sums = new Float64Array(names.length);
@@ -189,8 +208,14 @@ function showTypes(found: Shown): void {
       const name = element("th", names[code]);
       name.setAttribute("scope", "row");
       name.prepend(dot(colourOfName(names[code], code)), " ");
-      const mean = (sums[code] / numbers[code]).toFixed(2);
-      row.append(name, ...[String(numbers[code]), mean, evidence?.against ?? "–", evidence?.genes.join(", ") || "–"].map((text) => element("td", text)));
+      const cells = { Cells: numbers[code].toLocaleString("en"), Confidence: percent(sums[code] / numbers[code]) };
+      const said = { "Runner-up": evidence?.against ?? "–", "Genes that speak for the name": evidence?.genes.join(", ") || "–" };
+      row.append(name, ...Object.entries({ ...cells, ...said }).map(([title, text]) => {
+        const cell = element("td", text);
+        cell.dataset.title = title;
+        if (title === "Confidence") cell.prepend(meter(sums[code] / numbers[code]));
+        return cell;
+      }));
       return row;
     }),
   );
@@ -239,7 +264,7 @@ function showLegend(column: Column | null): void {
     ...order.slice(0, MOST_NAMES).map((code) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.append(dot(colourOfName(column.names[code], code)), `${column.names[code]} (${numbers[code]})`);
+      button.append(dot(colourOfName(column.names[code], code)), element("span", column.names[code]), element("small", numbers[code].toLocaleString("en")));
       button.addEventListener("click", () => select(cellsOf(column, code), `called ${column.names[code]}`));
       return button;
     }),
@@ -266,7 +291,7 @@ function select(cells: Int32Array, how: string): void {
   if (!selected.length) return box.replaceChildren(element("p", "None. Draw around some on the map, or press a name.", "empty"));
   box.replaceChildren(element("p", `${selected.length.toLocaleString("en")} cells ${how}.`));
   if (shown) box.append(shareTable("Names", shown.cellType), shareTable("Candidates that hold the truth for nine of ten cells", shown.candidates));
-  if (shown) box.append(element("p", `Mean confidence ${mean(selected, shown.confidence).toFixed(2)}.`));
+  if (shown) box.append(element("p", `Mean confidence ${percent(mean(selected, shown.confidence))}.`));
   if (shown && !isBusy) ask({ do: "genes", cells: selected });
 }
 
@@ -338,23 +363,6 @@ function showControls(): void {
   document.documentElement.dataset.busy = String(isBusy);
 }
 
-function element(tag: string, text: string, kind = ""): HTMLElement {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  if (kind) made.className = kind;
-  return made;
-}
-
-/** A spot of colour; an attribute, since the page allows no inline styles. */
-function dot(colour: Rgb): SVGElement {
-  const picture = document.createElementNS("http://www.w3.org/2000/svg", "svg"), spot = document.createElementNS(picture.namespaceURI, "circle");
-  picture.setAttribute("viewBox", "0 0 10 10");
-  picture.setAttribute("aria-hidden", "true");
-  for (const [name, value] of [["cx", "5"], ["cy", "5"], ["r", "5"], ["fill", css(colour)]]) spot.setAttribute(name, value);
-  picture.append(spot);
-  return picture as SVGElement;
-}
-
 function listen(): void {
   const drop = byId("drop"), chosen = byId<HTMLInputElement>("file");
   chosen.addEventListener("change", () => chosen.files?.[0] && open(chosen.files[0]));
@@ -392,10 +400,14 @@ function listen(): void {
   byId("none").addEventListener("click", () => select(new Int32Array(0), ""));
   byId("csv").addEventListener("click", () => ask({ do: "csv" }));
   byId("h5ad").addEventListener("click", () => ask({ do: "h5ad" }));
+  isDark.addEventListener("change", () => {
+    if (shown) showTypes(shown);
+    paint();
+  });
   window.addEventListener("beforeunload", (event) => isBusy && isReady && event.preventDefault());
 }
 
-/** What keeps the page for the next visit, online or not, and lets it use threads on any server. */
+/** What keeps the page for the next visit, online or not. */
 async function keepForLater(): Promise<void> {
   if (!("serviceWorker" in navigator)) return;
   try {

@@ -1,8 +1,10 @@
 // The map of cells: points by WebGL, and a lasso over them.
 
-export type Rgb = [number, number, number];
+import { randomNumbers, shuffled } from "./evidence";
 
 const MARGIN = 0.06;
+// While the map moves, as many points are drawn as a frame of that time allows: a random part where nothing but the processor draws.
+const FRAME_MS = 33, FEWEST_POINTS = 4_000, STILL_MS = 160, MOST_STILL_MS = 800;
 const VERTEX = `#version 300 es
 in vec2 place; in vec3 colour; in float weight;
 uniform vec2 centre; uniform vec2 scale; uniform float size;
@@ -34,10 +36,14 @@ export class Scatter {
   private path: [number, number][] = [];
   private isMoving = false;
   private isDirty = false;
+  private order: Int32Array = new Int32Array(0);
+  private most = Infinity;
+  private isInMotion = false;
+  private timer = 0;
   tool: "lasso" | "move" = "lasso";
 
   constructor(private canvas: HTMLCanvasElement, private overlay: HTMLCanvasElement, private onSelect: (cells: Int32Array) => void) {
-    this.gl = canvas.getContext("webgl2", { antialias: true, alpha: true, premultipliedAlpha: false });
+    this.gl = canvas.getContext("webgl2", { antialias: false, depth: false });
     if (this.gl) this.program = programOf(this.gl);
     canvas.addEventListener("pointerdown", (event) => this.begin(event));
     canvas.addEventListener("pointermove", (event) => this.drag(event));
@@ -54,6 +60,7 @@ export class Scatter {
 
   setPlaces(places: Float32Array): void {
     this.places = places;
+    this.order = shuffled(places.length / 2, randomNumbers(0));
     this.fill("place", places, 2);
     this.fit();
   }
@@ -82,22 +89,41 @@ export class Scatter {
 
   zoomBy(factor: number): void {
     this.zoom = Math.min(Math.max(this.zoom * factor, 0.5), 200);
-    this.draw();
+    this.move();
   }
 
   moveBy(x: number, y: number): void {
     const [scaleX, scaleY] = this.scale();
     this.centre = [this.centre[0] + x / scaleX, this.centre[1] + y / scaleY];
+    this.move();
+  }
+
+  /** Draw quickly, and all of it when the map has come to rest. */
+  private move(): void {
+    this.isInMotion = true;
     this.draw();
+  }
+
+  /** How long a frame took says how many points the next may have; rest begins a moment after the last one was shown. */
+  private learn(numShown: number, took: number): void {
+    this.most = Math.max(FEWEST_POINTS, Math.round(numShown * Math.min(FRAME_MS / took, 1.25)));
+    if (!this.isInMotion) return;
+    clearTimeout(this.timer);
+    this.timer = window.setTimeout(() => {
+      this.isInMotion = false;
+      this.draw();
+    }, Math.min(Math.max(STILL_MS, 3 * took), MOST_STILL_MS));
   }
 
   /** Draw with the next frame, however often it is asked for. */
   draw(): void {
     if (this.isDirty) return;
     this.isDirty = true;
-    requestAnimationFrame(() => {
+    requestAnimationFrame((time) => {
       this.isDirty = false;
-      this.drawNow();
+      const numCells = this.places.length / 2, numShown = this.isInMotion ? Math.min(this.most, numCells) : numCells;
+      this.drawNow(numShown);
+      requestAnimationFrame((next) => this.learn(numShown, next - time));
     });
   }
 
@@ -106,22 +132,23 @@ export class Scatter {
     return width > height ? [(all * height) / width, all] : [all, (all * width) / height];
   }
 
-  private drawNow(): void {
+  private drawNow(numShown: number): void {
     const { gl, program, canvas } = this, ratio = window.devicePixelRatio || 1;
     if (!gl || !program) return;
-    canvas.width = Math.round(canvas.clientWidth * ratio);
-    canvas.height = Math.round(canvas.clientHeight * ratio);
+    const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
+    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height]; // costs a new buffer
     gl.viewport(0, 0, canvas.width, canvas.height);
     gl.clearColor(0, 0, 0, 0);
     gl.clear(gl.COLOR_BUFFER_BIT);
     gl.enable(gl.BLEND);
     gl.blendFuncSeparate(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.useProgram(program);
-    const numCells = this.places.length / 2, size = numCells > 20_000 ? 2.2 : numCells > 3_000 ? 3.4 : 5.5;
-    gl.uniform2fv(gl.getUniformLocation(program, "centre"), this.centre);
-    gl.uniform2fv(gl.getUniformLocation(program, "scale"), this.scale());
-    gl.uniform1f(gl.getUniformLocation(program, "size"), size * ratio * Math.min(Math.sqrt(this.zoom), 3));
-    gl.drawArrays(gl.POINTS, 0, numCells);
+    const numCells = this.places.length / 2, size = numCells > 20_000 ? 2.2 : numCells > 3_000 ? 3.4 : numCells > 600 ? 5.5 : 7;
+    gl.uniform2fv(this.uniform("centre"), this.centre);
+    gl.uniform2fv(this.uniform("scale"), this.scale());
+    gl.uniform1f(this.uniform("size"), size * ratio * Math.min(Math.sqrt(this.zoom), 3));
+    gl.drawArrays(gl.POINTS, 0, numShown);
+    canvas.dataset.shown = String(numShown);
   }
 
   private fill(name: string, values: Float32Array, width: number): void {
@@ -130,9 +157,20 @@ export class Scatter {
     const place = gl.getAttribLocation(program, name);
     if (place < 0) return;
     gl.bindBuffer(gl.ARRAY_BUFFER, this.buffer(name));
-    gl.bufferData(gl.ARRAY_BUFFER, values, gl.DYNAMIC_DRAW);
+    const mixed = new Float32Array(values.length);
+    this.order.forEach((cell, place) => {
+      for (let at = 0; at < width; at++) mixed[place * width + at] = values[cell * width + at];
+    });
+    gl.bufferData(gl.ARRAY_BUFFER, mixed, gl.DYNAMIC_DRAW);
     gl.enableVertexAttribArray(place);
     gl.vertexAttribPointer(place, width, gl.FLOAT, false, 0, 0);
+  }
+
+  private uniforms = new Map<string, WebGLUniformLocation | null>();
+
+  private uniform(name: string): WebGLUniformLocation | null {
+    if (!this.uniforms.has(name)) this.uniforms.set(name, this.gl!.getUniformLocation(this.program!, name));
+    return this.uniforms.get(name)!;
   }
 
   private buffers = new Map<string, WebGLBuffer>();
@@ -230,35 +268,4 @@ function programOf(gl: WebGL2RenderingContext): WebGLProgram {
   }
   gl.linkProgram(program);
   return program;
-}
-
-// ---- colours
-
-export const UNKNOWN_COLOUR: Rgb = [0.55, 0.58, 0.61];
-
-/** A colour for a number, of a lightness that reads on white and on black alike. */
-export function colourOf(number: number): Rgb {
-  return oklch([0.62, 0.54, 0.7][number % 3], number % 2 ? 0.12 : 0.17, (number * 137.5 + 235) % 360);
-}
-
-/** From pale to strong, for a share from 0 to 1. */
-export function shade(share: number): Rgb {
-  return oklch(0.78 - 0.28 * share, 0.03 + 0.15 * share, 250 - 210 * share);
-}
-
-export const css = ([red, green, blue]: Rgb) => `rgb(${[red, green, blue].map((part) => Math.round(255 * part)).join(" ")})`;
-
-function oklch(lightness: number, chroma: number, hue: number): Rgb {
-  const a = chroma * Math.cos((hue * Math.PI) / 180), b = chroma * Math.sin((hue * Math.PI) / 180);
-  const [l, m, s] = [
-    lightness + 0.3963377774 * a + 0.2158037573 * b, lightness - 0.1055613458 * a - 0.0638541728 * b, lightness - 0.0894841775 * a - 1.291485548 * b,
-  ].map((part) => part ** 3);
-  const linear = [
-    4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s, -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-    -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
-  ];
-  return linear.map((part) => {
-    const bounded = Math.min(Math.max(part, 0), 1);
-    return bounded <= 0.0031308 ? 12.92 * bounded : 1.055 * bounded ** (1 / 2.4) - 0.055;
-  }) as Rgb;
 }

@@ -107,15 +107,14 @@ export class Study {
   async read(embedCells: EmbedCells, tick: Tick): Promise<void> {
     if (this.embeds) return;
     const { numCells } = this.account, { annotator, vocabulary, plausibility } = this.tables;
-    const types = Array.from({ length: annotator.profiles.numTypes }, (_, type) => type);
-    const reader = new AgreementReader(annotator.profiles, types, vocabulary.genes.length);
-    const embeds = allocated(numCells, DIMENSION), agreement = allocated(numCells, types.length);
+    const numTypes = annotator.profiles.numTypes, reader = new AgreementReader(annotator.profiles, vocabulary.genes.length);
+    const embeds = allocated(numCells, DIMENSION), agreement = allocated(numCells, numTypes);
     const isEmpty: boolean[] = [], isImplausible: boolean[] = [];
-    let covered = 0, total = 0, recovered = 0;
+    let covered = 0, total = 0, recovered = 0, before = Promise.resolve();
     for (let start = 0; start < numCells; start += CELLS_PER_CHUNK) {
       const stop = Math.min(start + CELLS_PER_CHUNK, numCells), chunk = this.tokens(start, stop), { tokens } = chunk;
-      embeds.set(await embedCells(tokens), start * DIMENSION);
-      agreement.set(reader.read(tokens), start * types.length);
+      const embedded = embedCells(tokens).then((found) => embeds.set(found, start * DIMENSION));
+      agreement.set(reader.read(tokens), start * numTypes);
       isEmpty.push(...Array.from(tokens.totals, (_, cell) => tokens.bounds[cell] === tokens.bounds[cell + 1]));
       isImplausible.push(...plausibility.implausible(tokens));
       this.sample.add(start, tokens);
@@ -123,8 +122,11 @@ export class Study {
       total += chunk.total;
       recovered += chunk.recovered;
       if (start === 0) this.noise = dispersion(tokens);
+      await before; // so that one chunk is embedded while the next is read, and no more wait
+      before = embedded;
       await tick(stop / numCells);
     }
+    await before;
     [this.embeds, this.agreement, this.isEmpty, this.isImplausible] = [embeds, agreement, isEmpty, isImplausible];
     const share = total ? Math.min(covered / total, 1) : 0;
     Object.assign(this.account, {

@@ -1,13 +1,7 @@
-// Keeps the page for the next visit, with or without a connection. Its answers carry the headers that let a page use
-// threads, which a plain static server does not send.
+// Keeps the page for the next visit, with or without a connection.
 
 const FILES = __FILES__;
 const KEPT = "scmmgpt-page-__VERSION__";
-const HEADERS = {
-  "Cross-Origin-Opener-Policy": "same-origin",
-  "Cross-Origin-Embedder-Policy": "require-corp",
-  "Cross-Origin-Resource-Policy": "same-origin",
-};
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(KEPT).then((kept) => kept.addAll(FILES)).then(() => self.skipWaiting()));
@@ -25,15 +19,8 @@ self.addEventListener("fetch", (event) => {
 
 async function answerTo(request) {
   const kept = await caches.open(KEPT), found = await kept.match(request, { ignoreSearch: true });
-  if (found) return withHeaders(found);
+  if (found) return found;
   const response = await fetch(request);
   if (response.ok && response.status === 200) await kept.put(request, response.clone());
-  return withHeaders(response);
-}
-
-function withHeaders(response) {
-  if (!response.body || response.type === "opaque") return response;
-  const headers = new Headers(response.headers);
-  for (const [name, value] of Object.entries(HEADERS)) headers.set(name, value);
-  return new Response(response.body, { status: response.status, statusText: response.statusText, headers });
+  return response;
 }

@@ -14,16 +14,23 @@ export interface Runtime {
 
 const CELLS_PER_BATCH = 32, TEXTS_PER_BATCH = 32;
 
+/** The text tower, and what turns words into its tokens. */
+export interface TextSide {
+  tower: ArrayBuffer;
+  words: TextTokenizer;
+}
+
 export class Towers {
   private constructor(
-    private runtime: Runtime, private cellTower: InferenceSession, private textTower: InferenceSession, private words: TextTokenizer,
+    private runtime: Runtime, private cellTower: InferenceSession, private textTower: InferenceSession | null, private words: TextTokenizer | null,
   ) {}
 
-  static async open(runtime: Runtime, cells: ArrayBuffer, texts: ArrayBuffer, words: TextTokenizer, providers = ["wasm"]): Promise<Towers> {
+  static async open(runtime: Runtime, cells: ArrayBuffer, texts: TextSide | null, providers: string[]): Promise<Towers> {
     const options: InferenceSession.SessionOptions = { executionProviders: providers, graphOptimizationLevel: "all" };
     const cellTower = await runtime.InferenceSession.create(new Uint8Array(cells), options);
-    const textTower = await runtime.InferenceSession.create(new Uint8Array(texts), { ...options, executionProviders: ["wasm"] });
-    return new Towers(runtime, cellTower, textTower, words);
+    const onCpu = { ...options, executionProviders: ["wasm"] };
+    const textTower = texts && (await runtime.InferenceSession.create(new Uint8Array(texts.tower), onCpu));
+    return new Towers(runtime, cellTower, textTower, texts && texts.words);
   }
 
   /** Unit vectors of cells, (N, D). */
@@ -49,8 +56,8 @@ export class Towers {
   }
 
   /** Unit vectors of texts, (N, D). */
-  async texts(texts: string[], tick: (done: number) => Promise<void> = async () => {}): Promise<Float32Array> {
-    const encoded = texts.map((text) => this.words.encode(text)), embeds = new Float32Array(texts.length * DIMENSION);
+  async texts(texts: string[]): Promise<Float32Array> {
+    const encoded = texts.map((text) => this.words!.encode(text)), embeds = new Float32Array(texts.length * DIMENSION);
     const order = Array.from(encoded.keys()).sort((one, other) => encoded[one].length - encoded[other].length);
     for (let start = 0; start < order.length; start += TEXTS_PER_BATCH) {
       const batch = order.slice(start, start + TEXTS_PER_BATCH), width = encoded[batch[batch.length - 1]].length;
@@ -59,9 +66,8 @@ export class Towers {
         ids.low[2 * (row * width + at)] = id;
         mask.low[2 * (row * width + at)] = 1;
       }));
-      const found = await this.run(this.textTower, [batch.length, width], { input_ids: ids.words, attention_mask: mask.words });
+      const found = await this.run(this.textTower!, [batch.length, width], { input_ids: ids.words, attention_mask: mask.words });
       batch.forEach((text, row) => embeds.set(found.subarray(row * DIMENSION, (row + 1) * DIMENSION), text * DIMENSION));
-      await tick((start + batch.length) / order.length);
     }
     return embeds;
   }

@@ -2,6 +2,7 @@
 
 import type { Tokens } from "./gene_tokenizer";
 import { FIRST_GENE_ID } from "./gene_vocabulary";
+import { RowSums } from "./linear_algebra";
 import type { Ontology } from "./ontology";
 import { safetensors } from "./packed_files";
 
@@ -12,6 +13,7 @@ export class TypeProfiles {
   readonly geneRows: Int32Array;
   /** (genes, types) in whole steps. */
   private steps: Int8Array;
+  private rowSums: RowSums | null = null;
 
   constructor(bytes: ArrayBuffer) {
     const arrays = safetensors(bytes);
@@ -28,18 +30,10 @@ export class TypeProfiles {
     return this.steps[gene * this.numTypes + type] * STEP;
   }
 
-  /** Add a multiple of the differences of all types in one gene. */
-  addRow(gene: number, factor: number, sums: Float64Array): void {
-    const from = gene * this.numTypes, inSteps = factor * STEP;
-    for (let type = 0; type < this.numTypes; type++) sums[type] += inSteps * this.steps[from + type];
-  }
-
-  /** The differences of some types, (genes, types) for all genes of the profiles. */
-  table(types: number[]): Float32Array {
-    const table = new Float32Array(this.geneRows.length * types.length);
-    let place = 0;
-    for (let gene = 0; gene < this.geneRows.length; gene++) for (const type of types) table[place++] = Math.fround(this.difference(gene, type));
-    return table;
+  /** The differences of all types in some genes, each times its weight, added up; to be read before the next are asked for. */
+  weighted(genes: Int32Array, weights: Float32Array): Float32Array {
+    this.rowSums ??= new RowSums(this.steps, this.numTypes);
+    return this.rowSums.of(genes, weights.map((weight) => weight * STEP));
   }
 
   /** Of every row of the vocabulary its place among the genes of the profiles, -1 for none. */
@@ -72,28 +66,25 @@ export class TypeProfiles {
 
 /** (cells, types): each cell's values weighted by a type's differences, over the length of the values. */
 export class AgreementReader {
-  private table: Float32Array;
   private places: Int32Array;
 
-  constructor(profiles: TypeProfiles, private types: number[], numGenes: number) {
-    this.table = profiles.table(types);
+  constructor(private profiles: TypeProfiles, numGenes: number) {
     this.places = profiles.places(numGenes);
   }
 
   read(tokens: Tokens): Float32Array {
-    const numCells = tokens.totals.length, width = this.types.length, sums = new Float64Array(width);
-    const result = new Float32Array(numCells * width);
+    const numCells = tokens.totals.length, width = this.profiles.numTypes, result = new Float32Array(numCells * width);
     for (let cell = 0; cell < numCells; cell++) {
-      sums.fill(0);
-      let squares = 0;
-      for (let at = tokens.bounds[cell]; at < tokens.bounds[cell + 1]; at++) {
+      const [from, to] = [tokens.bounds[cell], tokens.bounds[cell + 1]], rows = new Int32Array(to - from), values = new Float32Array(to - from);
+      let number = 0, squares = 0;
+      for (let at = from; at < to; at++) {
         const value = tokens.values[at], gene = this.places[tokens.ids[at] - FIRST_GENE_ID];
         squares += value * value;
         if (gene < 0) continue;
-        const from = gene * width;
-        for (let type = 0; type < width; type++) sums[type] += value * this.table[from + type];
+        rows[number] = gene;
+        values[number++] = value;
       }
-      const length = Math.max(Math.sqrt(squares), 1e-6);
+      const sums = this.profiles.weighted(rows.subarray(0, number), values.subarray(0, number)), length = Math.max(Math.sqrt(squares), 1e-6);
       for (let type = 0; type < width; type++) result[cell * width + type] = sums[type] / length;
     }
     return result;

@@ -3,13 +3,12 @@
 import h5wasm, { type File as HdfFile, FS, type Group, ready as h5wasmReady } from "h5wasm";
 import { addResults, MOST_BYTES, writeTenx } from "./annotated_file";
 import { CellFile } from "./cell_file";
-import { openEngine } from "./engine";
-import { UserError } from "./errors";
+import { isOfMemory, UserError } from "./errors";
 import { mapOf } from "./layout";
 import type { Answer, Column, Request, Shown } from "./messages";
-import { type ReadFile, readOntologyEmbeds, readTables, type Tables, TextEmbeds } from "./model";
-import type { Towers } from "./towers";
+import { reader, readOntologyEmbeds, readTables, type Tables, TextEmbeds } from "./model";
 import { type Annotated, Study } from "./study";
+import { TowerPool } from "./tower_pool";
 
 const INPUT = "/input", COPY = "/annotated.h5ad", NUM_BEST = 50;
 const OWN_MAP = "similarity";
@@ -17,7 +16,7 @@ const OWN_MAP = "similarity";
 /** The visitor has cancelled: what was begun is given up, what was there stays. */
 class Cancelled extends Error {}
 
-let tables: Tables, towers: Towers, texts: TextEmbeds;
+let tables: Tables, towers: TowerPool, texts: TextEmbeds;
 let opened: { file: File; hdf: HdfFile; cells: CellFile; study: Study } | null = null;
 let shown: Shown | null = null;
 let isCancelled = false;
@@ -41,7 +40,7 @@ async function serve(request: Request): Promise<void> {
 }
 
 const handlers: Record<Request["do"], (request: never) => Promise<void>> = {
-  start: async ({ base, threads }: Request & { do: "start" }) => start(base, threads),
+  start: async ({ base, cores }: Request & { do: "start" }) => start(base, cores),
   open: async ({ file }: Request & { do: "open" }) => open(file),
   annotate: async ({ asked }: Request & { do: "annotate" }) => {
     const { study } = needed(), before = performance.now();
@@ -72,25 +71,16 @@ const handlers: Record<Request["do"], (request: never) => Promise<void>> = {
   cancel: async () => {},
 };
 
-async function start(base: string, threads: number): Promise<void> {
-  let bytes = 0;
-  const read: ReadFile = async (name) => {
-    const response = await fetch(new URL(`model/${name}`, base));
-    if (!response.ok) throw new Error(`model/${name} is missing on this server (${response.status}).`);
-    const found = await response.arrayBuffer();
-    bytes += found.byteLength;
-    return found;
-  };
+async function start(base: string, cores: number): Promise<void> {
   await step("Loading the model", 0.1);
+  const { read, total } = reader(base);
   tables = await readTables(read);
-  await step("Loading the model", 0.4);
-  const engine = await openEngine(read, base, threads, tables.vocabulary.genes.length);
-  towers = engine.towers;
-  await step("Loading the model", 0.8);
   const known = await readOntologyEmbeds(read, tables.annotator.ontology);
+  await step("Loading the model", 0.5);
+  towers = await TowerPool.open(base, cores, tables.vocabulary.genes.length);
   texts = new TextEmbeds(towers, known.texts, known.embeds);
   await h5wasmReady;
-  answer({ is: "ready", model: tables.annotator.ontology.version, engine: engine.name, bytes });
+  answer({ is: "ready", model: tables.annotator.ontology.version, engine: towers.name, bytes: total() + towers.bytes });
 }
 
 async function open(file: File): Promise<void> {
@@ -226,7 +216,7 @@ async function step(what: string, done: number): Promise<void> {
 function explained(error: Error): { message: string; isUser: boolean } {
   if (error instanceof UserError) return { message: error.message, isUser: true };
   const said = String(error?.message ?? error);
-  if (/memory|allocation|out of bounds/i.test(said) || error instanceof RangeError) {
+  if (isOfMemory(error)) {
     return {
       message: "The browser ran out of memory. Close other tabs, or give a part of the cells. Nothing is lost, because nothing was changed.",
       isUser: true,

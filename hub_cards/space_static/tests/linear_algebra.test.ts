@@ -20,9 +20,9 @@ it.each([[1, 1, 1], [3, 5, 7], [2, 4, 256], [9, 6, 286]])("products of %i with %
 });
 
 it("the kernel is the one that its text says", async () => {
-  const text = readFileSync(new URL("../src/products.wat", import.meta.url), "utf8");
+  const text = readFileSync(new URL("../src/kernel.wat", import.meta.url), "utf8");
 
-  expect(written(await kernelOf(text))).toBe(readFileSync(new URL("../src/products_kernel.ts", import.meta.url), "utf8"));
+  expect(written(await kernelOf(text))).toBe(readFileSync(new URL("../src/kernel.ts", import.meta.url), "utf8"));
 });
 
 it("the largest eigenvectors solve their equation and are at right angles", () => {

@@ -1,0 +1,92 @@
+;; Sums over rows of numbers, four at a time. `npm run kernel` writes src/kernel.ts from it.
+;; Everything lies where the caller says, and rows have `bytes` bytes, a multiple of 16.
+(module
+  (memory (export "memory") 1)
+
+  (func $sum (param $lanes v128) (result f32)
+    (f32.add
+      (f32.add (f32x4.extract_lane 0 (local.get $lanes)) (f32x4.extract_lane 1 (local.get $lanes)))
+      (f32.add (f32x4.extract_lane 2 (local.get $lanes)) (f32x4.extract_lane 3 (local.get $lanes)))))
+
+  ;; Products of `n` left rows with `m` right rows, (n, m); `m` is a multiple of 4. Four right rows at a time stay at hand.
+  (func (export "products") (param $left i32) (param $right i32) (param $out i32) (param $n i32) (param $m i32) (param $bytes i32)
+    (local $end i32) (local $column i32) (local $to i32) (local $step i32) (local $row i32) (local $from i32) (local $stop i32)
+    (local $a i32) (local $b i32) (local $c i32) (local $d i32) (local $values v128)
+    (local $first v128) (local $second v128) (local $third v128) (local $fourth v128)
+    (local.set $end (i32.add (local.get $left) (i32.mul (local.get $n) (local.get $bytes))))
+    (local.set $step (i32.shl (local.get $m) (i32.const 2)))
+    (block $columns_done
+      (loop $columns
+        (br_if $columns_done (i32.ge_u (local.get $column) (local.get $m)))
+        (local.set $row (local.get $left))
+        (local.set $to (local.get $out))
+        (block $rows_done
+          (loop $rows
+            (br_if $rows_done (i32.ge_u (local.get $row) (local.get $end)))
+            (local.set $a (local.get $right))
+            (local.set $b (i32.add (local.get $a) (local.get $bytes)))
+            (local.set $c (i32.add (local.get $b) (local.get $bytes)))
+            (local.set $d (i32.add (local.get $c) (local.get $bytes)))
+            (local.set $first (v128.const f32x4 0 0 0 0))
+            (local.set $second (v128.const f32x4 0 0 0 0))
+            (local.set $third (v128.const f32x4 0 0 0 0))
+            (local.set $fourth (v128.const f32x4 0 0 0 0))
+            (local.set $from (local.get $row))
+            (local.set $stop (i32.add (local.get $row) (local.get $bytes)))
+            (loop $depth
+              (local.set $values (v128.load (local.get $from)))
+              (local.set $first (f32x4.add (local.get $first) (f32x4.mul (local.get $values) (v128.load (local.get $a)))))
+              (local.set $second (f32x4.add (local.get $second) (f32x4.mul (local.get $values) (v128.load (local.get $b)))))
+              (local.set $third (f32x4.add (local.get $third) (f32x4.mul (local.get $values) (v128.load (local.get $c)))))
+              (local.set $fourth (f32x4.add (local.get $fourth) (f32x4.mul (local.get $values) (v128.load (local.get $d)))))
+              (local.set $a (i32.add (local.get $a) (i32.const 16)))
+              (local.set $b (i32.add (local.get $b) (i32.const 16)))
+              (local.set $c (i32.add (local.get $c) (i32.const 16)))
+              (local.set $d (i32.add (local.get $d) (i32.const 16)))
+              (local.set $from (i32.add (local.get $from) (i32.const 16)))
+              (br_if $depth (i32.lt_u (local.get $from) (local.get $stop))))
+            (f32.store (local.get $to) (call $sum (local.get $first)))
+            (f32.store offset=4 (local.get $to) (call $sum (local.get $second)))
+            (f32.store offset=8 (local.get $to) (call $sum (local.get $third)))
+            (f32.store offset=12 (local.get $to) (call $sum (local.get $fourth)))
+            (local.set $to (i32.add (local.get $to) (local.get $step)))
+            (local.set $row (local.get $stop))
+            (br $rows)))
+        (local.set $right (local.get $d))
+        (local.set $out (i32.add (local.get $out) (i32.const 16)))
+        (local.set $column (i32.add (local.get $column) (i32.const 4)))
+        (br $columns))))
+
+  ;; Add `number` rows of a table of whole numbers of one byte to `out`, each with its weight (f32); `rows` are their numbers (i32).
+  (func (export "addRows") (param $table i32) (param $bytes i32) (param $rows i32) (param $weights i32) (param $number i32) (param $out i32)
+    (local $end i32) (local $from i32) (local $stop i32) (local $to i32) (local $weight v128) (local $all v128) (local $half v128)
+    (local.set $end (i32.add (local.get $rows) (i32.shl (local.get $number) (i32.const 2))))
+    (block $done
+      (loop $row
+        (br_if $done (i32.ge_u (local.get $rows) (local.get $end)))
+        (local.set $weight (f32x4.splat (f32.load (local.get $weights))))
+        (local.set $from (i32.add (local.get $table) (i32.mul (i32.load (local.get $rows)) (local.get $bytes))))
+        (local.set $stop (i32.add (local.get $from) (local.get $bytes)))
+        (local.set $to (local.get $out))
+        (loop $sixteen
+          (local.set $all (v128.load (local.get $from)))
+          (local.set $half (i16x8.extend_low_i8x16_s (local.get $all)))
+          (v128.store (local.get $to)
+            (f32x4.add (v128.load (local.get $to))
+              (f32x4.mul (local.get $weight) (f32x4.convert_i32x4_s (i32x4.extend_low_i16x8_s (local.get $half))))))
+          (v128.store offset=16 (local.get $to)
+            (f32x4.add (v128.load offset=16 (local.get $to))
+              (f32x4.mul (local.get $weight) (f32x4.convert_i32x4_s (i32x4.extend_high_i16x8_s (local.get $half))))))
+          (local.set $half (i16x8.extend_high_i8x16_s (local.get $all)))
+          (v128.store offset=32 (local.get $to)
+            (f32x4.add (v128.load offset=32 (local.get $to))
+              (f32x4.mul (local.get $weight) (f32x4.convert_i32x4_s (i32x4.extend_low_i16x8_s (local.get $half))))))
+          (v128.store offset=48 (local.get $to)
+            (f32x4.add (v128.load offset=48 (local.get $to))
+              (f32x4.mul (local.get $weight) (f32x4.convert_i32x4_s (i32x4.extend_high_i16x8_s (local.get $half))))))
+          (local.set $from (i32.add (local.get $from) (i32.const 16)))
+          (local.set $to (i32.add (local.get $to) (i32.const 64)))
+          (br_if $sixteen (i32.lt_u (local.get $from) (local.get $stop))))
+        (local.set $rows (i32.add (local.get $rows) (i32.const 4)))
+        (local.set $weights (i32.add (local.get $weights) (i32.const 4)))
+        (br $row)))))
