@@ -170,6 +170,7 @@ TORCH_ALONE = "import resource, torch\nprint(sum(resource.getrusage(resource.RUS
 OVER_TORCH_ALONE = 2.7
 
 
+@pytest.mark.slow  # a map by umap, which is compiled
 def test_the_command_writes_its_report_after_a_lean_start(tmp_path):
     cells = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
     call = [str(cells), "--output", str(tmp_path / "out.h5ad"), "--report", str(tmp_path / "page.html")]
