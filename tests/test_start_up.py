@@ -170,6 +170,16 @@ TORCH_ALONE = "import resource, torch\nprint(sum(resource.getrusage(resource.RUS
 OVER_TORCH_ALONE = 2.7
 
 
+@pytest.mark.slow  # a map by umap, which is compiled
+def test_the_command_writes_its_report_after_a_lean_start(tmp_path):
+    cells = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
+    call = [str(cells), "--output", str(tmp_path / "out.h5ad"), "--report", str(tmp_path / "page.html")]
+
+    run_python(ANNOTATE, *call)
+
+    assert "<html" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_annotation_of_a_small_file_keeps_its_budget(tmp_path):
     scanpy = pytest.importorskip("scanpy")

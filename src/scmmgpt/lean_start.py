@@ -103,6 +103,7 @@ def import_lean() -> bool:
     """Import what models are built on, and say whether it was done without what waits."""
     if {"torch", "transformers"} & sys.modules.keys():
         return False
+    before = set(sys.modules)
     of_torch = _TORCH_ITSELF if version("torch").startswith(_TRIED_TORCH) else ()
     gc.disable()  # all that is imported stays
     try:
@@ -111,11 +112,13 @@ def import_lean() -> bool:
             with _fewer_parts_of_transformers():
                 for name in _NEEDED:
                     import_module(name)
+            import_module("scmmgpt.api")
         _leave_meta_weights_alone()
         return True
     except Exception:  # whatever another transformers does otherwise
-        for name in [name for name in sys.modules if name.startswith(("transformers", _NEEDED[-1]))]:
-            del sys.modules[name]  # half of it would be worse than none
+        for name in sys.modules.keys() - before:
+            if name.startswith(("transformers", "scmmgpt.")):
+                del sys.modules[name]  # half of it would be worse than none
         return False
     finally:
         gc.enable()

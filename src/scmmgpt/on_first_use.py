@@ -75,8 +75,9 @@ class StandIn(ModuleType):
             raise AttributeError(name)
         if (home := imports.home_of(self.__name__, name)) is not None:
             return home
-        if not imports.waits(self.__name__):
-            return getattr(import_module(self.__name__), name)
+        is_mark = name in MARKS.get(self.__name__, ()) and imports.waits(self.__name__)
+        if not (imports.is_starting or is_mark):  # who asks now is about to use it
+            return getattr(imports.real(self.__name__), name)
         return imports.awaited.setdefault((self.__name__, name), Awaited(self.__name__, name))
 
 
@@ -89,6 +90,7 @@ class Imports(MetaPathFinder, Loader):
     """
 
     def __init__(self) -> None:
+        self.is_starting = False
         self.waiting: set[str] = set()
         self.together: list[str] = []
         self.hollow: dict[str, Mapping[str, str]] = {}
@@ -108,6 +110,8 @@ class Imports(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         if not self.waits(fullname):
             return None
+        if not self.is_starting:
+            return self._real_spec(fullname)
         if self._package(fullname) not in (None, fullname):  # beneath a stand-in
             return ModuleSpec(fullname, self, is_package=True)
         found = PathFinder.find_spec(fullname, path, target)
@@ -117,6 +121,16 @@ class Imports(MetaPathFinder, Loader):
         if fullname in self.hollow:
             spec.submodule_search_locations = found.submodule_search_locations
         return spec
+
+    def _real_spec(self, fullname: str) -> ModuleSpec | None:
+        """Of a module that somebody imports who is about to use it."""
+        package, parent = self._package(fullname), fullname.rpartition(".")[0]
+        if package in (None, fullname):
+            self.waiting.discard(fullname)
+            self.hollow.pop(fullname, None)
+            return None  # found as ever
+        self.real(package)
+        return PathFinder.find_spec(fullname, sys.modules[parent].__path__)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = StandIn(spec.name)
@@ -165,12 +179,16 @@ class Imports(MetaPathFinder, Loader):
     def on_first_use(
         self, waiting: Collection[str], together: Sequence[str], hollow: Mapping[str, Mapping[str, str]]
     ) -> Iterator[None]:
-        """Let these modules wait where they are imported inside; when that fails, nothing waits afterwards."""
+        """Let these modules wait where they are imported inside, and only there: whoever imports them later gets them.
+
+        When that fails, nothing waits afterwards.
+        """
         here = sys.modules.keys()
         self.waiting |= {name for name in (*waiting, *together) if name not in here}
         self.together = [name for name in together if name not in here]
         self.hollow |= {name: homes for name, homes in hollow.items() if name not in here}
         sys.meta_path.insert(0, self)
+        self.is_starting = True
         try:
             yield
         except BaseException:
@@ -178,6 +196,8 @@ class Imports(MetaPathFinder, Loader):
             self.hollow.clear()
             self._clear()
             raise
+        finally:
+            self.is_starting = False
 
 
 imports = Imports()
