@@ -46,16 +46,10 @@ OPENINGS = {
     "limits": 4,
 }
 FOLLOW_UPS = ("genes", "function", "check", "against", "where", "species", "limits", "name", "describe")
-SHARE_GENERAL = 0.2
-# Of those without cells, how many are the base LLM's own.
-SHARE_OWN = 0.5
+SHARE_GENERAL = 0.16
 # Shares of conversations whose context says the tissue, and the raised genes.
 SHARE_TISSUE, SHARE_GENES = 0.6, 0.75
-# Share of cells that are seen through a panel of so many genes: few genes alone do not make a cell an empty one.
-SHARE_PANEL, PANEL_SIZES = 0.15, (30, 600)
 NUM_ANSWER_GENES = 3
-# Of the questions what a cell of a type does whose definition says nothing of it.
-SHARE_NO_FUNCTION = 0.2
 
 
 @dataclass
@@ -68,15 +62,11 @@ class Cell:
     raised: list[str]
     told: list[str]
     tissue: str
-    num_measured: int
-
-    @property
-    def num_detected(self) -> int:
-        return len(self.tokens[0]) - 1
+    num_detected: int
 
     @property
     def context(self) -> str:
-        genes = (self.num_detected, self.num_measured)
+        genes = (self.num_detected, self.study.num_measured)
         return cell_context(self.study.species, self.tissue, genes, self.told)
 
     @property
@@ -95,10 +85,8 @@ class Maker:
     general: dict[str, str]
     generator: np.random.Generator
     labels: list[str] = field(init=False)
-    defined: list[str] = field(init=False)
 
     def __post_init__(self):
-        self.defined = sorted(term for term, about in self.ontology.terms.items() if about.definition)
         self.labels = sorted({label for study in self.studies for label in study.types})
         sizes = np.array([len(study.types) ** 0.5 * study.weight for study in self.studies])
         self._study_weights = sizes / sizes.sum()
@@ -115,15 +103,9 @@ class Maker:
     # ---- rows
 
     def general_row(self) -> dict:
-        """A question without cells: one that the base LLM answered itself, or one about a term of the ontology."""
-        if self.generator.random() < SHARE_OWN:
-            question = self.one_of(sorted(self.general))
-            answer = self.general[question]
-        else:
-            term = self.ontology.terms[self.one_of(self.defined)]
-            question = self.one_of(wordings.TERM_QUESTIONS).format(term=with_article(term.label))
-            answer = term.definition or ""
-        return _row("general", [{"role": "user", "content": question}, _said(answer)], [])
+        question = self.one_of(sorted(self.general))
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": self.general[question]}]
+        return _row("general", messages, [])
 
     def cell_row(self, kind: str) -> dict:
         if kind in ("empty", "doublet", "mixed up"):
@@ -167,34 +149,21 @@ class Maker:
         # The genes of a cluster as often as those of a cell alone: both are asked about.
         others = self.generator.choice(members, min(len(members), int(self.generator.integers(2, 20))), replace=False)
         together = np.union1d([number], others) if self.generator.random() < 0.5 else np.array([number])
-        panel = self.panel(study) if self.generator.random() < SHARE_PANEL else None
-        return self.as_cell(study, label, study.tokens(number), study.study.values[together], panel)
+        return self.as_cell(study, label, study.tokens(number), study.study.values[together])
 
-    def panel(self, study: LabelledStudy) -> np.ndarray:
-        """Places of genes that somebody chose, since they vary in the study."""
-        spreads = study.study.spreads
-        number = min(int(np.exp(self.generator.uniform(*np.log(PANEL_SIZES)))), int((spreads > 0).sum()))
-        return np.sort(self.generator.choice(len(spreads), number, replace=False, p=spreads / spreads.sum()))
-
-    def as_cell(self, study: LabelledStudy, label: str, tokens, values, seen: np.ndarray | None = None) -> Cell:
-        """A cell as it is measured, or by the genes that are `seen` alone."""
-        num_measured = study.num_measured
-        if seen is not None:
-            tokens, values, num_measured = study.seen_by(seen, tokens), study.only(seen, values), len(seen)
+    def as_cell(self, study: LabelledStudy, label: str, tokens, values) -> Cell:
         raised = raised_genes(study.study, values, 2 * NUM_RAISED_GENES)
         told = raised[:NUM_RAISED_GENES] if self.generator.random() < SHARE_GENES else []
         tissue = study.tissue if self.generator.random() < SHARE_TISSUE else ""
-        return Cell(label, study, tokens, raised, told, tissue, num_measured)
+        return Cell(label, study, tokens, raised, told, tissue, len(tokens[0]) - 1)
 
     def empty(self) -> tuple[Cell, str]:
-        """A droplet with a few molecules: of all genes that are measured it shows next to none."""
         study = self.one_of(self.studies)
-        label = self.one_of(study.types)
-        number = int(self.generator.choice(np.flatnonzero(study.labels == label)))
-        detected = study.study.values[[number]].indices
-        kept = self.generator.permutation(detected)[: int(self.generator.integers(5, 60))]
-        cell = self.as_cell(study, label, study.tokens(number), study.study.values[[number]], np.sort(kept))
-        cell.num_measured = study.num_measured
+        cell = self.cell(study)
+        ids, values = cell.tokens
+        kept = np.sort(self.generator.permutation(len(ids) - 1)[: int(self.generator.integers(5, 60))]) + 1
+        cell.tokens = np.r_[ids[:1], ids[kept]], np.r_[values[:1], values[kept]]
+        cell.num_detected, cell.told = len(kept), []
         return cell, self.one_of(wordings.EMPTY_ANSWERS).format(number=cell.num_detected)
 
     def doublet(self) -> tuple[Cell, str]:
@@ -306,8 +275,6 @@ class Maker:
 
     def ask_function(self, cell: Cell) -> tuple[str, str]:
         told = self.function_of(cell.label)
-        if not told and self.generator.random() > SHARE_NO_FUNCTION:
-            return self.ask_description(cell)
         return self.one_of(wordings.FUNCTION_QUESTIONS), told or wordings.NO_FUNCTION.format(
             type=with_article(cell.label)
         )

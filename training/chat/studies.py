@@ -58,19 +58,6 @@ class LabelledStudy:
         start, amount = self.tokens(first)
         return (np.r_[start[:1], self.study.gene_ids[values.indices]], np.r_[amount[:1], values.data]), values
 
-    def seen_by(self, places: np.ndarray, tokens: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of the genes at some places of the study's matrix alone; the first token is no gene."""
-        ids, values = tokens
-        kept = np.isin(ids, self.study.gene_ids[places])
-        kept[0] = True
-        return ids[kept], values[kept]
-
-    def only(self, places: np.ndarray, values: sp.csr_matrix) -> sp.csr_matrix:
-        """Cells that show the genes at some places alone."""
-        kept = np.zeros(values.shape[1], values.dtype)
-        kept[places] = 1
-        return (values @ sp.diags_array(kept)).tocsr()
-
     def by_type(self, label: str, genes: list[str]) -> list[str]:
         """Those of some genes that the type raises in the study, the most telling first."""
         return self._ordered(genes, self._means[label] - self.study.means)

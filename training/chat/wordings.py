@@ -68,7 +68,6 @@ FUNCTION_QUESTIONS = (
     "Explain what these cells do.",
 )
 NO_FUNCTION = ONLY_THE_NAME
-TERM_QUESTIONS = ("What is {term}?", "Explain what {term} is.", "What does {term} do? Answer in a few words.")
 TISSUE_QUESTIONS = ("Which tissue is it from?", "Where does this cell come from?", "What tissue is this?")
 TISSUE_ANSWERS = ("It comes from {tissue}.", "From {tissue}, as the data say.", "The tissue is {tissue}.")
 NO_TISSUE_ANSWERS = (
