@@ -459,6 +459,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "generation": _generation_table,
     "index": _index_table,
     "mouse_calibration": _calibration_table,
+    "mouse_held_out": _calibration_table,
     "perturbation": _perturbation_table,
     "renamed_species": _renamed_table,
     "space": _space_table,
