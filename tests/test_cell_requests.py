@@ -115,6 +115,17 @@ def test_what_is_extrapolated_is_said(ontology, seen, text, warning):
     assert warning in " ".join(concerns(request, seen, ontology))
 
 
+def test_a_tissue_in_the_name_of_a_type_is_not_where_its_cells_are_from(ontology):
+    naive = "CL:0000895"
+    pairs = frozenset({(naive, "blood"), ("CL:0000893", "thymus")})
+    seen = SeenInTraining(frozenset({naive}), frozenset({naive}), frozenset({"blood", "thymus"}), pairs)
+
+    for place, is_said in (("", 0), (" from blood", 0), (" from thymus", 1)):
+        text = f"a naive thymus-derived CD4-positive, alpha-beta T cell{place}"
+        (request,) = read_requests(text, 1, None, ontology)
+        assert len(concerns(request, seen, ontology)) == is_said
+
+
 def test_a_finer_type_has_the_tissues_of_the_type_above_it(ontology, seen):
     (request,) = read_requests("a naive B cell from blood", 1, None, ontology)
 

@@ -173,7 +173,7 @@ class SeenInTraining:
 
 def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> list[str]:
     """What about a request the model has to extrapolate, each in a sentence."""
-    place = named_tissue(request.text, seen.tissues)
+    place = named_tissue(_beside_type(request), seen.tissues)
     strange = unknown_place(request.text, seen.tissues)
     found = []
     if strange:
@@ -197,6 +197,14 @@ def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> 
             f"No {term.label} from {place} was seen in training: such cells are extrapolated, and may not exist."
         )
     return found
+
+
+def _beside_type(request: CellRequest) -> str:
+    """The words of a request but for its type's name: a thymus-derived cell is not said to be from the thymus."""
+    words = f" {plain_name(request.text)} "
+    for name in () if request.term is None else sorted((request.term.label, *request.term.synonyms), key=len)[::-1]:
+        words = words.replace(f" {plain_name(name)} ", " ")
+    return words
 
 
 def named_tissue(text: str, tissues: Iterable[str]) -> str | None:
