@@ -1,5 +1,7 @@
 """`generate_cells` with the embedded model: cells of the type, the platform and the place that were asked for."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from anndata import read_h5ad
@@ -7,6 +9,7 @@ from anndata import read_h5ad
 import scmmgpt
 from scmmgpt.errors import UserError
 
+CELLS = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
 MARKERS = {
     "B cell": ("MS4A1", "CD79A"),
     "CD14-positive monocyte": ("LYZ", "S100A8"),
@@ -62,7 +65,7 @@ def test_a_platform_has_a_depth_and_genes_of_its_own():
 
 
 def test_cells_lie_between_given_cells_and_a_text(blood):
-    start = read_h5ad("tests/data/pbmc_facs_300.h5ad")
+    start = read_h5ad(CELLS)
     start = start[(start.obs.cell_type == "B cell").to_numpy()][:20]
     towards = "a CD14-positive monocyte from human blood"
 

@@ -106,8 +106,8 @@ class InstructionTrainer(Stage2Trainer):
         losses = {"language_loss": answer_loss(whole, inputs | {"labels": labels})}
         retention = retention_loss(whole, inputs, tuned.disable_adapter)
         if retention is not None:
-            losses["retention_loss"] = self.settings.language_retention * retention
-        return sum(losses.values()), losses
+            losses["retention_loss"] = retention
+        return losses["language_loss"] + self.settings.language_retention * losses.get("retention_loss", 0.0), losses
 
 
 @dataclass

@@ -76,10 +76,8 @@ def make_cells(
     requests = read_requests(text, num_cells, proportions, loaded.ontology)
     _check_platform(loaded, wish)
     reference = _reference(wish)
-    notes = _notes(loaded, requests, wish)
+    notes = _notes(loaded, requests)
     for note in notes:
-        if note == HYPOTHESIS:  # whoever gives cells has asked for one
-            continue
         warnings.warn(note, UserWarning, stacklevel=4)  # of whoever called `generate_cells`
     adata = _draw(loaded, requests, wish, execution)
     asked = {request.text: request.num_cells for request in requests}
@@ -88,7 +86,7 @@ def make_cells(
         "quality": _quality(loaded, adata, requests, reference, execution, wish.seed),
         "model": loaded.describe(),
         "versions": versions(),
-        "notes": notes,
+        "notes": notes if wish.cell is None else [*notes, HYPOTHESIS],
     }
     adata.uns[key_added] = storable({"generate": details})
     return adata
@@ -110,16 +108,14 @@ def _reference(wish: Wish) -> Reference | None:
     return read_reference(cells, wish.reference_key)
 
 
-def _notes(loaded: LoadedModel, requests: list[CellRequest], wish: Wish) -> list[str]:
-    """What the reader of the cells must know: an untrained model, whatever is extrapolated, and hypotheses."""
+def _notes(loaded: LoadedModel, requests: list[CellRequest]) -> list[str]:
+    """What the reader of the cells must know: an untrained model, and whatever is extrapolated."""
     if loaded.training_summary is None:
         return [UNTRAINED]
     seen = SeenInTraining.of(loaded.training_summary)
     found = [] if seen is None else [note for one in requests for note in concerns(one, seen, loaded.ontology)]
     if any(request.num_cells == 0 for request in requests):
         found.append("Some texts have too small a share for a single cell of so few.")
-    if wish.cell is not None:
-        found.append(HYPOTHESIS)
     return list(dict.fromkeys(found))
 
 

@@ -184,7 +184,6 @@ def beside_studies(loaded: LoadedModel, data: Path, tree: TypeTree, wanted: list
         try:
             found[study.name] = _table(generate_study(systems, study, training=training, tree=tree))
         except UserError as error:  # too few cells of a type to compare
-            found.pop(study.name, None)
             print(f"{study.name} is left out: {error}")
     return found
 

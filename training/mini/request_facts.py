@@ -17,7 +17,7 @@ FACTS = ("term_id", "organism", "tissue", "stage", "disease")
 TYPE, ORGANISM, TISSUE, STAGE, DISEASE = range(len(FACTS))
 # Of the texts that the reader learns from, those about types that no profile shows.
 SHARE_OTHER_TYPES = 0.15
-# A general type is asked for with the words of so many of its kinds at most.
+# A type with more profiled kinds than this is too general to be asked for.
 MOST_KINDS = 40
 
 
