@@ -70,10 +70,10 @@ def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: 
 @contextmanager
 def written_by_rename(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; it takes the name when the block ends well and vanishes otherwise."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{_HALF_WRITTEN}{path.suffix}")
-    _remove_leftovers(path)
+    temporary = temporary_beside(path)
     try:
-        yield temporary
+        with atomic_files.room_on_disk(path):
+            yield temporary
         existed = path.exists()
         atomic_files.rename(temporary, path)
         if existed:  # said last: whoever turns warnings into errors keeps the result
@@ -84,13 +84,17 @@ def written_by_rename(path: Path) -> Iterator[Path]:
         atomic_files.remove(temporary)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Clear half-written files of processes that are no more; in a container they often had our own number."""
+def temporary_beside(path: Path) -> Path:
+    """A name beside `path` to write under; half-written files of processes that are no more are cleared.
+
+    In a container these often had our own number.
+    """
     before, after = f".{path.stem}.", f"{_HALF_WRITTEN}{path.suffix}"
     for left in path.parent.glob(f"{glob.escape(before)}*{after}"):
         process = left.name.removeprefix(before).removesuffix(after)
         if process == str(os.getpid()) or not _is_running(process):
             atomic_files.remove(left)
+    return path.with_name(f"{before}{os.getpid()}{after}")
 
 
 def _is_running(process: str) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .bf16 import NOTE
 from .cells import CellsInFile, CellsInMemory, open_cells
 from .device import Batches
 from .embedding import CellRun
@@ -140,6 +141,7 @@ class Verb:
             "model": self.loaded.describe(),
             "versions": versions(),
             "notes": self.warnings,
+            NOTE: self.workspace.notes.get(NOTE) if self.workspace is not None else None,
         }
         return storable({"genes": gene_account, self.name: details})
 
