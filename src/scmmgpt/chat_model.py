@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic_files import remove, rename
+from .atomic_files import is_no_room, remove, rename
 from .base_llm import BaseLLM, NoBaseLLMError
 from .errors import UserError, first_line
 from .hashes import hash_of_files
@@ -125,9 +125,11 @@ def _assemble(repository: ChatRepository, base: Path, place: Path) -> None:
             shutil.copymode(temporary / RECEIPT, weights)
         if not is_whole(place):  # another process may have been faster
             rename(temporary, place)
-    except OSError as error:
+    except Exception as error:
         if is_whole(place):
             return
+        if not (isinstance(error, OSError) or is_no_room(error)):
+            raise
         raise UserError(
             f"scmmgpt-chat could not be assembled in {str(place.parent)!r} ({first_line(error)}); HF_HOME moves that folder."
         ) from error

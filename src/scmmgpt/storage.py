@@ -147,7 +147,7 @@ def write_with_additions(source: Path, output: Path, additions: Additions) -> No
         if _can_be_copied(source, output):
             _copy(source, temporary)
             temporary.chmod(temporary.stat().st_mode | 0o200)  # a read-only input gives a read-only copy
-            with open_store(temporary, "r+") as store:
+            with _unwritable_said(), open_store(temporary, "r+") as store:
                 _add_to_store(store, additions)
         else:
             adata = read_cells(source)
@@ -174,10 +174,30 @@ def _copy(source: Path, target: Path) -> None:
 
 def write_cells(adata: AnnData, path: Path) -> None:
     """Write AnnData in the format that the name asks for."""
-    if path.suffix == ".zarr":
-        _write_zarr(adata, path)
-    else:
-        adata.write_h5ad(path, compression="gzip")
+    with _unwritable_said():
+        if path.suffix == ".zarr":
+            _write_zarr(adata, path)
+        else:
+            adata.write_h5ad(path, compression="gzip")
+
+
+@contextmanager
+def _unwritable_said() -> Iterator[None]:
+    """Cells may hold what no file can, such as a name with a zero byte: say what and where."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        if atomic_files.is_no_room(error):
+            raise
+        where = [note for note in getattr(error, "__notes__", ()) if "key" in note]
+        said = "; ".join(map(_one_line, [str(error), *where[:1]]))
+        raise UserError(f"These cells cannot be written to a file: {said}.") from error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def _write_zarr(adata: AnnData, path: Path) -> None:
@@ -212,7 +232,9 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
         if path.suffix == ".zarr":
             return _read_zarr_but_matrices(path) if backed else anndata.read_zarr(path)
         return anndata.read_h5ad(path, backed="r" if backed else None)
-    except (OSError, KeyError, anndata._io.utils.AnnDataReadError) as error:
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+    except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
         raise unreadable(path, error) from error
 
 
@@ -250,8 +272,11 @@ def read_summary(path: Path) -> AnnData:
     from anndata import AnnData
     from anndata.io import read_elem
 
-    with open_store(path) as store:
-        return AnnData(obs=read_elem(store["obs"]), uns=read_elem(store["uns"]) if "uns" in store else {})
+    try:
+        with open_store(path) as store:
+            return AnnData(obs=read_elem(store["obs"]), uns=read_elem(store["uns"]) if "uns" in store else {})
+    except Exception as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:

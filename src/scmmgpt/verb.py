@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .atomic_files import remove
 from .bf16 import NOTE
 from .cells import CellsInFile, CellsInMemory, open_cells
 from .device import Batches
@@ -149,8 +150,12 @@ class Verb:
         """Write the result where it belongs and give it back as AnnData."""
         if self.output is not None and isinstance(self.given, str | os.PathLike):
             write_with_additions(Path(self.given), self.output, additions)
-            is_short = self.destination.summary_only
-            result = read_summary(self.output) if is_short else read_cells(self.output, backed=True)
+            try:
+                is_short = self.destination.summary_only
+                result = read_summary(self.output) if is_short else read_cells(self.output, backed=True)
+            except UserError as error:  # parts of the input that the verb did not read are damaged
+                remove(self.output)
+                raise UserError(f"A copy of {str(self.given)!r} cannot be read back: {error}") from error
         else:
             result = self._own_anndata()
             additions.write_into(result)
