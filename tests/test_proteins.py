@@ -266,7 +266,7 @@ def test_proteins_correct_calls_of_the_rna(rna, antibodies, loaded):
     assert found.obs["scmmgpt_protein_conflict"].between(0, 1).all()
 
 
-@pytest.mark.filterwarnings("ignore:.* is not in the Cell Ontology:UserWarning")
+@pytest.mark.filterwarnings("ignore:read as types of the Cell Ontology:UserWarning")
 def test_labels_in_the_words_of_authors_have_proteins_too(rna, antibodies, loaded):
     authors = ["CD4 T", "CD8 T", "B", "NK", "Mono"]
 
