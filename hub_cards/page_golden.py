@@ -19,6 +19,7 @@ from scipy import sparse
 
 import scmmgpt
 from scmmgpt.loading import LoadedModel, load
+from scmmgpt.processing.author_labels_scmmgpt import in_names_of_types
 from scmmgpt.processing.author_words_scmmgpt import author_words
 from scmmgpt.processing.encoding_scmmgpt import similarity_scale
 from scmmgpt.processing.features_scmmgpt import features_of
@@ -74,8 +75,17 @@ AUTHORS = [
     ["alpha", "beta", "gamma", "activated_stellate", "quiescent_stellate", "t_cell", "immune_other"],
     ["Astrocyte1", "Astrocyte2", "Oligo_MF", "S1_Excitatory_L23", "Vip", "Microglias", "Stromal cell Acta2 high"],
     ["PT", "TAL", "IC-A", "PC", "Podocytes", "EC arterial", "AT2 proliferating", "B cell zone fibroblast"],
-    ["a cell that makes antibodies", "malignant_93", "CD4-positive T cell", "natural kiler cell", "0", "Stem"],
+    ["a cell that makes antibodies", "malignant_93", "CD4-positive T cell", "natural kiler cell", "0", "Stem", "alpha cells"],
 ]  # fmt: skip
+QUERIES = [
+    "NK cells of human blood",
+    "T cells that kill infected cells",
+    "fetal AT2 cells, from a human lung",
+    "beta cells of the pancreas",
+    "excitatory neuron from mouse brain",
+    "hepatitis B",
+    "a cell that makes antibodies",
+]
 FEATURES = [
     "CD3D", "CD19", "CD45RA-TotalSeqB", "HTO_A", "Hashtag1", "NonTargeting_1", "chr1:100-200", "sgTP53-1", "IgG1_control",
     "ADT_CD4", "anti-CD3", "CMO301", "MT-CO1", "HLA-A", "prot:CD8", "X-AACCGGTTAACC", "ISOC1", "MULTI-12",
@@ -103,6 +113,7 @@ def main(folder: Path, cells: Path) -> None:
         "plain_names": [[name, plain_name(name)] for name in NAMES],
         "label_texts": [[label, said, tissue, _label_text(label, said, tissue)] for label, said, tissue in LABELS],
         "label_sets": [_label_set(labels, loaded) for labels in AUTHORS],
+        "queries": [[text, in_names_of_types(text, loaded.ontology)[0]] for text in QUERIES],
         "text_ids": [[text, _ids(loaded, text)] for text in TEXTS],
         "features": _features(),
         "genes": _genes(loaded, adata),

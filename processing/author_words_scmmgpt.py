@@ -1,4 +1,4 @@
-"""Words that authors use for cell types and the Cell Ontology does not: written without spaces and without "cell"."""
+"""Words that authors use for cell types and the Cell Ontology does not: without spaces, and without "cell" where it may lack."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 # What the ontology does not spell out, or spells for another cell as well.
 ABBREVIATIONS = {
     "adipo": "adipocyte",
+    "alphacell": "pancreatic A cell",
     "asdc": "Axl+ dendritic cell, human",
     "astro": "astrocyte",
     "at1": "pulmonary alveolar type 1 cell",
@@ -13,6 +14,7 @@ ABBREVIATIONS = {
     "b": "B cell",
     "baso": "basophil",
     "bcell": "B cell",
+    "betacell": "type B pancreatic cell",
     "cd14mono": "CD14-positive monocyte",
     "cd16mono": "CD14-low, CD16-positive monocyte",
     "cd16monocyte": "CD14-low, CD16-positive monocyte",
@@ -32,6 +34,7 @@ ABBREVIATIONS = {
     "cm": "cardiac muscle cell",
     "cmp": "common myeloid progenitor",
     "dc": "dendritic cell",
+    "deltacell": "pancreatic D cell",
     "ec": "endothelial cell",
     "eec": "enteroendocrine cell",
     "endo": "endothelial cell",
@@ -132,14 +135,16 @@ T_CELL_STATES = (
 
 @dataclass(frozen=True)
 class TissueWords:
-    """What short words mean among the labels of one tissue, which two of the `signs` tell."""
+    """What short words mean among the labels of one tissue, which one of the `places` tells, or two of the `signs`."""
 
+    places: frozenset[str]
     signs: frozenset[str]
     names: dict[str, str]
 
 
 TISSUES = (
     TissueWords(
+        frozenset(("islet", "pancrea", "pancreatic")),
         frozenset(("alpha", "beta", "delta", "epsilon")),
         {
             "acinar": "pancreatic acinar cell",
@@ -155,10 +160,12 @@ TISSUES = (
         },
     ),
     TissueWords(
+        frozenset(("hepatic", "liver")),
         frozenset(("cholangiocyte", "hep", "hepatocyte", "kupffer", "lsec")),
         {"hsc": "hepatic stellate cell", "stellate": "hepatic stellate cell"},
     ),
     TissueWords(
+        frozenset(("colon", "gut", "ileum", "intestinal", "intestine")),
         frozenset(("colonocyte", "enterocyte", "goblet", "paneth", "tuft")),
         {
             "endocrine": "enteroendocrine cell",
@@ -167,6 +174,7 @@ TISSUES = (
         },
     ),
     TissueWords(
+        frozenset(("kidney", "renal")),
         frozenset(("cnt", "dct", "loh", "mesangial", "podocyte", "pt", "tal")),
         {
             "cnt": "kidney connecting tubule epithelial cell",
@@ -182,6 +190,7 @@ TISSUES = (
         },
     ),
     TissueWords(
+        frozenset(("retina", "retinal")),
         frozenset(("ac", "amacrine", "bipolar", "cone", "muller", "mullerglia", "rgc", "rod")),
         {
             "ac": "amacrine cell",
@@ -195,6 +204,7 @@ TISSUES = (
         },
     ),
     TissueWords(
+        frozenset(("brain", "cortex", "cortical", "hippocampu")),
         frozenset(("astro", "astrocyte", "exc", "inh", "lamp5", "microglia", "oligo", "oligodendrocyte", "opc", "sst", "vip")),
         {
             "l6b": "L6b glutamatergic cortical neuron",
@@ -221,7 +231,10 @@ def author_words() -> dict[str, Any]:
         "abbreviations": ABBREVIATIONS,
         "same_words": SAME_WORDS,
         "t_cell_states": [[sorted(signs), name] for signs, name in T_CELL_STATES],
-        "tissues": [{"signs": sorted(tissue.signs), "names": tissue.names} for tissue in TISSUES],
+        "tissues": [
+            {"places": sorted(tissue.places), "signs": sorted(tissue.signs), "names": tissue.names}
+            for tissue in TISSUES
+        ],
         "generic": sorted(GENERIC),
         "unassigned": sorted(UNASSIGNED),
     }

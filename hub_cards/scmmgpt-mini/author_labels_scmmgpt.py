@@ -3,13 +3,18 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from .author_words_scmmgpt import ABBREVIATIONS, GENERIC, SAME_WORDS, T_CELL_STATES, TISSUES, UNASSIGNED
-from .ontology_scmmgpt import Ontology, Term, plain_name
+from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name
 
 # Measured on labels of 20 development studies, see docs/howto/audit.md: how often each way finds the right lineage.
 _BY_NAME, _BY_SYNONYM, _BY_ABBREVIATION, _BY_PART = 1.0, 0.97, 0.93, 0.9
+_LONGEST_NAME, _LONGEST_TEXT = 12, 100  # words
+_BETWEEN_NAMES = frozenset(
+    ["a", "an", "and", "at", "by", "for", "from", "in", "not", "of", "on", "or", "the", "to", "with", "without"]
+)
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,58 @@ class NamedTerm:
 
 def named_terms(labels: Sequence[str], ontology: Ontology) -> list[NamedTerm]:
     """The term that each label of one study names, in their order: labels say of each other which tissue they are from."""
-    words = {word for label in labels for word in words_of(label)}
+    of_tissue = short_words(word for label in labels for word in words_of(label))
+    return [by_name(label, ontology, of_tissue) for label in labels]
+
+
+def short_words(words: Iterable[str]) -> dict[str, str]:
+    """What short words mean in the tissue that these words are about."""
+    said = set(words)
     short: dict[str, str] = {}
     for tissue in TISSUES:
-        if len(tissue.signs & words) > 1:
+        if tissue.places & said or len(tissue.signs & said) > 1:
             short |= tissue.names
-    return [by_name(label, ontology, short) for label in labels]
+    return short
+
+
+def in_names_of_types(text: str, ontology: Ontology) -> tuple[str, Term | None]:
+    """A text with its longest name or abbreviation of a type written as the ontology's label; and that term.
+
+    Examples
+    --------
+    >>> from .ontology_scmmgpt import Ontology, Term
+    >>> ontology = Ontology({"CL:1": Term("CL:1", "natural killer cell", synonyms=("NK cell",))})
+    >>> in_names_of_types("NK cells from human blood", ontology)[0]
+    'natural killer cell from human blood'
+    """
+    pieces = re.findall(r"[^\s,;.()]+|[,;.()]|\s+", text)
+    words = [place for place, piece in enumerate(pieces) if re.search(r"\w", piece)][:_LONGEST_TEXT]
+    of_tissue = short_words(words_of(text))
+    for length in range(min(_LONGEST_NAME, len(words)), 0, -1):
+        for read in (partial(_own, ontology=ontology), partial(_abbreviated, ontology=ontology, of_tissue=of_tissue)):
+            for first in range(len(words) - length + 1):
+                start, end = words[first], words[first + length - 1] + 1
+                term = read("".join(pieces[start:end]))
+                if term is not None and term.id not in UNINFORMATIVE_TERMS:
+                    return "".join([*pieces[:start], term.label, *pieces[end:]]), term
+    return text, None
+
+
+def _own(name: str, ontology: Ontology) -> Term | None:
+    """The term of a name or synonym; an abbreviation goes before the synonym of a cell of one species ("... (Mmus)")."""
+    term = ontology.find(name)
+    is_rare = term is not None and term.label.endswith(")") and plain_name(name) != plain_name(term.label)
+    return None if is_rare and _in_short(plain_name(name), ABBREVIATIONS) else term
+
+
+def _abbreviated(phrase: str, ontology: Ontology, of_tissue: Mapping[str, str]) -> Term | None:
+    """A single letter is no type by itself in the middle of a text, and no abbreviation holds a preposition."""
+    if len(_squeezed(plain_name(phrase))) < 2 or _BETWEEN_NAMES & set(phrase.lower().split()):
+        return None
+    words = words_of(phrase)
+    if not words or UNASSIGNED & set(words) or GENERIC.issuperset(words):
+        return None
+    return _whole(phrase, words, ABBREVIATIONS | dict(of_tissue), ontology)
 
 
 def by_name(label: str, ontology: Ontology, of_tissue: Mapping[str, str] | None = None) -> NamedTerm:
@@ -44,7 +95,7 @@ def by_name(label: str, ontology: Ontology, of_tissue: Mapping[str, str] | None 
     is_of_tissue = _squeezed(plain_name(label)) in of_tissue
     if GENERIC.issuperset(words) and not is_of_tissue:
         return NamedTerm(label, how="no type")
-    if (term := ontology.find(label)) is not None and not is_of_tissue:
+    if (term := _own(label, ontology)) is not None and not is_of_tissue:
         is_own = label.strip() == term.id or plain_name(label) == plain_name(term.label)
         return _named(label, term, *(("name", _BY_NAME) if is_own else ("synonym", _BY_SYNONYM)))
     short = ABBREVIATIONS | dict(of_tissue)
@@ -61,7 +112,7 @@ def _whole(label: str, words: Sequence[str], short: Mapping[str, str], ontology:
     said = " ".join(words)
     written_out = " ".join(plain_name(short.get(word, word)) for word in words)
     for phrase in (plain_name(label), said, written_out):
-        if (name := short.get(_squeezed(phrase))) is not None:
+        if (name := _in_short(phrase, short)) is not None:
             return ontology.find(name)
     if (name := _state_of_t_cell(words)) is not None:
         return ontology.find(name)
@@ -73,7 +124,7 @@ def _whole(label: str, words: Sequence[str], short: Mapping[str, str], ontology:
 
 
 def _part(phrase: str, short: Mapping[str, str], ontology: Ontology) -> Term | None:
-    if (name := short.get(_squeezed(phrase))) is not None:
+    if (name := _in_short(phrase, short)) is not None:
         return ontology.find(name)
     names = (phrase, f"{phrase} cell") if len(phrase) > 3 else (f"{phrase} cell",) if len(phrase) > 1 else ()
     return next((term for name in names if (term := ontology.find(name)) is not None), None)
@@ -92,6 +143,10 @@ def _state_of_t_cell(words: Sequence[str]) -> str | None:
 
 def _named(label: str, term: Term, how: str, confidence: float) -> NamedTerm:
     return NamedTerm(label, term.label, confidence, term.id, how)
+
+
+def _in_short(phrase: str, short: Mapping[str, str]) -> str | None:
+    return short.get(_squeezed(phrase)) or short.get(phrase.replace(" ", ""))
 
 
 def _squeezed(name: str) -> str:

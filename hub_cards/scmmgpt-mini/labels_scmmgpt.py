@@ -132,15 +132,18 @@ def _terms_and_names(labels: list[str], ontology: Ontology) -> tuple[list[Term |
 
     Abbreviations of one term keep their words: they may say what parts them.
     """
-    own = [ontology.find(label) for label in labels]
-    taken = {term.id for term in own if term}
-    read = [ontology.terms.get(named.term_id) for named in named_terms(labels, ontology)]
+    read = named_terms(labels, ontology)
+    is_own = [named.how in ("name", "synonym") for named in read]
+    taken = {named.term_id for named, own in zip(read, is_own, strict=True) if own}
     terms = [
-        term or (other if other and other.id not in taken else None) for term, other in zip(own, read, strict=True)
+        ontology.terms.get(named.term_id) if own or named.term_id not in taken else None
+        for named, own in zip(read, is_own, strict=True)
     ]
     times = Counter(term.id for term in terms if term)
-    is_read = [term and not known and times[term.id] == 1 for term, known in zip(terms, own, strict=True)]
-    names = [term.label if read and term else label for label, term, read in zip(labels, terms, is_read, strict=True)]
+    names = [
+        label if own or term is None or times[term.id] > 1 else term.label
+        for label, own, term in zip(labels, is_own, terms, strict=True)
+    ]
     return terms, names
 
 

@@ -44,13 +44,13 @@ export function readLabels(names: string[], ontology: Ontology, given: Record<st
 
 /** What has a name of its own goes before abbreviations; abbreviations of one term keep their words, which may part them. */
 function termsAndNames(labels: string[], ontology: Ontology): { terms: (Term | null)[]; said: string[] } {
-  const own = labels.map((label) => ontology.find(label)), taken = new Set(own.flatMap((term) => term?.id ?? []));
-  const read = namedTerms(labels, ontology).map(({ term }) => (term && !taken.has(term.id) ? term : null));
-  const terms = own.map((term, place) => term ?? read[place]!);
+  const read = namedTerms(labels, ontology), isOwn = read.map(({ how }) => how === "name" || how === "synonym");
+  const taken = new Set(read.filter((_, place) => isOwn[place]).map(({ term }) => term!.id));
+  const terms = read.map(({ term }, place) => (term && (isOwn[place] || !taken.has(term.id)) ? term : null));
   const times = (id: string) => terms.filter((term) => term?.id === id).length;
   const said = labels.map((label, place) => {
     const term = terms[place];
-    return term && !own[place] && times(term.id) === 1 ? term.label : label;
+    return term && !isOwn[place] && times(term.id) === 1 ? term.label : label;
   });
   return { terms, said };
 }

@@ -1,6 +1,7 @@
 // Each rule gives what Python gives, on what the golden files hold.
 
 import { describe, expect, it } from "vitest";
+import { inNamesOfTypes } from "../src/author_labels";
 import type { CsrRows, Matrix } from "../src/cell_matrix";
 import { kindsOf } from "../src/features";
 import { tokenize } from "../src/gene_tokenizer";
@@ -30,6 +31,11 @@ describe("texts", () => {
     const found = readLabels(expected.labels, annotator.ontology);
     expect(found.termIds).toEqual(expected.term_ids);
     expect(found.names).toEqual(expected.names);
+  });
+
+  it.each(golden.queries as [string, string][])("%s is searched as %s", async (text, named) => {
+    const { annotator } = await goldenTables();
+    expect(inNamesOfTypes(text, annotator.ontology)).toBe(named);
   });
 
   it("words become the same ids", async () => {
