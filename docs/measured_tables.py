@@ -335,6 +335,30 @@ def _three(found: dict) -> str:
     return " / ".join(f"{found[name]:.2f}" for name in _SWAPS)
 
 
+def _author_words_table(report: dict) -> str:
+    """Accuracy and macro-F1 with the ontology's names of a study's types, and with its authors' words for them."""
+    header = [
+        "study",
+        "cells",
+        "names of the ontology",
+        "accuracy",
+        "macro-F1",
+        "authors' words",
+        "accuracy",
+        "macro-F1",
+    ]
+    rows = [
+        [row["study"], str(row["cells"])]
+        + [text for one in (row["names"], row["words"]) for text in _author_scores(one)]
+        for row in report["rows"]
+    ]
+    return f"{markdown(header, rows, num_left=1)}\n\n{_run(report['run'])}"
+
+
+def _author_scores(found: dict) -> tuple[str, str, str]:
+    return str(found["types"]), f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}"
+
+
 def _calibration_table(report: dict) -> str:
     """Accuracy and confidence of studies of one species, as they are and with a factor fitted on the others."""
     header = ["study", "cells", "reach", "accuracy", "mean confidence", "calibration error", "factor", "error with it"]
@@ -456,6 +480,7 @@ def _generation_table(report: dict) -> str:
 _RARE = ("f1", "balanced_accuracy")
 
 TABLES: dict[str, Callable[[dict], str]] = {
+    "author_words": _author_words_table,
     "browser": _browser_table,
     "chromatin": _chromatin_table,
     "generation": _generation_table,

@@ -9,6 +9,7 @@ LEAST_OF_TEXT, LEAST_OF_LARGE_TEXT, LEAST_OF_PARTS = 4.5, 3.0, 3.0  # success cr
 # Contrast as WCAG defines it, for all text that is shown, for the edges of controls, and for spots of colour.
 _CONTRAST = """
 () => {
+  for (const change of document.getAnimations()) change.finish(); // a colour on its way to another says nothing
   const parsed = (said) => {
     if (!/^(rgba?|color\\(srgb)/.test(said)) throw new Error(`a colour of another kind: ${said}`);
     const [red, green, blue, alpha = 1] = said.match(/[\\d.]+(?:e-?\\d+)?/g).map(Number);

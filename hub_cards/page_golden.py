@@ -19,6 +19,8 @@ from scipy import sparse
 
 import scmmgpt
 from scmmgpt.loading import LoadedModel, load
+from scmmgpt.processing.author_labels_scmmgpt import in_names_of_types
+from scmmgpt.processing.author_words_scmmgpt import author_words
 from scmmgpt.processing.encoding_scmmgpt import similarity_scale
 from scmmgpt.processing.features_scmmgpt import features_of
 from scmmgpt.processing.labels_scmmgpt import read_labels
@@ -67,6 +69,23 @@ LABELS = [
     ("other", "", "blood"),
     ("acinar cell", "n/a", ""),
 ]
+# As authors label the cells of one study: immune cells, pancreas, brain, kidney, and what is no name.
+AUTHORS = [
+    ["T_CD4", "CD8 Naive", "CD4+/CD45RO+ Memory", "CD14+ Mono", "FCGR3A+ Mono", "NK_CD56bright", "B memory", "DC", "CD4- CD8- T"],
+    ["alpha", "beta", "gamma", "activated_stellate", "quiescent_stellate", "t_cell", "immune_other"],
+    ["Astrocyte1", "Astrocyte2", "Oligo_MF", "S1_Excitatory_L23", "Vip", "Microglias", "Stromal cell Acta2 high"],
+    ["PT", "TAL", "IC-A", "PC", "Podocytes", "EC arterial", "AT2 proliferating", "B cell zone fibroblast"],
+    ["a cell that makes antibodies", "malignant_93", "CD4-positive T cell", "natural kiler cell", "0", "Stem", "alpha cells"],
+]  # fmt: skip
+QUERIES = [
+    "NK cells of human blood",
+    "T cells that kill infected cells",
+    "fetal AT2 cells, from a human lung",
+    "beta cells of the pancreas",
+    "excitatory neuron from mouse brain",
+    "hepatitis B",
+    "a cell that makes antibodies",
+]
 FEATURES = [
     "CD3D", "CD19", "CD45RA-TotalSeqB", "HTO_A", "Hashtag1", "NonTargeting_1", "chr1:100-200", "sgTP53-1", "IgG1_control",
     "ADT_CD4", "anti-CD3", "CMO301", "MT-CO1", "HLA-A", "prot:CD8", "X-AACCGGTTAACC", "ISOC1", "MULTI-12",
@@ -93,6 +112,8 @@ def main(folder: Path, cells: Path) -> None:
     golden = {
         "plain_names": [[name, plain_name(name)] for name in NAMES],
         "label_texts": [[label, said, tissue, _label_text(label, said, tissue)] for label, said, tissue in LABELS],
+        "label_sets": [_label_set(labels, loaded) for labels in AUTHORS],
+        "queries": [[text, in_names_of_types(text, loaded.ontology)[0]] for text in QUERIES],
         "text_ids": [[text, _ids(loaded, text)] for text in TEXTS],
         "features": _features(),
         "genes": _genes(loaded, adata),
@@ -215,6 +236,11 @@ def _study(loaded: LoadedModel, adata: anndata.AnnData, **asked: Any) -> dict[st
     return {"asked": asked, "obs": obs, "held": held, "evidence": evidence}
 
 
+def _label_set(labels: list[str], loaded: LoadedModel) -> dict[str, Any]:
+    found = read_labels(labels, loaded.ontology)
+    return {"labels": found.labels, "names": found.names, "term_ids": found.term_ids}
+
+
 def _write_cells(loaded: LoadedModel, adata: anndata.AnnData, folder: Path) -> None:
     """The matrix and the embeddings of its cells, as plain arrays."""
     matrix = sparse.csr_matrix(adata.X)
@@ -240,7 +266,12 @@ def _write_model(loaded: LoadedModel, folder: Path) -> None:
     longest = loaded.config.qformer_config.max_position_embeddings
     manifest = {"similarity_scale": similarity_scale(loaded.model), "longest_text": longest}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    page = {"trained_types": list(annotator.trained_types), "model": loaded.name, "version": ""}
+    page = {
+        "trained_types": list(annotator.trained_types),
+        "model": loaded.name,
+        "version": "",
+        "author_words": author_words(),
+    }
     (folder / "page.json").write_text(json.dumps(page), encoding="utf-8")
 
 

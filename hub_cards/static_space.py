@@ -18,6 +18,7 @@ import numpy as np
 
 from scmmgpt.errors import UserError
 from scmmgpt.loading import LoadedModel, ModelSource, load
+from scmmgpt.processing.author_words_scmmgpt import author_words
 from scmmgpt.processing.labels_scmmgpt import ontology_labels
 from scmmgpt.progress import progress_bar
 from scmmgpt.storage import written_by_rename
@@ -75,7 +76,8 @@ def build_page(
 def write_page_tables(loaded: LoadedModel, folder: Path) -> None:
     """What the page needs beside the export: the types of the training, and embeddings of the ontology's labels."""
     types = (getattr(loaded.config, "training_summary", None) or {}).get("cell_types") or ()
-    page = {"trained_types": list(types), "model": loaded.describe()["name"], "version": __version__}
+    name = loaded.describe()["name"]
+    page = {"trained_types": list(types), "model": name, "version": __version__, "author_words": author_words()}
     (folder / PAGE_FILE).write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
     embeds = loaded.embed_texts(ontology_labels(loaded.ontology).texts())
     (folder / EMBEDS_FILE).write_bytes(np.ascontiguousarray(embeds, dtype="<f4").tobytes())

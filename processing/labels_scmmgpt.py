@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .author_labels_scmmgpt import named_terms
 from .errors_scmmgpt import UserError
-from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology
+from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term
 from .prompting_scmmgpt import cell_text
 
 CELL_ONTOLOGY = "cell-ontology"
@@ -24,13 +25,15 @@ Labels = str | os.PathLike | Iterable[str] | Mapping[str, str]
 class LabelSet:
     """Candidate cell types, verbatim as given, with what the ontology knows about each.
 
-    Term ids are None for free text. A description is the caller's, else the ontology's definition, else "". `notes`
-    are what a person should know: free text labels, nearest names, synonyms given twice.
+    Term ids are None for free text. A description is the caller's, else the ontology's definition, else "". `names` are
+    the labels in words of the training: of an abbreviation its term. `notes` are what a person should know: how
+    abbreviations were read, free text labels, nearest names, synonyms given twice.
     """
 
     labels: tuple[str, ...]
     term_ids: tuple[str | None, ...]
     descriptions: tuple[str, ...]
+    names: tuple[str, ...]
     source: str = "list"
     notes: tuple[str, ...] = field(default=())
 
@@ -45,13 +48,14 @@ class LabelSet:
             labels=tuple(self.labels[place] for place in places),
             term_ids=tuple(self.term_ids[place] for place in places),
             descriptions=tuple(self.descriptions[place] for place in places),
+            names=tuple(self.names[place] for place in places),
         )
 
     def texts(self, tissue: str | None = None) -> list[str]:
         """What each label says about itself, in the words of the training: the text that cells are compared with."""
         where = {"tissue": tissue} if tissue else {}
-        pairs = zip(self.labels, self.descriptions, strict=True)
-        return [cell_text({"cell_type": label, **where}, description) for label, description in pairs]
+        pairs = zip(self.names, self.descriptions, strict=True)
+        return [cell_text({"cell_type": name, **where}, description) for name, description in pairs]
 
 
 def read_labels(labels: Labels, ontology: Ontology) -> LabelSet:
@@ -78,6 +82,7 @@ def ontology_labels(ontology: Ontology) -> LabelSet:
         tuple(term.label for term in terms),
         tuple(term.id for term in terms),
         tuple(term.definition for term in terms),
+        tuple(term.label for term in terms),
         CELL_ONTOLOGY,
     )
 
@@ -109,17 +114,37 @@ def _parse_json(text: str, path: Path) -> tuple[list[str], dict[str, str]]:
 
 def _label_set(labels: list[str], descriptions: Mapping[str, str], ontology: Ontology, source: str) -> LabelSet:
     _check(labels, source)
-    terms = [ontology.find(label) for label in labels]
+    terms, names = _terms_and_names(labels, ontology)
+    definitions = [term.definition if term else "" for term in terms]
+    said = [str(descriptions.get(label) or text) for label, text in zip(labels, definitions, strict=True)]
     return LabelSet(
         tuple(labels),
         tuple(term.id if term else None for term in terms),
-        tuple(
-            str(descriptions.get(label) or (term.definition if term else ""))
-            for label, term in zip(labels, terms, strict=True)
-        ),
+        tuple(said),
+        tuple(names),
         source,
-        tuple(_notes(labels, terms, ontology)),
+        tuple(_notes(labels, terms, names, ontology)),
     )
+
+
+def _terms_and_names(labels: list[str], ontology: Ontology) -> tuple[list[Term | None], list[str]]:
+    """The term of each label, and its name in words of the training; what has a name of its own goes before abbreviations.
+
+    Abbreviations of one term keep their words: they may say what parts them.
+    """
+    read = named_terms(labels, ontology)
+    is_own = [named.how in ("name", "synonym") for named in read]
+    taken = {named.term_id for named, own in zip(read, is_own, strict=True) if own}
+    terms = [
+        ontology.terms.get(named.term_id) if own or named.term_id not in taken else None
+        for named, own in zip(read, is_own, strict=True)
+    ]
+    times = Counter(term.id for term in terms if term)
+    names = [
+        label if own or term is None or times[term.id] > 1 else term.label
+        for label, own, term in zip(labels, is_own, terms, strict=True)
+    ]
+    return terms, names
 
 
 def _check(labels: list[str], source: str) -> None:
@@ -144,7 +169,11 @@ def _can_be_stored(label: str) -> bool:
     return "\0" not in label and not any("\ud800" <= letter <= "\udfff" for letter in label)
 
 
-def _notes(labels: list[str], terms: list, ontology: Ontology) -> Iterable[str]:
+def _notes(labels: list[str], terms: list[Term | None], names: list[str], ontology: Ontology) -> Iterable[str]:
+    read = [f"{label!r} as {name!r}" for label, name in zip(labels, names, strict=True) if label != name]
+    if read:
+        more = f" and {len(read) - _MAX_SUGGESTIONS} more" if len(read) > _MAX_SUGGESTIONS else ""
+        yield f"read as types of the Cell Ontology: {', '.join(read[:_MAX_SUGGESTIONS])}{more}"
     free = [label for label, term in zip(labels, terms, strict=True) if term is None]
     for label in free[:_MAX_SUGGESTIONS] if ontology.terms else []:
         nearest = ontology.suggest(label)

@@ -45,6 +45,10 @@ def plain_name(name: str) -> str:
     return " ".join(word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] != "s" else word for word in words)
 
 
+def _numbers(name: str) -> list[str]:
+    return re.findall(r"[0-9]+", name)
+
+
 @dataclass(frozen=True)
 class Term:
     """One cell type of the ontology."""
@@ -102,9 +106,29 @@ class Ontology:
         term_id = self.replaced.get(name.strip(), name.strip())
         return self.terms.get(term_id) or self.terms.get(self._term_of_name.get(plain_name(name), ""))
 
+    @cached_property
+    def _term_of_words(self) -> dict[frozenset[str], str]:
+        found: dict[frozenset[str], set[str]] = {}
+        for name, term_id in self._term_of_name.items():
+            found.setdefault(frozenset(name.split()) - {"cell"}, set()).add(term_id)
+        return {words: term_ids.pop() for words, term_ids in found.items() if len(words) > 1 and len(term_ids) == 1}
+
+    def of_words(self, name: str) -> Term | None:
+        """The term whose name has the same words in another order."""
+        return self.terms.get(self._term_of_words.get(frozenset(plain_name(name).split()) - {"cell"}, ""))
+
     def suggest(self, name: str, num: int = 1) -> list[str]:
-        """Labels that are spelt nearly like this name, nearest first."""
-        matches = get_close_matches(plain_name(name), self._spelling_of_name, n=num, cutoff=0.75)
+        """Labels that say all words of this name, shortest first; else those that are spelt nearly like it.
+
+        The numbers of a name mean something: CD4 is no misspelt CD25.
+        """
+        words = set(plain_name(name).split())
+        saying = [plain for plain in self._spelling_of_name if words <= set(plain.split())] if len(words) > 1 else []
+        matches = sorted(saying, key=lambda plain: (len(plain), plain))[:num]
+        if not matches:
+            numbers = _numbers(name)
+            alike = [plain for plain in self._spelling_of_name if _numbers(plain) == numbers]
+            matches = get_close_matches(plain_name(name), alike, n=num, cutoff=0.75)
         return [self._spelling_of_name[match] for match in matches]
 
     def ancestors(self, term_id: str) -> list[str]:

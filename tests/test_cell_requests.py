@@ -6,13 +6,13 @@ from scmmgpt.cell_requests import (
     SeenInTraining,
     concerns,
     named_tissue,
-    named_type,
     numbers_of,
     read_requests,
     unknown_place,
 )
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL
+from scmmgpt.processing.author_labels_scmmgpt import in_names_of_types
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
 
@@ -83,14 +83,25 @@ def test_numbers_add_up_whatever_the_shares():
         ("a CD14-positive monocyte from human blood", "CD14-positive monocyte"),
         ("CD4-positive, alpha-beta T cell in lymph node", "CD4-positive, alpha-beta T cell"),
         ("fetal hepatocytes of a mouse", "hepatocyte"),
+        ("beta cells of the human pancreas", "type B pancreatic cell"),
+        ("excitatory neuron from mouse brain", "glutamatergic neuron"),
+        ("CD8+ T cell, blood", "CD8-positive, alpha-beta T cell"),
+        ("hepatitis B", None),
         ("something blue", None),
         ("a cell", None),
     ],
 )
 def test_the_longest_name_of_a_type_is_the_one_that_is_meant(ontology, text, name):
-    term = named_type(text, ontology)
+    _, term = in_names_of_types(text, ontology)
 
     assert (term and term.label) == name
+
+
+def test_a_text_is_read_in_the_words_of_the_training(ontology):
+    (request,) = read_requests("fetal AT2 cells, from a human lung", 1, None, ontology)
+
+    assert request.text == "fetal AT2 cells, from a human lung"
+    assert request.words == "fetal pulmonary alveolar type 2 cell, from a human lung"
 
 
 def test_what_was_seen_needs_no_warning(ontology, seen):

@@ -178,7 +178,9 @@ def test_a_parent_of_two_held_types_names_neither():
 
 def sets_of(probabilities: list[float], names: list[str], gap: float) -> str:
     terms = [TREE.find(name) for name in names]
-    labels = LabelSet(tuple(names), tuple(term.id if term else None for term in terms), ("",) * len(names))
+    labels = LabelSet(
+        tuple(names), tuple(term.id if term else None for term in terms), ("",) * len(names), tuple(names)
+    )
     return label_sets(np.array([probabilities]), labels, Groups.of(labels, TREE), TREE, gap)[0]
 
 

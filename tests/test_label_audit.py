@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from scmmgpt.archive_export import export, parse_facts
-from scmmgpt.author_labels import by_name, map_labels
+from scmmgpt.author_labels import map_labels
 from scmmgpt.cli import app
 from scmmgpt.console import run_to_exit_code
 from scmmgpt.errors import UserError
 from scmmgpt.label_audit import audit, mixed_clusters
 from scmmgpt.loading import load
+from scmmgpt.processing.author_labels_scmmgpt import by_name
 
 CELLS = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
 FACTS = {
@@ -57,6 +58,14 @@ def cells():
         ("Enterocyte.Mature.Distal", "enterocyte"),
         ("3: Astrocyte1", "astrocyte"),
         ("pDC", "plasmacytoid dendritic cell"),
+        ("CD4 TCM", "central memory CD4-positive, alpha-beta T cell"),
+        ("Naive CD8 T", "naive thymus-derived CD8-positive, alpha-beta T cell"),
+        ("CD8, T Effector Memory", "effector memory CD8-positive, alpha-beta T cell"),
+        ("CD4- CD8- T", "T cell"),
+        ("FCGR3A+ Mono", "CD14-low, CD16-positive monocyte"),
+        ("B naive", "naive B cell"),
+        ("NK Proliferating", "cycling natural killer cell"),
+        ("B cell zone fibroblast", "fibroblast"),
     ],
 )
 def test_a_label_is_understood_by_its_name(label, term, model):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from scmmgpt.errors import UserError
+from scmmgpt.processing.author_words_scmmgpt import ABBREVIATIONS, TISSUES
 from scmmgpt.processing.labels_scmmgpt import read_labels
 from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name, read_ontology
 
@@ -42,6 +43,50 @@ def test_labels_are_kept_verbatim_when_the_ontology_spells_them_otherwise(ontolo
 
     assert labels.labels == ("b cells", "T-cell")
     assert labels.term_ids == ("CL:0000236", "CL:0000084")
+
+
+def test_the_words_of_authors_mean_terms_and_stay_the_labels(ontology):
+    labels = read_labels(["T_CD4", "CD14+ Mono", "B cell"], ontology)
+
+    assert labels.labels == ("T_CD4", "CD14+ Mono", "B cell")
+    assert labels.names == ("CD4-positive, alpha-beta T cell", "CD14-positive monocyte", "B cell")
+    assert labels.term_ids == ("CL:0000624", "CL:0001054", "CL:0000236")
+    assert labels.texts()[0].startswith("This cell is a CD4-positive, alpha-beta T cell.")
+    assert "'T_CD4' as 'CD4-positive, alpha-beta T cell'" in labels.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        pytest.param(["PC", "B"], ["plasma cell", "B cell"], id="blood"),
+        pytest.param(["PC", "TAL", "Podocyte"], ["renal principal cell", None, "Podocyte"], id="kidney"),
+        pytest.param(["HSC", "MK"], ["hematopoietic stem cell", "megakaryocyte"], id="marrow"),
+        pytest.param(
+            ["HSC", "Hepatocyte", "Kupffer"], ["hepatic stellate cell", "Hepatocyte", "Kupffer cell"], id="liver"
+        ),
+    ],
+)
+def test_what_stands_beside_a_short_word_says_what_it_means(ontology, words, names):
+    found = read_labels(words, ontology).names
+
+    assert [name for name, expected in zip(found, names, strict=True) if expected] == [name for name in names if name]
+
+
+def test_a_label_with_a_name_of_its_own_comes_before_an_abbreviation(ontology):
+    assert read_labels(["B", "B cell"], ontology).term_ids == (None, "CL:0000236")
+
+
+def test_abbreviations_of_one_term_are_said_to_be_one(ontology):
+    labels = read_labels(["Astrocyte1", "Astrocyte2"], ontology)
+
+    assert labels.names == labels.labels
+    assert labels.notes == ("'Astrocyte1' and 'Astrocyte2' are the same Cell Ontology term (CL:0000127)",)
+
+
+def test_every_word_of_authors_names_a_term(ontology):
+    tables = (ABBREVIATIONS, *(tissue.names for tissue in TISSUES))
+
+    assert not [name for table in tables for name in table.values() if ontology.find(name) is None]
 
 
 def test_a_dict_brings_its_own_descriptions(ontology):
@@ -121,6 +166,18 @@ def test_ancestors_come_nearest_first(small_ontology):
 def test_a_synonym_of_two_terms_names_neither(small_ontology):
     assert small_ontology.find("lymph thing") is None
     assert small_ontology.find("t LYMPHOCYTES").id == "CL:2"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        pytest.param("killer cell", "natural killer cell", id="a word left out"),
+        pytest.param("natural kiler cell", "natural killer cell", id="misspelt"),
+        pytest.param("CD333 mast cell", None, id="another number is another cell"),
+    ],
+)
+def test_the_suggestion_is_what_was_meant(ontology, written, meant):
+    assert ontology.suggest(written) == [meant] * (meant is not None)
 
 
 def test_a_replaced_id_finds_its_successor(small_ontology):

@@ -266,16 +266,27 @@ def test_proteins_correct_calls_of_the_rna(rna, antibodies, loaded):
     assert found.obs["scmmgpt_protein_conflict"].between(0, 1).all()
 
 
-@pytest.mark.filterwarnings("ignore:.* is not in the Cell Ontology:UserWarning")
+@pytest.mark.filterwarnings("ignore:read as types of the Cell Ontology:UserWarning")
 def test_labels_in_the_words_of_authors_have_proteins_too(rna, antibodies, loaded):
     authors = ["CD4 T", "CD8 T", "B", "NK", "Mono"]
+    names = [
+        "CD4-positive, alpha-beta T cell",
+        "CD8-positive, alpha-beta T cell",
+        "B cell",
+        "natural killer cell",
+        "monocyte",
+    ]
 
-    found = scmmgpt.annotate(in_obsm(rna, antibodies), authors, model=loaded, min_confidence=0, progress=False)
+    found, expected = (
+        scmmgpt.annotate(in_obsm(rna, antibodies), labels, model=loaded, min_confidence=0, progress=False)
+        for labels in (authors, names)
+    )
 
     called = found.obs["scmmgpt_cell_type"].astype(str)
+    assert called.map(dict(zip(authors, names, strict=True))).tolist() == expected.obs["scmmgpt_cell_type"].tolist()
     is_cytotoxic = rna.obs["cell_type"].astype(str).str.contains("CD8-positive").to_numpy()
-    assert (called[is_cytotoxic] == "CD8 T").mean() > 0.7  # 0.43 of them without proteins
-    assert (called[~is_cytotoxic] != "CD8 T").mean() > 0.9
+    assert (called[is_cytotoxic] == "CD8 T").mean() > 0.6  # 0.18 of them without proteins
+    assert (called[~is_cytotoxic] != "CD8 T").mean() > 0.95
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

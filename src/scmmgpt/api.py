@@ -19,6 +19,7 @@ from .cells import column_of
 from .embedding import embed_batch
 from .errors import UserError
 from .loading import LoadedModel, ModelSource, load
+from .processing.author_labels_scmmgpt import in_names_of_types
 from .processing.labels_scmmgpt import Labels
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
@@ -264,7 +265,7 @@ def search(
 
 
 def _query(loaded: LoadedModel, text: str) -> np.ndarray:
-    return loaded.embed_texts([query_text(text)])[0]
+    return loaded.embed_texts([query_text(in_names_of_types(text, loaded.ontology)[0])])[0]
 
 
 def _hits(obs: pd.DataFrame, number: np.ndarray, score: np.ndarray) -> pd.DataFrame:

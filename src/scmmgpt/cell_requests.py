@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
+from .processing.author_labels_scmmgpt import in_names_of_types
 from .processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name
 
 SHARE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*(?:of\s+)?(.+)$", re.DOTALL)
 TERM_ID = re.compile(r"\bCL:\d+\b", re.IGNORECASE)
 # How far shares may be from one, or from a hundred: percentages that were rounded.
 SHARE_TOLERANCE = 0.011
-LONGEST_NAME = 12  # words
 # Where a text says that cells are from: "in the human lymph node of a donor with ...".
 PLACE = re.compile(r"\b(?:from|in)\s+(?:the\s+|an?\s+)?(.+?)(?=,|;|\.|\bof an?\b|\bwith\b|\bat\b|$)", re.IGNORECASE)
 NO_PLACE = {
@@ -39,10 +39,11 @@ Texts = str | Sequence[str] | Mapping[str, float]
 
 @dataclass(frozen=True)
 class CellRequest:
-    """One text, the cells that it is asked for, and the type that its words name."""
+    """One text, the cells that it is asked for, the same in `words` of the training, and the type that these name."""
 
     text: str
     num_cells: int
+    words: str
     term: Term | None
 
 
@@ -64,11 +65,11 @@ def read_requests(
         raise UserError("The text to generate cells from is empty.")
     merged: dict[str, float] = {}
     for one, share in zip(texts, shares, strict=True):
-        words = _with_names(one.strip(), ontology)
-        merged[words] = merged.get(words, 0.0) + share
+        named = _with_names(one.strip(), ontology)
+        merged[named] = merged.get(named, 0.0) + share
     return [
-        CellRequest(words, number, named_type(words, ontology))
-        for words, number in zip(merged, numbers_of(list(merged.values()), num_cells), strict=True)
+        CellRequest(one, number, *in_names_of_types(one, ontology))
+        for one, number in zip(merged, numbers_of(list(merged.values()), num_cells), strict=True)
     ]
 
 
@@ -136,17 +137,6 @@ def _with_names(text: str, ontology: Ontology) -> str:
     return TERM_ID.sub(name_of, text)
 
 
-def named_type(text: str, ontology: Ontology) -> Term | None:
-    """The cell type with the longest name among the words of a text."""
-    words = text.replace(",", " , ").split()
-    for length in range(min(LONGEST_NAME, len(words)), 0, -1):
-        for start in range(len(words) - length + 1):
-            term = ontology.find(" ".join(words[start : start + length]))
-            if term is not None and term.id not in UNINFORMATIVE_TERMS:
-                return term
-    return None
-
-
 @dataclass(frozen=True)
 class SeenInTraining:
     """What a cell decoder has seen, as its model's config says."""
@@ -174,7 +164,7 @@ class SeenInTraining:
 def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> list[str]:
     """What about a request the model has to extrapolate, each in a sentence."""
     place = named_tissue(_beside_type(request), seen.tissues)
-    strange = unknown_place(request.text, seen.tissues)
+    strange = unknown_place(request.words, seen.tissues)
     found = []
     if strange:
         found.append(
@@ -201,7 +191,7 @@ def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> 
 
 def _beside_type(request: CellRequest) -> str:
     """The words of a request but for its type's name: a thymus-derived cell is not said to be from the thymus."""
-    words = f" {plain_name(request.text)} "
+    words = f" {plain_name(request.words)} "
     for name in () if request.term is None else sorted((request.term.label, *request.term.synonyms), key=len)[::-1]:
         words = words.replace(f" {plain_name(name)} ", " ")
     return words

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arguments import shared_arguments
-from .author_labels import Mapping, map_labels
+from .author_labels import map_labels
 from .cells import column_of
 from .consensus import divided
 from .embedding import EvidenceBatch
 from .errors import UserError, require
+from .processing.author_labels_scmmgpt import NamedTerm
 from .processing.encoding_scmmgpt import similarity_scale
 from .processing.ontology_scmmgpt import Ontology
 from .storage import Additions
@@ -43,7 +44,7 @@ _MIXED_SHARE, _MIXED_CELLS = 0.15, 5
 class Audit:
     """What was found: one mapping a label, the chance of each cell's label, what else it could be, mixed clusters."""
 
-    labels: list[Mapping]
+    labels: list[NamedTerm]
     codes: np.ndarray
     chance: np.ndarray
     instead: np.ndarray
@@ -146,7 +147,7 @@ def _coded(column: pd.Series, label: str) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in names], codes
 
 
-def _own_reading(verb: Verb, mappings: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _own_reading(verb: Verb, mappings: Sequence[NamedTerm]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """What the model makes of each cell among the author's labels, (N, C); embeddings; which genes were read."""
     words = [one.term if one.confidence >= SURE_ENOUGH else one.label for one in mappings]
     distinct = list(dict.fromkeys(words))
@@ -235,7 +236,7 @@ def _communities(embeds: np.ndarray) -> np.ndarray:
 
 
 def mixed_clusters(
-    clusters: np.ndarray, codes: np.ndarray, mappings: Sequence[Mapping], ontology: Ontology
+    clusters: np.ndarray, codes: np.ndarray, mappings: Sequence[NamedTerm], ontology: Ontology
 ) -> list[dict[str, Any]]:
     """Clusters of whose cells a good part carries a label of another lineage than most, the most mixed first."""
     found = []
@@ -257,7 +258,7 @@ def mixed_clusters(
     return sorted(found, key=lambda row: -row["other_share"])
 
 
-def _is_one_lineage(one: Mapping, other: Mapping, ontology: Ontology) -> bool:
+def _is_one_lineage(one: NamedTerm, other: NamedTerm, ontology: Ontology) -> bool:
     if one.label == other.label or (one.term_id and one.term_id == other.term_id):
         return True
     return other.term_id in ontology.ancestors(one.term_id) or one.term_id in ontology.ancestors(other.term_id)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .author_labels import by_name
+from .processing.author_labels_scmmgpt import by_name
 from .processing.back_off_scmmgpt import Calls, group_means
 from .processing.cell_matrix_scmmgpt import parts
 from .processing.cell_reading_scmmgpt import open_cells

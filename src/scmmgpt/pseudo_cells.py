@@ -130,7 +130,7 @@ def _draw(loaded: LoadedModel, requests: list[CellRequest], wish: Wish, executio
         for request in requests:
             if not request.num_cells:
                 continue
-            inputs = tokenize_texts(loaded.model, processor, [generation_text(request.text)])
+            inputs = tokenize_texts(loaded.model, processor, [generation_text(request.words)])
             for output in loaded.model.stream_cells(
                 inputs["input_ids"],
                 inputs["attention_mask"],
@@ -177,7 +177,7 @@ def _quality(
         batches = Batches(loaded.device, execution.batch_size)
         run = CellRun(loaded, CellsInMemory(adata), batches, Workspace(None), progress=False)
         embeds = run.compute("quality", embed_batch)["embeds"]
-        texts = loaded.embed_texts([query_text(request.text) for request in requests])
+        texts = loaded.embed_texts([query_text(request.words) for request in requests])
         own = np.repeat(texts, [request.num_cells for request in requests], axis=0)
         quality["similarity_to_text"] = round(float((embeds * own).sum(1).mean()), 4)
     if reference is not None:

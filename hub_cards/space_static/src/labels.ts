@@ -1,14 +1,19 @@
 // Candidate labels and the texts that cells are compared with (processing/labels_scmmgpt.py, prompting_scmmgpt.py).
 
+import { namedTerms } from "./author_labels";
 import { UserError } from "./errors";
-import { type Ontology, UNINFORMATIVE_TERMS } from "./ontology";
+import { type Ontology, type Term, UNINFORMATIVE_TERMS } from "./ontology";
 
 export const UNKNOWN = "unknown";
 const MISSING = new Set(["", "unknown", "na", "n/a", "nan", "none", "null", "not applicable", "unassigned", "other"]);
 
-/** `source` says where labels are from: the training, the whole ontology, or a person's own list. */
+/**
+ * `source` says where labels are from: the training, the whole ontology, or a person's own list. `names` are the labels in
+ * words of the training: of an abbreviation its term.
+ */
 export interface LabelSet {
   labels: string[];
+  names: string[];
   termIds: (string | null)[];
   descriptions: string[];
   source: "trained types" | "cell-ontology" | "list";
@@ -20,7 +25,8 @@ export function readLabels(names: string[], ontology: Ontology, given: Record<st
   if (!names.length) throw new UserError("No labels were given: write at least one.");
   const repeated = names.find((name, place) => names.indexOf(name) < place);
   if (repeated !== undefined) throw new UserError(`The label “${repeated}” is given twice.`);
-  const terms = names.map((name) => ontology.find(name));
+  const { terms, said } = termsAndNames(names, ontology);
+  const read = names.flatMap((name, place) => (name === said[place] ? [] : [`“${name}” as “${said[place]}”`]));
   const notes = names.flatMap((name, place) => {
     if (terms[place]) return [];
     const nearest = ontology.suggest(name);
@@ -28,11 +34,25 @@ export function readLabels(names: string[], ontology: Ontology, given: Record<st
   });
   return {
     labels: names,
+    names: said,
     termIds: terms.map((term) => term?.id ?? null),
     descriptions: names.map((name, place) => given[name] || terms[place]?.definition || ""),
     source: "list",
-    notes: notes.slice(0, 20),
+    notes: [...(read.length ? [`read as types of the Cell Ontology: ${read.slice(0, 20).join(", ")}`] : []), ...notes.slice(0, 20)],
   };
+}
+
+/** What has a name of its own goes before abbreviations; abbreviations of one term keep their words, which may part them. */
+function termsAndNames(labels: string[], ontology: Ontology): { terms: (Term | null)[]; said: string[] } {
+  const read = namedTerms(labels, ontology), isOwn = read.map(({ how }) => how === "name" || how === "synonym");
+  const taken = new Set(read.filter((_, place) => isOwn[place]).map(({ term }) => term!.id));
+  const terms = read.map(({ term }, place) => (term && (isOwn[place] || !taken.has(term.id)) ? term : null));
+  const times = (id: string) => terms.filter((term) => term?.id === id).length;
+  const said = labels.map((label, place) => {
+    const term = terms[place];
+    return term && !isOwn[place] && times(term.id) === 1 ? term.label : label;
+  });
+  return { terms, said };
 }
 
 /** A person's lines as names and descriptions. */
@@ -51,6 +71,7 @@ export function ontologyLabels(ontology: Ontology): LabelSet {
   const terms = [...ontology.terms.values()].filter((term) => !UNINFORMATIVE_TERMS.has(term.id));
   return {
     labels: terms.map((term) => term.label),
+    names: terms.map((term) => term.label),
     termIds: terms.map((term) => term.id),
     descriptions: terms.map((term) => term.definition),
     source: "cell-ontology",
@@ -65,7 +86,7 @@ export function trainedLabels(types: string[], ontology: Ontology): LabelSet {
 }
 
 export function textsOf(labels: LabelSet, tissue = ""): string[] {
-  return labels.labels.map((label, place) => labelText(label, labels.descriptions[place], tissue));
+  return labels.names.map((name, place) => labelText(name, labels.descriptions[place], tissue));
 }
 
 /** What a label says about itself: the text that cells are compared with. */

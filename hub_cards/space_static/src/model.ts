@@ -1,5 +1,6 @@
 // A model folder: what `scmmgpt export onnx` wrote, and beside it what the page was given for quick answers.
 
+import type { AuthorWords } from "./author_labels";
 import { Calibration, type CalibrationJson } from "./calibration";
 import { type Annotator, DIMENSION, type EmbedTexts } from "./calling";
 import { GeneIdentifier, GeneNames } from "./gene_identity";
@@ -33,6 +34,7 @@ export interface PageJson {
   trained_types: string[];
   model: string;
   version: string;
+  author_words: AuthorWords;
 }
 
 /** All that is not a tower: tables, settings, rules. */
@@ -55,7 +57,7 @@ export async function readTables(read: ReadFile): Promise<Tables> {
   }
   const vocabulary = new Vocabulary(textOf(await unpacked("gene_vocabulary.tsv.gz")));
   const names = new GeneNames(textOf(await unpacked("gene_names.tsv.gz")));
-  const ontology = new Ontology(JSON.parse(textOf(await unpacked("cell_ontology.json.gz"))));
+  const ontology = new Ontology(JSON.parse(textOf(await unpacked("cell_ontology.json.gz"))), page.author_words);
   const profiles = new TypeProfiles(await unpacked("type_profiles.safetensors.gz"));
   const calibration = new Calibration(await json<CalibrationJson>("calibration.json"));
   const scale = (await json<{ similarity_scale: number }>("manifest.json")).similarity_scale;

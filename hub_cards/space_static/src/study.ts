@@ -1,5 +1,6 @@
 // One file of cells at work: read once, called and searched as often as one likes.
 
+import { inNamesOfTypes } from "./author_labels";
 import type { Calls } from "./back_off";
 import { type Annotator, type Called, callCells, type CellEvidence, candidatesOf, DIMENSION, keepHeld, makeUnknown, profilesOf, Scorer } from "./calling";
 import type { CellFile, ChosenMatrix } from "./cell_file";
@@ -175,7 +176,7 @@ export class Study {
   /** Cosine of every cell with a text. */
   async search(text: string, texts: TextEmbeds): Promise<Float32Array> {
     if (!text.trim()) throw new UserError("Write what to look for.");
-    const query = await texts.embed([text.trim()]), scores = new Float32Array(this.account.numCells);
+    const query = await texts.embed([inNamesOfTypes(text.trim(), this.tables.annotator.ontology)]), scores = new Float32Array(this.account.numCells);
     for (let cell = 0; cell < scores.length; cell++) {
       let sum = 0;
       for (let at = 0; at < DIMENSION; at++) sum += this.embeds![cell * DIMENSION + at] * query[at];

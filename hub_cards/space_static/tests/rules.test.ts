@@ -1,10 +1,11 @@
 // Each rule gives what Python gives, on what the golden files hold.
 
 import { describe, expect, it } from "vitest";
+import { inNamesOfTypes } from "../src/author_labels";
 import type { CsrRows, Matrix } from "../src/cell_matrix";
 import { kindsOf } from "../src/features";
 import { tokenize } from "../src/gene_tokenizer";
-import { labelText } from "../src/labels";
+import { labelText, readLabels } from "../src/labels";
 import { recognise } from "../src/matrix_state";
 import { plainName } from "../src/ontology";
 import { TextTokenizer } from "../src/text_tokenizer";
@@ -23,6 +24,18 @@ describe("texts", () => {
 
   it.each(golden.label_texts as string[][])("the label %s says what it says in Python", (label, said, tissue, text) => {
     expect(labelText(label, said, tissue)).toBe(text);
+  });
+
+  it.each(golden.label_sets as { labels: string[]; names: string[]; term_ids: (string | null)[] }[])("authors' words $labels mean the same", async (expected) => {
+    const { annotator } = await goldenTables();
+    const found = readLabels(expected.labels, annotator.ontology);
+    expect(found.termIds).toEqual(expected.term_ids);
+    expect(found.names).toEqual(expected.names);
+  });
+
+  it.each(golden.queries as [string, string][])("%s is searched as %s", async (text, named) => {
+    const { annotator } = await goldenTables();
+    expect(inNamesOfTypes(text, annotator.ontology)).toBe(named);
   });
 
   it("words become the same ids", async () => {
