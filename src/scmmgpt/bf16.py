@@ -80,19 +80,18 @@ class _Probed:
             return found
         number = max(_CELLS_TO_TIME, int(_CELLS_TO_TIME * _SECONDS_TO_COMPARE / seconds[False]))
         more = _first(inputs, tokens, number)
-        plain, half = (self._run(*more, half) for half in (False, True))
-        if "embeds" not in plain:
+        plain, other = (self._run(*more, half).get("embeds") for half in (False, True))
+        if plain is None or other is None:
             return found
-        cosine = (plain["embeds"] * half["embeds"]).sum(axis=1)
-        found["lowest_cosine"] = round(float(cosine.min()), 6)
-        found["equal_calls"] = self._equal_calls(plain["embeds"], half["embeds"])
+        found["lowest_cosine"] = round(float((plain * other).sum(axis=1).min()), 6)
+        found["equal_calls"] = self._equal_calls(plain, other)
         found["used"] = found["lowest_cosine"] > LEAST_COSINE and found["equal_calls"] > LEAST_EQUAL_CALLS
         return found
 
-    def _equal_calls(self, plain: np.ndarray, half: np.ndarray) -> float:
+    def _equal_calls(self, plain: np.ndarray, other: np.ndarray) -> float:
         if self.texts is None or not len(self.texts):
             return 1.0
-        same = (plain @ self.texts.T).argmax(axis=1) == (half @ self.texts.T).argmax(axis=1)
+        same = (plain @ self.texts.T).argmax(axis=1) == (other @ self.texts.T).argmax(axis=1)
         return round(float(same.mean()), 4)
 
 
