@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "measured" / "rivals.json"
-MARKS = re.compile(r"(<!-- rivals -->\n).*?(\n<!-- end of rivals -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- rivals -->\n).*?(<!-- end of rivals -->)", re.DOTALL)
 OURS = "scmmgpt-mini"
 
 
@@ -80,7 +80,7 @@ def _mean(rows: list[dict]) -> float:
 
 def with_sentence(readme: str, report: dict) -> str:
     """The README with the sentence between its marks."""
-    return MARKS.sub(lambda found: f"{found[1]}{sentence(report)}{found[2]}", readme)
+    return MARKS.sub(lambda found: f"{found[1]}{sentence(report)}\n{found[2]}", readme)
 
 
 if __name__ == "__main__":
