@@ -22,7 +22,7 @@ endif
 PAGE := hub_cards/space_static
 PAGE_PACKAGES := $(if $(shell command -v npm),$(PAGE)/node_modules/.package-lock.json)
 
-.PHONY: demo test style unit slow bench mini docs release clean
+.PHONY: demo test style unit slow bench mini docs inventory release clean
 
 demo: $(VENV)/demo  ## annotate real cells with the embedded model
 	$(BIN)/scmmgpt demo
@@ -50,6 +50,13 @@ mini: $(VENV)/test  ## train the embedded model; STEPS=200 for a short reproduci
 
 docs: $(VENV)/docs  ## the pages, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going docs docs/_build
+
+inventory: $(VENV)/test  ## licences, known vulnerabilities and a bill of materials (CycloneDX) of what is installed
+	$(PYTHON) -m venv .venv-inventory
+	.venv-inventory/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom pip-audit
+	$(BIN)/python .ci/licences > licences.tsv
+	.venv-inventory/bin/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON --output-file sbom.json $(BIN)/python
+	.venv-inventory/bin/pip-audit --path $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
 
 release: $(VENV)/test  ## VERSION=0.2.0: version, wheel, commit and tag
 	PYTHON=$(BIN)/python .ci/release $(VERSION)
@@ -81,4 +88,4 @@ $(VENV)/docs: $(VENV)/test
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache demo
+	rm -rf .venv .venv-* licences.tsv sbom.json build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache demo

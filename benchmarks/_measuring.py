@@ -89,12 +89,6 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def has_bf16_units() -> bool:
-    """Without them bf16 products are several times slower than float32."""
-    features = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "avx512_bf16" in features or "amx_bf16" in features
-
-
 @torch.inference_mode()
 def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
     """FLOP/s of a large product of matrices by the better of the libraries at hand."""

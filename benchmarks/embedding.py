@@ -23,7 +23,6 @@ from torch import nn
 
 from benchmarks._measuring import (
     OUT,
-    has_bf16_units,
     interleaved,
     machine,
     matmul_peak,
@@ -31,6 +30,7 @@ from benchmarks._measuring import (
     row,
     write_report,
 )
+from scmmgpt.bf16 import LEAST_COSINE, has_units
 from scmmgpt.device import Batches
 from scmmgpt.embedding import run_chunk
 from scmmgpt.modeling_scmmgpt import ScMMGPTCellConfig
@@ -39,7 +39,6 @@ from scmmgpt.packed_linears import pack_linears
 from scmmgpt.training.flops import BatchShape, cell_encoder_flops
 
 Way = Callable[[], int]
-LOWEST_COSINE = 0.999
 GOALS = {"float32": 2.0, "bf16": 2.5}
 
 
@@ -163,7 +162,7 @@ def ways_of(
         quick = copy.deepcopy(encoder)
         pack_linears(quick)
         ways["sorted by length, float32, oneDNN linears"] = partial(sorted_by_length, quick, **there)
-    if has_bf16_units() or arguments.bf16:
+    if has_units() or arguments.bf16:
         ways["sorted by length, bf16"] = partial(sorted_by_length, half, **there)
     return ways
 
@@ -205,7 +204,7 @@ def main() -> None:
         line = row("embedding", name, found, "cells/s", plain=plain)
         line["share_of_limit"] = round(found["rate"] * flops / peaks[kind], 3)
         line["lowest_cosine"] = round(agreement[name], 6)
-        line["accurate_enough"] = agreement[name] > LOWEST_COSINE
+        line["accurate_enough"] = agreement[name] > LEAST_COSINE
         rows.append(line | ({"goal": f"{GOALS[kind]}x"} if number else {}))
     figures = {"mean_length": float(lengths.mean()), "gflop_per_cell": flops / 1e9}
     limits = {f"matmul_gflops_{kind}": round(peak / 1e9, 1) for kind, peak in peaks.items()}

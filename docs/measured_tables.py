@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from rivals_table import rivals_tables
+
 from scmmgpt.hub_cards.render import SECTIONS
 from scmmgpt.training.evaluation.results import read_records
 from scmmgpt.training.evaluation.results_table import markdown, markdown_table
@@ -487,6 +489,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "mouse_held_out": _calibration_table,
     "perturbation": _perturbation_table,
     "renamed_species": _renamed_table,
+    "rivals": rivals_tables,
     "space": _space_table,
     "out_of_distribution": _out_of_distribution_table,
     "planted_swaps": _planted_swaps_table,

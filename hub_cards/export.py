@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scmmgpt import modeling_scmmgpt, processing
+from scmmgpt.atomic_files import whole_or_removed
 from scmmgpt.errors import UserError
 from scmmgpt.modeling_scmmgpt.auto_classes_scmmgpt import AUTO_MAP, custom_pipelines
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
@@ -70,21 +71,22 @@ def export(
     directory = Path(directory)
     if getattr(model.config, "model_type", None) != "scmmgpt":
         raise UserError(f"Only scmmgpt models can be exported, got {type(model).__name__}.")
-    directory.mkdir(parents=True, exist_ok=True)
     words = getattr(processor.tokenizer, "backend_tokenizer", None)
     if words is not None:  # what the last call cut and padded is no property of the tokenizer
         words.no_truncation()
         words.no_padding()
-    for stale in (*directory.glob("*.safetensors"), *directory.glob("*.safetensors.index.json")):
-        stale.unlink()
     state = model.state_dict() if dtype is None else stored_as(model.state_dict(), dtype)
-    model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
-    processor.save_pretrained(directory)
-    for name in TABLES:
-        if not (directory / name).exists():
-            shutil.copyfile(EMBEDDED_MODEL / name, directory / name)
-    refresh_code(directory)
-    write_card(directory)
+    with whole_or_removed(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in (*directory.glob("*.safetensors"), *directory.glob("*.safetensors.index.json")):
+            stale.unlink()
+        model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
+        processor.save_pretrained(directory)
+        for name in TABLES:
+            if not (directory / name).exists():
+                shutil.copyfile(EMBEDDED_MODEL / name, directory / name)
+        refresh_code(directory)
+        write_card(directory)
     return directory
 
 

@@ -127,6 +127,7 @@ def as_csr_rows(block: Any) -> CsrRows:
         block = block.compute()
     if not sparse.issparse(block):
         block = np.atleast_2d(np.asarray(block))
+    check_values(block)
     csr = sparse.csr_matrix(block)
     if not csr.has_canonical_format:  # the same entry stored twice; never the caller's own matrix, see `in_memory`
         csr.sum_duplicates()
@@ -155,8 +156,17 @@ def check_places(indices: np.ndarray, size: int) -> None:
         )
 
 
+def check_values(block: Any) -> None:
+    """Refuse texts, dates and complex numbers, and more than two dimensions."""
+    if block.dtype.kind in "SUVcmM":
+        raise UserError(f"The matrix holds values of type {block.dtype}; expected numbers.")
+    if len(block.shape) != 2:
+        raise UserError(f"The matrix has {len(block.shape)} dimensions; expected cells x genes.")
+
+
 def in_memory(name: str, matrix: Any, var: Any, var_names: Sequence[str]) -> Matrix:
     """A matrix that is at hand; csr is read without a copy."""
+    check_values(matrix)
     if matrix.shape[1] != len(var_names):
         raise UserError(f"`{name}` has {matrix.shape[1]} columns, but there are {len(var_names)} gene names.")
     if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):

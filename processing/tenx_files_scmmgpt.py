@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import zlib
 from typing import Any, NamedTuple
 
 from scipy import sparse
@@ -77,8 +78,10 @@ def read_tenx_folder(path: str | os.PathLike) -> TenxCells:
         from scipy.io import mmread
 
         matrix = sparse.csr_matrix(mmread(matrix_file, spmatrix=True).T)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{matrix_file} cannot be read; it may be truncated ({error}).") from error
+    except Exception as error:  # parser, decompressor and numpy each have their own ways to say "damaged"
+        raise _unreadable(matrix_file, error) from error
+    if matrix.dtype.kind not in "biuf":
+        raise UserError(f"{matrix_file} holds values of type {matrix.dtype}; counts are whole numbers.")
     if matrix.shape != (len(barcodes), len(features)):
         raise UserError(
             f"{matrix_file} has {matrix.shape[1]} features x {matrix.shape[0]} cells, but the tables beside it name "
@@ -107,5 +110,10 @@ def _lines(path: str) -> list[list[str]]:
     try:
         with opened(path, "rt", encoding="utf-8") as file:  # type: ignore[operator]
             return [line.rstrip("\r\n").split("\t") for line in file if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read; it may be damaged ({error}).") from error
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{path} cannot be read; it may be damaged or truncated ({said}).")

@@ -22,6 +22,7 @@ from scmmgpt.errors import UserError
 from scmmgpt.processing.ontology_scmmgpt import Ontology
 from scmmgpt.training.corpus import build as corpus_module
 from scmmgpt.training.corpus import shards as corpus_shards
+from scmmgpt.training.corpus.audit import audit_corpus
 from scmmgpt.training.corpus.build import build_corpus
 from scmmgpt.training.corpus.metadata import resolve_label
 from scmmgpt.training.corpus.reading import Corpus, Selection
@@ -458,3 +459,28 @@ def test_splits_are_written_down_with_the_corpus(cells_folder, tmp_path):
     assert set(written["schemes"]) == {"donor", "study", "tissue", "cell_type"}
     for scheme in written["schemes"].values():
         assert set(scheme) == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("place", [0, 0.5])
+def test_a_shard_that_was_damaged_is_named_and_made_anew(cells_folder, tmp_path, place):
+    built = build(cells_folder, tmp_path / "corpus")
+    shard = built.path / built.manifest["shards"][0]["file"]
+    whole = shard.read_bytes()
+    at = int(place * len(whole))
+    shard.write_bytes(whole[:at] + bytes(reversed(whole[at : at + 64])) + whole[at + 64 :])
+
+    with pytest.raises(CorpusError, match=f"{shard.name} is damaged"):
+        audit_corpus(built.path)
+    shard.unlink()
+
+    assert files_of(build(cells_folder, built.path).path)[str(shard.relative_to(built.path))] == whole
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "splits.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_corpus_is_refused_by_its_folder(cells_folder, tmp_path, name, content):
+    built = build(cells_folder, tmp_path / "corpus")
+    (built.path / name).write_text(content)
+
+    with pytest.raises(CorpusError, match="corpus"):
+        audit_corpus(built.path)

@@ -1,6 +1,7 @@
 """Killed at any moment, nothing is lost: a result is whole or absent, the input untouched, and a rerun ends the same."""
 
 import json
+import shutil
 import signal
 import time
 from multiprocessing import get_context
@@ -9,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny_corpus import files_of, gene_tokenizer, write_cells
 from tiny_models import tiny_cells, write_tiny_model
 
@@ -19,7 +21,7 @@ from scmmgpt.loading import load
 
 pytestmark = pytest.mark.slow
 LABELS = ["T cell", "B cell", "monocyte"]
-KILLS = {"annotate": 18, "index": 14, "corpus": 12, "stage 1": 6}  # fifty in all
+KILLS = {"annotate": 18, "index": 14, "corpus": 12, "stage 1": 6, "chat model": 10}  # sixty in all
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,32 @@ def test_index(file, model, tmp_path):
 
     np.testing.assert_array_equal(Index.open(killed).vectors, expected)
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_chat_model(tmp_path, monkeypatch):
+    from tiny_chat import write_llm, write_repository
+
+    from scmmgpt import chat_model
+
+    llm = write_llm(tmp_path / "llm")
+    repository, cache = write_repository(tmp_path / "chat", llm), tmp_path / "cache"
+    before = files_of(repository) | files_of(llm)
+    monkeypatch.setattr(chat_model, "cache_folder", lambda: cache)
+
+    def assemble():
+        torch.set_num_threads(1)
+        chat_model.assembled(repository, base=llm)
+
+    def whole_or_absent():
+        assert files_of(repository) | files_of(llm) == before
+        for place in (cache / "models").glob("[!.]*"):
+            load(place, device="cpu", generative=True)
+            shutil.rmtree(place)
+
+    kill_at_random(assemble, KILLS["chat model"], whole_or_absent)
+    assemble()
+
+    assert [chat_model.is_whole(place) for place in (cache / "models").iterdir()] == [True]
 
 
 def test_corpus(tmp_path):

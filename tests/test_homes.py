@@ -74,3 +74,12 @@ def test_the_skill_names_commands_that_exist():
 
     assert named <= names | {"eval"}
     assert len(named) > 8
+
+
+def test_what_the_core_needs_is_free_for_anybody_to_use_and_pass_on():
+    pytest.importorskip("packaging")
+
+    found = subprocess.run([sys.executable, ROOT / ".ci" / "licences"], capture_output=True, text=True)
+
+    assert found.returncode == 0, found.stderr
+    assert {"numpy", "scmmgpt", "transformers"} <= {line.partition("\t")[0] for line in found.stdout.splitlines()}

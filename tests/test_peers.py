@@ -37,6 +37,6 @@ def test_a_registry_out_of_reach_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
 
     with pytest.raises(UserError, match="no-such-peer==9 could not be installed from the package registry: ERROR"):
-        peers._environment("no-such-peer==9", tmp_path)
+        peers.environment("no-such-peer==9", tmp_path)
 
     assert not (tmp_path / "no-such-peer-9" / "complete").exists()

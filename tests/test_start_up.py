@@ -159,15 +159,10 @@ print(len(handed_out) > 20)
 
 
 ANNOTATE = """
-import resource, sys
+import sys
 from scmmgpt.cli import app
 app(["annotate", *sys.argv[1:], "--json"], standalone_mode=False)
-print(" ".join({name.partition(".")[0] for name in sys.modules}))
-print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
 """
-TORCH_ALONE = "import resource, torch\nprint(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))"
-# CPU time of `scmmgpt annotate` of 700 cells over that of `import torch`, see docs/performance.md.
-OVER_TORCH_ALONE = 2.7
 
 
 @pytest.mark.slow  # a map by umap, which is compiled
@@ -180,16 +175,38 @@ def test_the_command_writes_its_report_after_a_lean_start(tmp_path):
     assert "<html" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def start_up(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    from benchmarks import start_up
+
+    return start_up
+
+
+def test_a_budget_that_is_exceeded_by_a_fifth_is_warned_of(start_up):
+    (name, *_) = start_up.BUDGETS
+
+    (said,) = start_up.warnings_of({name: 1.21 * start_up.BUDGETS[name]})
+
+    assert name in said
+    assert start_up.warnings_of({name: 1.19 * start_up.BUDGETS[name]}) == []
+
+
 @pytest.mark.slow
-def test_annotation_of_a_small_file_keeps_its_budget(tmp_path):
-    scanpy = pytest.importorskip("scanpy")
-    scanpy.datasets.pbmc68k_reduced().write_h5ad(tmp_path / "cells.h5ad")
-    call = [str(tmp_path / "cells.h5ad"), "--overwrite", "--output", str(tmp_path / "out.h5ad")]
-    ratios = []
+def test_the_start_keeps_its_budgets(start_up, tmp_path):
+    pytest.importorskip("scanpy")
+    start_up.write_cells(tmp_path)
 
-    for _ in range(3):
-        *_, modules, seconds = run_python(ANNOTATE, *call)
-        ratios.append(float(seconds) / float(run_python(TORCH_ALONE)[0]))
+    found = start_up.ratios(tmp_path, 3)
 
-    assert set(modules.split()).isdisjoint({"scanpy", "sklearn", "matplotlib", "trl", "peft", "datasets", "numba"})
-    assert min(ratios) < 1.2 * OVER_TORCH_ALONE
+    assert all(ratio < 1.5 * start_up.BUDGETS[name] for name, ratio in found.items()), found
+
+
+@pytest.mark.slow
+def test_the_annotate_command_imports_no_package_that_it_does_not_use(start_up, tmp_path):
+    pytest.importorskip("scanpy")
+    start_up.write_cells(tmp_path)
+
+    _, packages = start_up.annotate(tmp_path)
+
+    assert set(packages).isdisjoint({"scanpy", "sklearn", "matplotlib", "trl", "peft", "datasets", "numba"})

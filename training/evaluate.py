@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from scmmgpt.arguments import shared_arguments
+from scmmgpt.atomic_files import whole_or_removed
 from scmmgpt.errors import UserError, require
 from scmmgpt.loading import ModelSource
 from scmmgpt.training.corpus.checks import DuplicateSettings, near_duplicates
@@ -108,14 +109,14 @@ def evaluate(
     baselines = _own_baselines(learning, tested, label, tree)
     records = study_records([system, *baselines], tested, tree, tasks=tasks, seed=seed)
     run = provenance(seed=seed, device=device_kind(), model=system.name)
-    folder = Path(output)
-    write_results(records, [tested], folder, run)
-    pictures = _render(folder, list(dict.fromkeys(record.task for record in records)))
-    named = {}
+    folder, named = Path(output), {}
     if system.predict:
         best = checked_scores(system, tested.cells, tested.types).argmax(1)
         named[system.name] = np.asarray(tested.types, object)[best]
-    write_report(folder / "report.html", tested, records, named, run=run, picture=pictures.get("annotation"))
+    with whole_or_removed(folder):
+        write_results(records, [tested], folder, run)
+        pictures = _render(folder, list(dict.fromkeys(record.task for record in records)))
+        write_report(folder / "report.html", tested, records, named, run=run, picture=pictures.get("annotation"))
     return _summary(records, tested, folder)
 
 

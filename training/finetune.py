@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from scmmgpt.arguments import shared_arguments
+from scmmgpt.atomic_files import room_on_disk
 from scmmgpt.errors import UserError, require
 from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.modeling_scmmgpt import (
@@ -118,7 +119,8 @@ def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
     )
     trained = trainer.accelerator.unwrap_model(trainer.model).eval()
     after = _score(trained, held_out)
-    _write(Path(output), base, trained, processor, cells, has_adapters=lora)
+    with room_on_disk(Path(output)):
+        _write(Path(output), base, trained, processor, cells, has_adapters=lora)
     if text is not None:
         _learn_to_describe(Path(output), settings, cells, train_rows, ontology)
     shutil.rmtree(settings.output)

@@ -179,8 +179,11 @@ def _explained(name: str, read: Callable[[int, int], Any]) -> Callable[[int, int
     def read_or_refuse(start: int, stop: int) -> Any:
         try:
             return read(start, stop)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"`{name}` cannot be read; the file may be damaged ({error}).") from error
+        except UserError:
+            raise
+        except (OSError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"`{name}` cannot be read; the file may be damaged ({said}).") from error
 
     return read_or_refuse
 

@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import UserError, first_line
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def is_no_room(error: BaseException | None) -> bool:
+    """Whether an error says, or came of one that says, that there is no room on the disk."""
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return True
+    # Libraries written in other languages put the words into errors of their own.
+    return os.strerror(errno.ENOSPC) in str(error) or is_no_room(error.__cause__ or error.__context__)
+
+
+@contextmanager
+def room_on_disk(path: Path) -> Iterator[None]:
+    """Say that there is no room for what is written to `path` in the block, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_no_room(error):
+            raise
+        message = f"{path} could not be written: no space is left on that disk ({first_line(error)}); make room and run it again."
+        raise UserError(message) from error
+
+
+@contextmanager
+def whole_or_removed(folder: Path) -> Iterator[None]:
+    """Remove a folder that was not there before when the block, which fills it, fails; say it where there is no room."""
+    existed = folder.exists()
+    try:
+        with room_on_disk(folder):
+            yield
+    except BaseException:
+        if not existed:
+            remove(folder)
+        raise
 
 
 def rename(temporary: Path, path: Path) -> None:

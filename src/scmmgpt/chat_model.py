@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic_files import remove, rename
+from .atomic_files import is_no_room, remove, rename
 from .base_llm import BaseLLM, NoBaseLLMError
 from .errors import UserError, first_line
 from .hashes import hash_of_files
 from .hub_cards import CHAT_MODEL, EMBEDDED_MODEL
+from .storage import temporary_beside
 from .text_cache import cache_folder
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def is_whole(place: Path) -> bool:
 
 
 def _assemble(repository: ChatRepository, base: Path, place: Path) -> None:
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    temporary = temporary_beside(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _check_room(place.parent)
@@ -120,8 +121,15 @@ def _assemble(repository: ChatRepository, base: Path, place: Path) -> None:
         files = {path.name: path.stat().st_size for path in temporary.iterdir() if path.is_file()}
         receipt = {"files": files, "base": str(base), "weights_sha256": hash_of_files(_weights(temporary))}
         (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1), encoding="utf-8")
-        rename(temporary, place)
-    except OSError as error:
+        for weights in _weights(temporary):  # safetensors lets nobody but the user read what it writes
+            shutil.copymode(temporary / RECEIPT, weights)
+        if not is_whole(place):  # another process may have been faster
+            rename(temporary, place)
+    except Exception as error:
+        if is_whole(place):
+            return
+        if not (isinstance(error, OSError) or is_no_room(error)):
+            raise
         raise UserError(
             f"scmmgpt-chat could not be assembled in {str(place.parent)!r} ({first_line(error)}); HF_HOME moves that folder."
         ) from error

@@ -35,7 +35,7 @@ def compare(
 ) -> None:
     """Compare perturbed cells with a control, type by type: who responds, how much, with which genes."""
     from .comparison import compare
-    from .storage import check_output
+    from .storage import check_output, written_by_rename
 
     wanted = {path: check_output(path, suffixes=(".csv",)) for path in (table, genes) if path is not None}
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
@@ -44,7 +44,8 @@ def compare(
     found = compare(cells, groupby=groupby, control=control, seed=seed, **keys, **how)
     for path, rows in ((table, found.table), (genes, found.genes)):
         if path is not None:
-            rows.to_csv(wanted[path], index=False)
+            with written_by_rename(wanted[path]) as temporary:
+                rows.to_csv(temporary, index=False)
     if page is not None:
         from .context_report import write_comparison_page
 

@@ -49,12 +49,21 @@ def _run(command: Callable[[], Any], debug: bool) -> int:
 
 
 def _fail_because_of(error: Exception, debug: bool) -> int:
-    from .errors import MissingExtraError, UserError  # here: `--help` answers before transformers could be loaded
+    # Here: `--help` answers before transformers could be loaded.
+    from .atomic_files import is_no_room
+    from .errors import MissingExtraError, UserError, first_line
 
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("scmmgpt"):
         error = MissingExtraError(error.name)
     if isinstance(error, UserError):
         return _fail(str(error), USERS_MISTAKE, debug)
+    if is_no_room(error):
+        return _fail(
+            f"No space is left on the disk ({first_line(error)}); make room and run it again.", USERS_MISTAKE, debug
+        )
+    if isinstance(error, MemoryError):
+        message = f"There is not enough memory ({first_line(error)}): end other programs, or give the cells in smaller files."
+        return _fail(message, USERS_MISTAKE, debug)
     reason = f"{type(error).__name__}: {error}"
     message = f"This is an error of scmmgpt, not yours. {reason}\nAdd --debug to see where it happened."
     return _fail(message, OUR_FAULT, debug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from .bf16 import in_bf16_where_it_pays
 from .cells import CellsInFile, CellsInMemory
 from .device import Batches
 from .input_warnings import dispersion
@@ -81,7 +83,8 @@ class CellRun:
 
     def _computed(self, what: str, make: MakeCompute) -> Iterator[tuple[slice, Arrays]]:
         if self.engine is None:
-            for rows, _, results in self.results(what, make(self.loaded)):
+            compute = in_bf16_where_it_pays(make, self.loaded, self.workspace.notes)
+            for rows, _, results in self.results(what, compute):
                 yield rows, results
             return
         with self._watched(what) as keep:
@@ -127,11 +130,20 @@ class CellRun:
 
     def _chunks(self, start: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, Any]]]:
         """(rows, their tokens, the account of all from `start` to them)."""
-        size = self.cells_per_chunk or CELLS_PER_CHUNK
-        for features in self.gene_tokenizer.iter_chunks(self.source, size, start=start, packed=True):
-            stop = start + len(features["cell_cu_seqlens"]) - 1
-            yield slice(start, stop), dict(features), dict(self.gene_tokenizer.account)
-            start = stop
+        size, account = self.cells_per_chunk or CELLS_PER_CHUNK, None
+        while start < self.cells.num_cells:
+            before = account
+            try:
+                for features in self.gene_tokenizer.iter_chunks(self.source, size, start=start, packed=True):
+                    stop = start + len(features["cell_cu_seqlens"]) - 1
+                    account = joined_accounts(before, self.gene_tokenizer.account)
+                    yield slice(start, stop), dict(features), account
+                    start = stop
+            except MemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                warnings.warn(f"Out of memory: continuing with {size} cells at a time.", stacklevel=2)
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arguments import shared_arguments
-from .errors import UserError, require
+from .errors import UserError, first_line, require
+from .mapped_arrays import new_array, open_array
 from .processing.cell_matrix_scmmgpt import parts
 from .storage import written_by_rename
 
@@ -69,20 +70,32 @@ class Index:
             content = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
             return cls(Path(folder), dict(content["model"]), int(content["num_cells"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"The index {str(folder)!r} is damaged ({error!r}); build it again.") from error
+            raise _damaged(folder, error) from error
 
     @cached_property
     def vectors(self) -> np.ndarray:
         """(N, D) unit vectors, read from disk where needed."""
-        return np.load(self.folder / VECTORS, mmap_mode="r")
+        try:
+            vectors = open_array(self.folder / VECTORS)
+            if vectors.ndim != 2 or len(vectors) != self.num_cells or vectors.dtype != np.float32:
+                raise ValueError(f"{VECTORS} holds {vectors.dtype} of shape {vectors.shape}")
+        except (OSError, ValueError) as error:
+            raise _damaged(self.folder, error) from error
+        return vectors
 
     @cached_property
     def obs(self) -> pd.DataFrame:
         import h5py
         from anndata.io import read_elem
 
-        with h5py.File(self.folder / CELLS) as store:
-            return read_elem(store["obs"])
+        try:
+            with h5py.File(self.folder / CELLS) as store:
+                obs = read_elem(store["obs"])
+            if len(obs) != self.num_cells:
+                raise ValueError(f"{CELLS} has {len(obs)} cells, not {self.num_cells}")
+        except Exception as error:  # h5py and anndata each have their own ways to say "damaged"
+            raise _damaged(self.folder, error) from error
+        return obs
 
     def space(self) -> Space | None:
         """Where the cells lie, None where the atlas had no coordinates."""
@@ -133,9 +146,16 @@ class Index:
         faiss = require("faiss")
         # The lists are mapped from the file beside the index, wherever the folder was moved to.
         flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
-        approximate = faiss.read_index(str(self.folder / APPROXIMATE), flags)
-        faiss.extract_index_ivf(approximate).nprobe = 64
+        try:
+            approximate = faiss.read_index(str(self.folder / APPROXIMATE), flags)
+            faiss.extract_index_ivf(approximate).nprobe = 64
+        except RuntimeError as error:
+            raise _damaged(self.folder, error) from error
         return approximate
+
+
+def _damaged(folder: str | os.PathLike, error: Exception) -> UserError:
+    return UserError(f"The index {str(folder)!r} is damaged ({first_line(error)}); build it again.")
 
 
 def best_rows(
@@ -193,7 +213,7 @@ def write_index(
 
 
 def _copy_vectors(vectors: np.ndarray, path: Path) -> None:
-    copy = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=vectors.shape)
+    copy = new_array(path, vectors.shape, np.float32)
     for rows in parts(len(vectors), size=_ROWS_AT_A_TIME):
         copy[rows] = vectors[rows]
     copy.flush()

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import atomic_files
-from .errors import UserError
+from .errors import UserError, first_line
+from .mapped_arrays import new_array, open_array
 
 try:
     import fcntl
@@ -89,16 +90,18 @@ class Workspace:
         self._hold(folder)
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            state = {}
-        if state.get("run") == self._fingerprint:
-            self._done, self.notes = state["done"], state["notes"]
+            is_ours, done, notes = state["run"] == self._fingerprint, dict(state["done"]), dict(state["notes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            is_ours = False
+        if is_ours:
+            self._done, self.notes = done, notes
             return
         for left in folder.iterdir():
             atomic_files.remove(left)
 
     def _hold(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
+        with atomic_files.room_on_disk(folder):
+            folder.mkdir(exist_ok=True)
         held = self._held.get(folder)
         if held is not None and held[1] not in _running_threads() - {threading.get_ident()}:
             self._held[folder] = held[0], threading.get_ident()  # an interruption left it, as a notebook does
@@ -140,31 +143,51 @@ class Workspace:
         if self._folder is None:
             return np.zeros(shape, dtype)
         path = self._folder / f"{name}.npy"
-        array = np.lib.format.open_memmap(path, mode="r+" if kept else "w+", dtype=dtype, shape=shape)
+        with atomic_files.room_on_disk(path), self._damage_said():
+            array = open_array(path, "r+") if kept else new_array(path, shape, dtype)
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}")
         self._arrays.append(array)
         return array
+
+    @contextmanager
+    def _damage_said(self) -> Iterator[None]:
+        """What was finished before an interruption may have been damaged since: say what to do."""
+        try:
+            yield
+        except (FileNotFoundError, ValueError, EOFError) as error:
+            raise UserError(
+                f"What an interrupted run left in {str(self._folder)!r} is damaged ({first_line(error)}): remove that "
+                "folder and run it again."
+            ) from error
 
     def reopen(self, prefix: str) -> dict[str, np.ndarray]:
         """The finished arrays whose names begin with `prefix-`, by the rest of their names."""
         if self._folder is None:
             return {}
         files = self._folder.glob(f"{prefix}-*.npy")
-        return {path.stem.removeprefix(f"{prefix}-"): np.load(path, mmap_mode="r") for path in files}
+        with self._damage_said():
+            return {path.stem.removeprefix(f"{prefix}-"): open_array(path) for path in files}
 
     def lines(self, name: str) -> list[Any]:
         """The values that were appended so far; a line that was cut off by the interruption is dropped."""
         if self._folder is None or not (self._folder / f"{name}.jsonl").exists():
             return []
         path = self._folder / f"{name}.jsonl"
-        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[: self.done(name)]
+        with self._damage_said():
+            kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[: self.done(name)]
+            values = [json.loads(line) for line in kept]
+            if len(kept) < self.done(name):
+                raise ValueError(f"{path.name} has {len(kept)} of {self.done(name)} lines")
         self._write(path, "".join(kept))
-        return [json.loads(line) for line in kept]
+        return values
 
     def append(self, name: str, values: list[Any]) -> None:
         """Keep values that do not fit an array, such as texts."""
         if self._folder is None:
             return
-        with (self._folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        path = self._folder / f"{name}.jsonl"
+        with atomic_files.room_on_disk(path), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(value) + "\n" for value in values)
         self.finish(name, self.done(name) + len(values))
 
@@ -181,8 +204,9 @@ class Workspace:
     @staticmethod
     def _write(path: Path, text: str) -> None:
         temporary = path.with_name(f"{path.name}.new")
-        temporary.write_text(text, encoding="utf-8")
-        atomic_files.rename(temporary, path)
+        with atomic_files.room_on_disk(path):
+            temporary.write_text(text, encoding="utf-8")
+            atomic_files.rename(temporary, path)
 
     def remove(self) -> None:
         """Remove the folder, once the result is written."""

@@ -70,10 +70,10 @@ def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: 
 @contextmanager
 def written_by_rename(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; it takes the name when the block ends well and vanishes otherwise."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{_HALF_WRITTEN}{path.suffix}")
-    _remove_leftovers(path)
+    temporary = temporary_beside(path)
     try:
-        yield temporary
+        with atomic_files.room_on_disk(path):
+            yield temporary
         existed = path.exists()
         atomic_files.rename(temporary, path)
         if existed:  # said last: whoever turns warnings into errors keeps the result
@@ -84,13 +84,17 @@ def written_by_rename(path: Path) -> Iterator[Path]:
         atomic_files.remove(temporary)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Clear half-written files of processes that are no more; in a container they often had our own number."""
+def temporary_beside(path: Path) -> Path:
+    """A name beside `path` to write under; half-written files of processes that are no more are cleared.
+
+    In a container these often had our own number.
+    """
     before, after = f".{path.stem}.", f"{_HALF_WRITTEN}{path.suffix}"
     for left in path.parent.glob(f"{glob.escape(before)}*{after}"):
         process = left.name.removeprefix(before).removesuffix(after)
         if process == str(os.getpid()) or not _is_running(process):
             atomic_files.remove(left)
+    return path.with_name(f"{before}{os.getpid()}{after}")
 
 
 def _is_running(process: str) -> bool:
@@ -143,7 +147,7 @@ def write_with_additions(source: Path, output: Path, additions: Additions) -> No
         if _can_be_copied(source, output):
             _copy(source, temporary)
             temporary.chmod(temporary.stat().st_mode | 0o200)  # a read-only input gives a read-only copy
-            with open_store(temporary, "r+") as store:
+            with _unwritable_said(), open_store(temporary, "r+") as store:
                 _add_to_store(store, additions)
         else:
             adata = read_cells(source)
@@ -170,10 +174,30 @@ def _copy(source: Path, target: Path) -> None:
 
 def write_cells(adata: AnnData, path: Path) -> None:
     """Write AnnData in the format that the name asks for."""
-    if path.suffix == ".zarr":
-        _write_zarr(adata, path)
-    else:
-        adata.write_h5ad(path, compression="gzip")
+    with _unwritable_said():
+        if path.suffix == ".zarr":
+            _write_zarr(adata, path)
+        else:
+            adata.write_h5ad(path, compression="gzip")
+
+
+@contextmanager
+def _unwritable_said() -> Iterator[None]:
+    """Cells may hold what no file can, such as a name with a zero byte: say what and where."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        if atomic_files.is_no_room(error):
+            raise
+        where = [note for note in getattr(error, "__notes__", ()) if "key" in note]
+        said = "; ".join(map(_one_line, [str(error), *where[:1]]))
+        raise UserError(f"These cells cannot be written to a file: {said}.") from error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def _write_zarr(adata: AnnData, path: Path) -> None:
@@ -208,7 +232,9 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
         if path.suffix == ".zarr":
             return _read_zarr_but_matrices(path) if backed else anndata.read_zarr(path)
         return anndata.read_h5ad(path, backed="r" if backed else None)
-    except (OSError, KeyError, anndata._io.utils.AnnDataReadError) as error:
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+    except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
         raise unreadable(path, error) from error
 
 
@@ -246,8 +272,11 @@ def read_summary(path: Path) -> AnnData:
     from anndata import AnnData
     from anndata.io import read_elem
 
-    with open_store(path) as store:
-        return AnnData(obs=read_elem(store["obs"]), uns=read_elem(store["uns"]) if "uns" in store else {})
+    try:
+        with open_store(path) as store:
+            return AnnData(obs=read_elem(store["obs"]), uns=read_elem(store["uns"]) if "uns" in store else {})
+    except Exception as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:

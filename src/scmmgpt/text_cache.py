@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,12 +28,28 @@ def remembered(weights_hash: str, texts: Sequence[str], embed: Callable[[], np.n
         return embed()
     digest = hashlib.sha256("\0".join([weights_hash, *texts]).encode()).hexdigest()
     path = cache_folder() / f"texts-{digest}.npy"
-    with suppress(OSError, ValueError):  # not there, or cut short
-        return np.load(path)
+    if (kept := _read(path, len(texts))) is not None:
+        return kept
     vectors = embed()
     with suppress(OSError):  # a folder that cannot be written costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.stem}.{os.getpid()}.npy")
-        np.save(temporary, vectors)
-        temporary.replace(path)
+        temporary = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}.npy")
+        try:
+            np.save(temporary, vectors)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return vectors
+
+
+def _read(path: Path, number: int) -> np.ndarray | None:
+    """So many unit vectors; None where they are not there, cut short, or not what was written."""
+    try:
+        with path.open("rb") as file:
+            vectors = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError):
+        return None
+    if vectors.ndim != 2 or len(vectors) != number or vectors.dtype != np.float32:
+        return None
+    with np.errstate(all="ignore"):
+        return vectors if np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3) else None

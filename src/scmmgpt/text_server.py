@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .atomic_files import whole_or_removed
 from .errors import UserError
 from .processing.prompting_scmmgpt import description_question
 from .text_generation import checked_question, embed_prompt, tokenize_prompt
@@ -30,8 +31,9 @@ def save_language_model(loaded: LoadedModel, folder: str | os.PathLike) -> Path:
     llm = AutoModelForCausalLM.from_config(model.config.text_config, dtype=model.lm_head.weight.dtype)
     llm.base_model.load_state_dict(model.model.language_model.state_dict())
     llm.get_output_embeddings().weight = model.lm_head.weight
-    llm.save_pretrained(folder)
-    loaded.processor.tokenizer.save_pretrained(folder)
+    with whole_or_removed(Path(folder)):
+        llm.save_pretrained(folder)
+        loaded.processor.tokenizer.save_pretrained(folder)
     return Path(folder)
 
 

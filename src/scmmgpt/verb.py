@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .atomic_files import remove
+from .bf16 import NOTE
 from .cells import CellsInFile, CellsInMemory, open_cells
 from .device import Batches
 from .embedding import CellRun
@@ -140,6 +142,7 @@ class Verb:
             "model": self.loaded.describe(),
             "versions": versions(),
             "notes": self.warnings,
+            NOTE: self.workspace.notes.get(NOTE) if self.workspace is not None else None,
         }
         return storable({"genes": gene_account, self.name: details})
 
@@ -147,8 +150,12 @@ class Verb:
         """Write the result where it belongs and give it back as AnnData."""
         if self.output is not None and isinstance(self.given, str | os.PathLike):
             write_with_additions(Path(self.given), self.output, additions)
-            is_short = self.destination.summary_only
-            result = read_summary(self.output) if is_short else read_cells(self.output, backed=True)
+            try:
+                is_short = self.destination.summary_only
+                result = read_summary(self.output) if is_short else read_cells(self.output, backed=True)
+            except UserError as error:  # parts of the input that the verb did not read are damaged
+                remove(self.output)
+                raise UserError(f"A copy of {str(self.given)!r} cannot be read back: {error}") from error
         else:
             result = self._own_anndata()
             additions.write_into(result)

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from scmmgpt.atomic_files import whole_or_removed
 from scmmgpt.errors import UserError
 from scmmgpt.training.conversion.bert import convert_bert, convert_geneformer
 from scmmgpt.training.conversion.foreign_files import find
@@ -41,7 +42,8 @@ def convert_checkpoint(kind: str, source: str | Path, output: str | Path) -> dic
     source, output = Path(source), Path(output)
     if not source.is_dir():
         raise UserError(f"There is no folder {str(source)!r}.")
-    model = converters[kind](source, output)
+    with whole_or_removed(output):
+        model = converters[kind](source, output)
     return {"class": type(model).__name__, "parameters": sum(weight.numel() for weight in model.parameters())}
 
 

@@ -27,12 +27,16 @@ def audit_corpus(
     scheme: str = "study",
     settings: DuplicateSettings | None = None,
 ) -> dict:
-    """What is wrong with a corpus: labels at chance, and the same cells on both sides of a split or in a test set."""
+    """What is wrong with a corpus: labels at chance, and the same cells on both sides of a split or in a test set.
+
+    A shard whose bytes have changed is refused.
+    """
     corpus, settings = Corpus.open(folder), settings or DuplicateSettings()
     if scheme not in corpus.splits["schemes"]:
         raise CorpusError(
             f"There is no split scheme {scheme!r}; the corpus has {', '.join(corpus.splits['schemes'])}."
         )
+    corpus.check_content()
     report: dict = {
         "cells": len(corpus),
         "scheme": scheme,

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from scmmgpt.errors import UserError
+from scmmgpt.errors import UserError, first_line
+from scmmgpt.hashes import hash_of_files
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
 
@@ -70,13 +71,25 @@ class Corpus:
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise CorpusError(f"{path} holds no finished corpus: run `scmmgpt corpus build SOURCES --output {path}`.")
-        manifest = json.loads((path / MANIFEST).read_text())
-        for shard in manifest["shards"]:
-            file = path / shard["file"]
-            if not file.is_file() or file.stat().st_size != shard["num_bytes"]:
-                problem = "is missing" if not file.is_file() else "has changed"
+        try:
+            manifest, splits = (json.loads((path / name).read_text()) for name in (MANIFEST, SPLIT_FILE))
+            shards = [(path / shard["file"], int(shard["num_bytes"])) for shard in manifest["shards"]]
+            dict(splits["schemes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorpusError(
+                f"The corpus {path} is damaged ({first_line(error)}): run the same `scmmgpt corpus build` again."
+            ) from error
+        for file, num_bytes in shards:
+            if not file.is_file() or file.stat().st_size != num_bytes:
+                problem = "has changed" if file.is_file() else "is missing"
                 raise CorpusError(f"{file} {problem}: run the same `scmmgpt corpus build` again to make it anew.")
-        return cls(path, manifest, json.loads((path / SPLIT_FILE).read_text()))
+        return cls(path, manifest, splits)
+
+    def check_content(self) -> None:
+        """Read every shard and refuse one whose bytes are not those that were written."""
+        for shard in self.manifest["shards"]:
+            if hash_of_files([self.path / shard["file"]]) != shard["sha256"]:
+                raise damaged_shard(self.path / shard["file"], "its SHA-256 is not that of its receipt")
 
     def __len__(self) -> int:
         return self.manifest["num_rows"]
@@ -84,8 +97,13 @@ class Corpus:
     @cached_property
     def dataset(self) -> datasets.Dataset:
         """All rows, mapped from disk."""
-        shards = [datasets.Dataset.from_file(str(self.path / shard["file"])) for shard in self.manifest["shards"]]
-        return datasets.concatenate_datasets(shards)
+        return datasets.concatenate_datasets([self._shard(self.path / one["file"]) for one in self.manifest["shards"]])
+
+    def _shard(self, file: Path) -> datasets.Dataset:
+        try:
+            return datasets.Dataset.from_file(str(file))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise damaged_shard(file, first_line(error)) from error
 
     @cached_property
     def ontology(self) -> Ontology:
@@ -151,6 +169,10 @@ class Corpus:
 
     def _lookup(self, column: str, chosen: set[str]) -> np.ndarray:
         return np.array([name in chosen for name in self.names(column)], dtype=bool)
+
+
+def damaged_shard(file: Path, why: str) -> CorpusError:
+    return CorpusError(f"{file} is damaged ({why}): delete it and run the same `scmmgpt corpus build` again.")
 
 
 def token_matrix(table: pa.Table, manifest: dict) -> sp.csr_matrix:

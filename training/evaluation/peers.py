@@ -86,7 +86,7 @@ _MEANINGS = {
 
 def cell_consensus(tree: TypeTree, folder: Path | None = None) -> System:
     """CellConsensus in an environment of its own, which is made in `folder` the first time; refused without a registry."""
-    python = _environment(CELL_CONSENSUS, folder or Path(HF_HOME) / "scmmgpt" / "peers")
+    python = environment(CELL_CONSENSUS, folder or peers_folder())
 
     def annotate(cells: AnnData, labels: Sequence[str] | None) -> Annotation:
         if labels is not None:
@@ -99,7 +99,12 @@ def cell_consensus(tree: TypeTree, folder: Path | None = None) -> System:
     return System(f"CellConsensus {CELL_CONSENSUS.partition('==')[2]}", annotate=annotate, is_baseline=True)
 
 
-def _environment(requirement: str, folder: Path) -> Path:
+def peers_folder() -> Path:
+    """Where the environments of other people's methods lie."""
+    return Path(HF_HOME) / "scmmgpt" / "peers"
+
+
+def environment(requirement: str, folder: Path) -> Path:
     """The Python of a virtual environment that holds one package."""
     home = folder / requirement.replace("==", "-")
     python = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"

@@ -1,0 +1,101 @@
+"""bf16 on processors with units for it, where a probe on the first cells of a run says that it is faster and as good.
+
+Without such units nothing is tried: bf16 is emulated there and several times slower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from .loading import LoadedModel
+
+Arrays = dict[str, np.ndarray]
+Compute = Callable[[dict[str, "torch.Tensor"], Arrays], Arrays]
+
+NOTE = "bf16"  # where a run keeps the outcome, and `uns` shows it
+LEAST_SPEEDUP, LEAST_COSINE, LEAST_EQUAL_CALLS = 1.2, 0.999, 0.999
+_UNITS = {"avx512_bf16", "amx_bf16"}
+_CELLS_TO_TIME = 16
+_SECONDS_TO_COMPARE = 0.3
+
+
+def has_units() -> bool:
+    """Whether this processor multiplies bf16 by itself."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return not _UNITS.isdisjoint(flags.split())
+
+
+def in_bf16_where_it_pays(make: Callable[[LoadedModel], Compute], loaded: LoadedModel, notes: dict) -> Compute:
+    """The computation that `make` makes, in bf16 if that pays; `notes` of the run remember what was decided."""
+    compute = make(loaded)
+    if getattr(make, "num_best", 0) or loaded.device.type != "cpu" or not has_units():
+        return compute
+    candidates = getattr(make, "candidates", None)
+    return _Probed(compute, notes, None if candidates is None else candidates.embeds)
+
+
+@dataclass
+class _Probed:
+    """A computation that decides at its first batch; `texts` (T, D) are what cells are called by."""
+
+    compute: Compute
+    notes: dict[str, Any]
+    texts: np.ndarray | None
+
+    def __call__(self, inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
+        if NOTE not in self.notes:
+            self.notes[NOTE] = self._probe(inputs, tokens)
+        return self._run(inputs, tokens, self.notes[NOTE]["used"])
+
+    def _run(self, inputs: dict[str, torch.Tensor], tokens: Arrays, half: bool) -> Arrays:
+        import torch
+
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            return self.compute(inputs, tokens)
+
+    def _probe(self, inputs: dict[str, torch.Tensor], tokens: Arrays) -> dict[str, Any]:
+        """Speed on a few cells, each way once to warm up; where bf16 is faster, what it changes on more of them."""
+        seconds = {}
+        few = _first(inputs, tokens, _CELLS_TO_TIME)
+        for half in (False, True):
+            self._run(*few, half)
+            start = time.perf_counter()
+            self._run(*few, half)
+            seconds[half] = time.perf_counter() - start
+        found: dict[str, Any] = {"used": False, "speedup": round(seconds[False] / seconds[True], 2)}
+        if found["speedup"] < LEAST_SPEEDUP:
+            return found
+        number = max(_CELLS_TO_TIME, int(_CELLS_TO_TIME * _SECONDS_TO_COMPARE / seconds[False]))
+        more = _first(inputs, tokens, number)
+        plain, other = (self._run(*more, half).get("embeds") for half in (False, True))
+        if plain is None or other is None:
+            return found
+        found["lowest_cosine"] = round(float((plain * other).sum(axis=1).min()), 6)
+        found["equal_calls"] = self._equal_calls(plain, other)
+        found["used"] = found["lowest_cosine"] > LEAST_COSINE and found["equal_calls"] > LEAST_EQUAL_CALLS
+        return found
+
+    def _equal_calls(self, plain: np.ndarray, other: np.ndarray) -> float:
+        if self.texts is None or not len(self.texts):
+            return 1.0
+        same = (plain @ self.texts.T).argmax(axis=1) == (other @ self.texts.T).argmax(axis=1)
+        return round(float(same.mean()), 4)
+
+
+def _first(inputs: dict[str, torch.Tensor], tokens: Arrays, number: int) -> tuple[dict[str, torch.Tensor], Arrays]:
+    return {name: part[:number] for name, part in inputs.items()}, {
+        name: part[:number] for name, part in tokens.items()
+    }
