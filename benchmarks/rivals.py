@@ -22,6 +22,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from scmmgpt.training.evaluation.type_tree import TypeTree
 STUDIES = ("pbmc_10x3tech_symphony", "pancreas_wang_xin", "kang_lupus_muscat")
 RECIPES = Path(__file__).parents[1] / "training" / "recipes"
 CELL_TYPIST, SCGPT = "celltypist==1.7.1", "scgpt==0.2.4"
+FOR_CELL_TYPIST = "scikit-learn<1.8"  # later ones no longer know an argument that it gives
 OWN_TYPES, NO_LABELS = "the study's types are given", "no labels are given"
 # Runs in CellTypist's own environment, with its own defaults; the cells are log-normalised as it asks.
 _CELL_TYPIST = """
@@ -75,7 +77,7 @@ def name_ours(study: Study, labels: list[str] | None, model: Any, repeats: int) 
 
 def name_by_celltypist(study: Study, reference: Reference, repeats: int) -> dict[str, Any]:
     """CellTypist, trained on the reference in its own environment."""
-    python = environment(CELL_TYPIST, peers_folder())
+    python = environment(CELL_TYPIST, peers_folder(), FOR_CELL_TYPIST)
     genes = pd.DataFrame(index=unique_symbols(study))
     labels = pd.DataFrame({"label": np.array(study.types, object)[reference.candidate]})
     labels.index = labels.index.astype(str)
@@ -118,7 +120,7 @@ def name_by_consensus(study: Study, tree: TypeTree, repeats: int) -> dict[str, A
     """CellConsensus in its own environment; the start of its process, measured by one that only starts, is taken off."""
     system = cell_consensus(tree)
     python = environment(CELL_CONSENSUS, peers_folder())
-    starting = [sys.executable if python is None else str(python), "-c", "import anndata, cellconsensus"]
+    starting = [str(python), "-c", "import anndata, cellconsensus"]
     _, start = timed_children(lambda: subprocess.run(starting, check=True), 1)
     found, naming = timed_children(lambda: system.annotate(study.cells, None), repeats)  # type: ignore[misc]
     return {"names": found.names_for(study.types), "naming": [seconds - min(start) for seconds in naming]}
@@ -155,7 +157,7 @@ def rows_of(study: Study, training: TrainingCells, tree: TypeTree, model: Any, g
         (CELL_TYPIST, OWN_TYPES): lambda: name_by_celltypist(study, reference, repeats),
         ("logistic regression (scikit-learn)", OWN_TYPES): lambda: name_by_regression(study, reference, repeats),
         ("scmmgpt-mini", NO_LABELS): lambda: name_ours(study, None, model, repeats),
-        (CELL_CONSENSUS, NO_LABELS): lambda: name_by_consensus(study, tree, repeats),
+        (CELL_CONSENSUS, NO_LABELS): lambda: name_by_consensus(study, tree, 1),  # a minute and more
     }
     rows = []
     for (system, setting), name in ways.items():
@@ -188,9 +190,8 @@ def at_most(reference: Reference, number: int) -> Reference:
         rows = np.flatnonzero(reference.candidate == candidate)
         kept.append(generator.permutation(rows)[:number])
     chosen = np.sort(np.concatenate(kept))
-    return Reference(
-        reference.expression[chosen], reference.types[chosen], reference.candidate[chosen], reference.num_candidates
-    )
+    parts = {name: getattr(reference, name)[chosen] for name in ("expression", "types", "candidate")}
+    return replace(reference, **parts)
 
 
 # ---- cells to tokens

@@ -104,13 +104,13 @@ def peers_folder() -> Path:
     return Path(HF_HOME) / "scmmgpt" / "peers"
 
 
-def environment(requirement: str, folder: Path) -> Path:
-    """The Python of a virtual environment that holds one package."""
+def environment(requirement: str, folder: Path, *beside: str) -> Path:
+    """The Python of a virtual environment that holds one package; `beside` are requirements that it does not state itself."""
     home = folder / requirement.replace("==", "-")
     python = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     if not (home / "complete").exists():
         venv.create(home, clear=True, with_pip=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement, *beside]
         installed = subprocess.run(command, capture_output=True, text=True)
         if installed.returncode:
             why = (installed.stderr.strip().splitlines() or ["no reason given"])[-1]
