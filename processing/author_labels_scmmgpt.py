@@ -90,14 +90,17 @@ def _abbreviated(phrase: str, ontology: Ontology, of_tissue: Mapping[str, str]) 
 def by_name(label: str, ontology: Ontology, of_tissue: Mapping[str, str] | None = None) -> NamedTerm:
     """The term that a label names: whole, abbreviated, by a state of T cells, its words in any order, or in part."""
     words, of_tissue = words_of(label), of_tissue or {}
+    term = _own(label, ontology)
+    is_name = term is not None and (label.strip() == term.id or plain_name(label) == plain_name(term.label))
+    if term is not None and is_name and term.id not in UNINFORMATIVE_TERMS:
+        return _named(label, term, "name", _BY_NAME)
     if not words or UNASSIGNED & set(words):
         return NamedTerm(label, how="no type")
-    is_of_tissue = _squeezed(plain_name(label)) in of_tissue
-    if GENERIC.issuperset(words) and not is_of_tissue:
-        return NamedTerm(label, how="no type")
-    if (term := _own(label, ontology)) is not None and not is_of_tissue:
-        is_own = label.strip() == term.id or plain_name(label) == plain_name(term.label)
-        return _named(label, term, *(("name", _BY_NAME) if is_own else ("synonym", _BY_SYNONYM)))
+    if _squeezed(plain_name(label)) not in of_tissue:
+        if GENERIC.issuperset(words):
+            return NamedTerm(label, how="no type")
+        if term is not None:
+            return _named(label, term, "synonym", _BY_SYNONYM)
     short = ABBREVIATIONS | dict(of_tissue)
     if (term := _whole(label, words, short, ontology)) is not None:
         return _named(label, term, "abbreviation", _BY_ABBREVIATION)

@@ -1,6 +1,7 @@
 """Every example runs, on the embedded model."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,9 @@ from scmmgpt.training.towers import LORA_TARGETS
 pytest.importorskip("scanpy", reason="the examples' cells come with scanpy: pip install 'scmmgpt[eval]'")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NEEDS = {"grpo": "trl", "dpo": "trl"}
-ARGUMENTS = {"transformers_only.py": [str(EMBEDDED_MODEL)]}
+CELLS = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
+NEEDS = {"agent": "mcp", "grpo": "trl", "dpo": "trl"}
+ARGUMENTS = {"transformers_only.py": [str(EMBEDDED_MODEL)], "agent_session.py": ["."]}
 SLOW = {path.name for path in EXAMPLES.glob("*.py") if path.name.startswith(tuple(NEEDS))}
 
 
@@ -36,6 +38,7 @@ def test_example_runs(example, tmp_path):
         if example.name.startswith(prefix):
             pytest.importorskip(package)
 
+    shutil.copy(CELLS, tmp_path / "cells.h5ad")
     arguments = ARGUMENTS.get(example.name, [])
     result = subprocess.run(
         [sys.executable, str(example), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600

@@ -83,6 +83,16 @@ def test_abbreviations_of_one_term_are_said_to_be_one(ontology):
     assert labels.notes == ("'Astrocyte1' and 'Astrocyte2' are the same Cell Ontology term (CL:0000127)",)
 
 
+def test_the_ontology_s_own_names_mean_themselves(ontology):
+    terms = [term for term in ontology.terms.values() if term.id not in UNINFORMATIVE_TERMS]
+
+    labels = read_labels(list(dict.fromkeys(term.label for term in terms)), ontology)
+
+    assert labels.names == labels.labels
+    meant = [plain_name(ontology.terms[term_id].label) for term_id in labels.term_ids if term_id]
+    assert meant == [plain_name(label) for label in labels.labels]
+
+
 def test_every_word_of_authors_names_a_term(ontology):
     tables = (ABBREVIATIONS, *(tissue.names for tissue in TISSUES))
 

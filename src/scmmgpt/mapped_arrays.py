@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
+import threading
+import time
+import weakref
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .atomic_files import is_no_room
+
+# How many bytes of files a process may hold in memory before arrays that were read or written once are let go.
+_MOST_MAPPED, _SECONDS_BETWEEN = 320 << 20, 0.05
+_PAGES = Path("/proc/self/statm")
+_passing: list[weakref.ref[np.memmap]] = []
+_watch = threading.Lock()
 
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
@@ -38,3 +48,29 @@ def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap:
     if missing > 0 or dtype.hasobject:
         raise ValueError(f"{path.name} is cut short" if missing > 0 else f"{path.name} holds objects")
     return np.lib.format.open_memmap(path, mode=mode)
+
+
+def read_in_passing(array: np.memmap) -> np.memmap:
+    """The same array, whose pages stay in memory only while these are few: it is larger than any that is kept.
+
+    The system would drop them too, but not before memory is short; and it counts them as this process's until then.
+    """
+    if hasattr(mmap, "MADV_DONTNEED") and _PAGES.exists():
+        _passing.append(weakref.ref(array))
+        if _watch.acquire(blocking=False):
+            threading.Thread(target=_let_go_while_any, name="let-go", daemon=True).start()
+    return array
+
+
+def _let_go_while_any() -> None:
+    page = os.sysconf("SC_PAGE_SIZE")
+    try:
+        while arrays := [array for one in list(_passing) if (array := one()) is not None]:
+            _passing[:] = [one for one in _passing if one() is not None]
+            if int(_PAGES.read_text().split()[2]) * page > _MOST_MAPPED:
+                for array in arrays:
+                    array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+            del arrays, array
+            time.sleep(_SECONDS_BETWEEN)
+    finally:
+        _watch.release()

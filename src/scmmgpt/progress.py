@@ -17,7 +17,7 @@ import numpy as np
 
 from . import atomic_files
 from .errors import UserError, first_line
-from .mapped_arrays import new_array, open_array
+from .mapped_arrays import new_array, open_array, read_in_passing
 
 try:
     import fcntl
@@ -148,7 +148,7 @@ class Workspace:
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}")
         self._arrays.append(array)
-        return array
+        return read_in_passing(array)
 
     @contextmanager
     def _damage_said(self) -> Iterator[None]:
@@ -167,7 +167,7 @@ class Workspace:
             return {}
         files = self._folder.glob(f"{prefix}-*.npy")
         with self._damage_said():
-            return {path.stem.removeprefix(f"{prefix}-"): open_array(path) for path in files}
+            return {path.stem.removeprefix(f"{prefix}-"): read_in_passing(open_array(path)) for path in files}
 
     def lines(self, name: str) -> list[Any]:
         """The values that were appended so far; a line that was cut off by the interruption is dropped."""

@@ -36,12 +36,14 @@ function shortWords(words: string[], known: AuthorWords): Short {
 }
 
 function byName(label: string, ontology: Ontology, ofTissue: Short): NamedTerm {
-  const known = ontology.words, words = wordsOf(label, known);
+  const known = ontology.words, words = wordsOf(label, known), own = ownTerm(label, ontology);
+  const isName = own && (label.trim() === own.id || plainName(label) === plainName(own.label));
+  if (isName && !UNINFORMATIVE_TERMS.has(own.id)) return { term: own, how: "name" };
   if (!words.length || words.some((word) => known.unassigned.includes(word))) return { term: null, how: "no type" };
-  const isOfTissue = ofTissue.has(squeezed(plainName(label)));
-  if (isGeneric(words, known) && !isOfTissue) return { term: null, how: "no type" };
-  const own = isOfTissue ? null : ownTerm(label, ontology);
-  if (own) return { term: own, how: label.trim() === own.id || plainName(label) === plainName(own.label) ? "name" : "synonym" };
+  if (!ofTissue.has(squeezed(plainName(label)))) {
+    if (isGeneric(words, known)) return { term: null, how: "no type" };
+    if (own) return { term: own, how: "synonym" };
+  }
   const short: Short = new Map([...Object.entries(known.abbreviations), ...ofTissue]);
   const whole = byWhole(label, words, short, ontology);
   if (whole) return { term: whole, how: "abbreviation" };

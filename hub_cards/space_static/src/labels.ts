@@ -46,7 +46,7 @@ export function readLabels(names: string[], ontology: Ontology, given: Record<st
 function termsAndNames(labels: string[], ontology: Ontology): { terms: (Term | null)[]; said: string[] } {
   const read = namedTerms(labels, ontology), isOwn = read.map(({ how }) => how === "name" || how === "synonym");
   const taken = new Set(read.filter((_, place) => isOwn[place]).map(({ term }) => term!.id));
-  const terms = read.map(({ term }, place) => (term && (isOwn[place] || !taken.has(term.id)) ? term : null));
+  const terms = read.map(({ term }, place) => (isOwn[place] || (term && !taken.has(term.id)) ? term : ontology.find(labels[place]!)));
   const times = (id: string) => terms.filter((term) => term?.id === id).length;
   const said = labels.map((label, place) => {
     const term = terms[place];
