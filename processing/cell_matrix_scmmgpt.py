@@ -158,7 +158,7 @@ def check_places(indices: np.ndarray, size: int) -> None:
 
 def check_values(block: Any) -> None:
     """Refuse texts, dates and complex numbers, and more than two dimensions."""
-    if block.dtype.kind in "SUVcmM":
+    if getattr(getattr(block, "dtype", None), "kind", "f") in "SUVcmM":
         raise UserError(f"The matrix holds values of type {block.dtype}; expected numbers.")
     if len(block.shape) != 2:
         raise UserError(f"The matrix has {len(block.shape)} dimensions; expected cells x genes.")
