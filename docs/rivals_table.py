@@ -10,15 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "measured" / "rivals.json"
-MARKS = re.compile(r"(<!-- rivals -->\n).*?(\n<!-- end of rivals -->)", re.DOTALL)
-OURS = "scmmgpt-mini"
+MARKS = re.compile(r"(<!-- rivals -->\n).*?(<!-- end of rivals -->)", re.DOTALL)
 
 
 def rivals_tables(report: dict) -> str:
     """Accuracy, macro-F1 and speed of each system on each study, and what could not be had."""
     header = ["study", "", "system", "accuracy", "macro-F1", "cells per CPU-second", "learning, CPU-seconds"]
     rows = [
-        [row["study"], row["setting"], row["system"], *map(str, _figures(row))]
+        [row["study"], row["setting"], _name(row["system"]), *map(str, _figures(row))]
         for row in report["rows"]
         if "left_out" not in row
     ]
@@ -47,18 +46,15 @@ def _markdown(header: list[str], rows: list[list[str]], num_left: int) -> str:
 
 
 def sentence(report: dict) -> str:
-    """Mean accuracies beside each rival in the setting that it was tested in, in one sentence."""
-    parts = []
+    """Mean accuracies beside the rivals, setting by setting, in one sentence."""
+    means: dict[str, list[str]] = {}
     for (system, setting), rows in _by_system(report).items():
-        if system == OURS:
-            continue
-        studies = {row["study"] for row in rows}
-        ours = [row for row in _by_system(report)[OURS, setting] if row["study"] in studies]
-        parts.append(f"{_name(system)} {_mean(rows):.2f} ({OURS} {_mean(ours):.2f} where {setting})")
+        means.setdefault(setting, []).append(f"{_name(system)} {sum(row['accuracy'] for row in rows) / len(rows):.2f}")
+    parts = [f"{', '.join(each)} where {setting}" for setting, each in means.items()]
     number = len({row["study"] for row in report["rows"]})
     return (
-        f"Mean accuracy on {number} studies that trained none of these models: {', '.join(parts)}; "
-        "[all figures and speeds](docs/performance.md#beside-other-methods)."
+        f"Mean accuracy on {number} studies that trained none of these: {'; '.join(parts)} "
+        "([all figures and speeds](docs/performance.md#beside-other-methods))."
     )
 
 
@@ -71,16 +67,12 @@ def _by_system(report: dict) -> dict[tuple[str, str], list[dict]]:
 
 
 def _name(system: str) -> str:
-    return system.replace("==", " ")
-
-
-def _mean(rows: list[dict]) -> float:
-    return sum(row["accuracy"] for row in rows) / len(rows)
+    return system.replace("==", " ").replace("celltypist", "CellTypist").replace("cellconsensus", "CellConsensus")
 
 
 def with_sentence(readme: str, report: dict) -> str:
     """The README with the sentence between its marks."""
-    return MARKS.sub(lambda found: f"{found[1]}{sentence(report)}{found[2]}", readme)
+    return MARKS.sub(lambda found: f"{found[1]}{sentence(report)}\n{found[2]}", readme)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import torch
 SECONDS, GIBIBYTES = 20, 12  # of the processor, so that a busy machine is no fault
 
 
-def failures_of(work: Callable[[int], None], numbers: Iterable[int]) -> list[str]:
+def failures_of(work: Callable[[int], None], numbers: Iterable[int], seconds: int = SECONDS) -> list[str]:
     """What went wrong at which of the numbers: an error, a signal that ended the process, or work without an end."""
     left, failures = list(numbers), []
     while left:
         here, there = get_context("fork").Pipe(duplex=False)
-        process = get_context("fork").Process(target=_all_of, args=(work, left, there))
+        process = get_context("fork").Process(target=_all_of, args=(work, left, seconds, there))
         process.start()
         there.close()
         done = _heard(here, failures)
@@ -41,13 +41,13 @@ def _heard(here, failures: list[str]) -> int:
             failures.append(failure)
 
 
-def _all_of(work: Callable[[int], None], numbers: list[int], there) -> None:
+def _all_of(work: Callable[[int], None], numbers: list[int], seconds: int, there) -> None:
     torch.set_num_threads(1)  # a forked process has none of its parent's threads and would wait for them
     resource.setrlimit(resource.RLIMIT_AS, (GIBIBYTES * 1024**3,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in numbers:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.alarm(20 * SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.alarm(20 * seconds)
         failure = None
         try:
             work(number)

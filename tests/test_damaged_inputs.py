@@ -23,7 +23,7 @@ from scmmgpt.storage import read_summary
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 from damage import EVIL, ODD_VALUES, damage_hdf5, damaged_bytes, damaged_json, damaged_table
 
-FEW, MANY = range(12), range(12, 400)
+FEW, MANY = range(12), range(12, 200)
 LABELS = ["T cell", "B cell", "monocyte"]
 FORMATS = ("h5ad", "zarr", "h5mu", "10x h5, version 3", "10x h5, version 2", "10x folder", "10x folder of version 2")
 HOW_MANY = pytest.mark.parametrize("seeds", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])

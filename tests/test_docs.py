@@ -165,3 +165,11 @@ def test_the_site_is_built_without_a_warning(tmp_path):
 
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "notebooks" / "first_steps.html").exists()
+
+
+def test_the_readme_says_what_was_measured_beside_other_methods(measured_tables):
+    import rivals_table
+
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert rivals_table.with_sentence(page, json.loads(rivals_table.REPORT.read_text())) == page

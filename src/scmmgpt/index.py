@@ -21,7 +21,7 @@ from .arguments import shared_arguments
 from .errors import UserError, first_line, require
 from .mapped_arrays import new_array, open_array
 from .processing.cell_matrix_scmmgpt import parts
-from .storage import written_by_rename
+from .storage import write_cells, written_by_rename
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +202,7 @@ def write_index(
     with written_by_rename(folder) as temporary:
         temporary.mkdir()
         _copy_vectors(vectors, temporary / VECTORS)
-        AnnData(obs=obs, **(places or {})).write_h5ad(temporary / CELLS)
+        write_cells(AnnData(obs=obs, **(places or {})), temporary / CELLS)
         if len(vectors) >= MIN_CELLS_FOR_FAISS:
             _write_approximate(vectors, temporary)
         content = {"model": model, "num_cells": len(vectors)}

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from . import atomic_files
 from .errors import UserError, first_line
+from .hdf5_writing import hdf5_to_write
 from .processing.cell_files_scmmgpt import open_rows, rna_modality
 from .processing.tenx_files_scmmgpt import TenxCells, is_tenx_file, is_tenx_folder, read_tenx_file, read_tenx_folder
 
@@ -164,9 +165,7 @@ def _copy(source: Path, target: Path) -> None:
     if source.suffix == target.suffix:
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
         return
-    import h5py
-
-    with open_store(source) as rna, h5py.File(target, "w") as copy:
+    with open_store(source) as rna, hdf5_to_write(target) as copy:
         for name in rna:
             rna.copy(name, copy)
         copy.attrs.update(rna.attrs)
@@ -178,7 +177,7 @@ def write_cells(adata: AnnData, path: Path) -> None:
         if path.suffix == ".zarr":
             _write_zarr(adata, path)
         else:
-            adata.write_h5ad(path, compression="gzip")
+            _write_h5ad(adata, path)
 
 
 @contextmanager
@@ -198,6 +197,17 @@ def _unwritable_said() -> Iterator[None]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
+
+
+def _write_h5ad(adata: AnnData, path: Path) -> None:
+    """What `adata.write_h5ad` writes, on a disk that may be full."""
+    from anndata.io import write_elem
+
+    adata.strings_to_categoricals()
+    if adata.raw is not None:
+        adata.strings_to_categoricals(adata.raw.var)
+    with hdf5_to_write(path) as store:
+        write_elem(store, "/", adata, dataset_kwargs={"compression": "gzip"})
 
 
 def _write_zarr(adata: AnnData, path: Path) -> None:
@@ -299,7 +309,7 @@ def open_store(path: Path, mode: Literal["r", "r+"] = "r") -> Iterator[Any]:
         return
     import h5py
 
-    with h5py.File(path, mode) as store:
+    with h5py.File(path) if mode == "r" else hdf5_to_write(path, mode) as store:
         yield _tenx_store(read_tenx_file(store)) if is_tenx_file(store) else _of_rna(store)
 
 
