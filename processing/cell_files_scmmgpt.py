@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from .cell_matrix_scmmgpt import Antibodies, Cells, Matrix, check_bounds, check_places, in_memory
+from .cell_matrix_scmmgpt import Antibodies, Cells, Matrix, check_bounds, check_places, check_shape, in_memory
 from .errors_scmmgpt import UserError
 from .features_scmmgpt import ANTIBODY, GENE, kind_of_type, not_read
 from .tenx_files_scmmgpt import TenxCells, is_tenx_file, is_tenx_folder, read_tenx_file, read_tenx_folder
@@ -166,9 +166,11 @@ def on_disk(name: str, element: Any, var: Any) -> Matrix:
     """A matrix of an open file: dense, csr or csc, as an array, a group or anndata's backed matrix."""
     names = var.index.tolist()
     if not (hasattr(element, "keys") or hasattr(element, "group")):
+        check_shape(name, tuple(element.shape), names)
         read = _explained(name, lambda start, stop: element[start:stop])
         return Matrix(name, tuple(element.shape), read, var, names, is_dense=True)
     matrix = anndata.io.sparse_dataset(element) if hasattr(element, "keys") else element
+    check_shape(name, tuple(matrix.shape), names)
     reader = RowWiseMatrix if matrix.format == "csr" else ColumnWiseMatrix
     return Matrix(name, tuple(matrix.shape), _explained(name, reader(matrix).rows), var, names)
 

@@ -164,11 +164,18 @@ def check_values(block: Any) -> None:
         raise UserError(f"The matrix has {len(block.shape)} dimensions; expected cells x genes.")
 
 
+def check_shape(name: str, shape: tuple[int, ...], var_names: Sequence[str]) -> None:
+    """Refuse a matrix that is not cells x these genes."""
+    if len(shape) != 2:
+        raise UserError(f"`{name}` has {len(shape)} dimensions; expected cells x genes.")
+    if shape[1] != len(var_names):
+        raise UserError(f"`{name}` has {shape[1]} columns, but there are {len(var_names)} gene names.")
+
+
 def in_memory(name: str, matrix: Any, var: Any, var_names: Sequence[str]) -> Matrix:
     """A matrix that is at hand; csr is read without a copy."""
     check_values(matrix)
-    if matrix.shape[1] != len(var_names):
-        raise UserError(f"`{name}` has {matrix.shape[1]} columns, but there are {len(var_names)} gene names.")
+    check_shape(name, matrix.shape, var_names)
     if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
         check_bounds(matrix.indptr, min(len(matrix.indices), len(matrix.data)))
         check_places(matrix.indices, matrix.shape[matrix.format == "csr"])

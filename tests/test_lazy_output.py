@@ -35,3 +35,5 @@ def test_several_outputs_open_as_one_without_reading_their_matrices(parts):
     found = atlas[rows].to_memory()
     assert found.obs["scmmgpt_cell_type"].tolist() == expected.obs["scmmgpt_cell_type"].tolist()
     assert (found.X != expected.X).nnz == 0
+    b_cells = atlas[(atlas.obs["scmmgpt_cell_type"] == "B cell").to_numpy()].to_memory()
+    assert set(b_cells.obs["scmmgpt_cell_type"]) <= {"B cell"}
