@@ -335,6 +335,14 @@ def _three(found: dict) -> str:
     return " / ".join(f"{found[name]:.2f}" for name in _SWAPS)
 
 
+def _time_table(report: dict) -> str:
+    """Where the time of `annotate` goes."""
+    rows = [[row["way"], f"{row['rate']:.1f}"] for row in report["rows"]]
+    load = report["machine"]["load_at_start"]
+    told = f"{report['num_cells']:,} cells, {report['machine']['processor']}, load {load} at the start."
+    return f"{markdown(['what', '% of the samples'], rows, num_left=1)}\n\n{told}"
+
+
 def _author_words_table(report: dict) -> str:
     """Accuracy and macro-F1 with the ontology's names of a study's types, and with its authors' words for them."""
     header = [
@@ -495,4 +503,5 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "planted_swaps": _planted_swaps_table,
     "proteins": _proteins_table,
     "speed": _speed_table,
+    "time_of_annotate": _time_table,
 }

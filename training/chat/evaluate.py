@@ -1,7 +1,7 @@
 """What scmmgpt-chat must show: types in free text beside baselines, facts, language, cost. Writes one JSON.
 
     python -m scmmgpt.training.chat.evaluate --data $SCMMGPT_DATA --recipe training/recipes/eval_dev.yaml \
-        --cells 200 --output hub_cards/scmmgpt-chat/results.json
+        --cells 200 hub_cards/scmmgpt-chat/results.json
 
 Studies are those of the part `test`, which no weights of ours have seen.
 """

@@ -1,6 +1,6 @@
 """Conversations of three turns about clusters, by scmmgpt-chat and by the small decoder, scored by one rubric.
 
-    python -m scmmgpt.training.chat.transcripts --file CELLS.h5ad --label COLUMN --output hub_cards/scmmgpt-chat/transcripts.json
+    python -m scmmgpt.training.chat.transcripts --file CELLS.h5ad --label COLUMN hub_cards/scmmgpt-chat/transcripts.json
 
 The rubric is applied by rule to both, without a look at which of them spoke.
 """
