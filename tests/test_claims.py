@@ -41,6 +41,13 @@ def test_claims_that_the_cells_bear_out_are_printed_with_their_percentiles(reade
     )
 
 
+def test_a_gene_that_is_said_twice_is_printed_once(reader):
+    checked = reader.check("Its raised genes include MS4A1, CD79A and MS4A1.", facts())
+
+    assert checked.printed == "Its raised genes include MS4A1 and CD79A. [percentile: MS4A1 98, CD79A 97]"
+    assert checked.text.endswith("CD79A and MS4A1.")
+
+
 @pytest.mark.parametrize(
     ("sentence", "claim"),
     [

@@ -43,6 +43,7 @@ STATES = {
     "activated": (r"activated", ("CD69", "FOS", "JUN", "NR4A1", "DUSP2")),
     "stressed": (r"stressed|dying|apoptotic", ("HSPA1A", "HSPA1B", "DNAJB1", "DDIT3", "ATF3")),
 }
+_LIST = re.compile(r"\b([\w.-]+(?:, [\w.-]+)*),? and ([\w-]+)")
 _SENTENCE = re.compile(r"[^.!?]*(?:\.(?=\S)[^.!?]*)*[.!?]*\s*")
 _WORD = re.compile(r"[A-Za-z0-9]+\+?")
 _SYMBOL = re.compile(r"(?<![\w-])[A-Z][A-Za-z0-9]*[A-Z0-9](?:-[A-Z0-9]+)*(?![\w+-])")
@@ -137,7 +138,7 @@ class ClaimReader:
         """The text with what each cell says to it; of several cells, "cell 2" says which one is meant."""
         kept: list[str] = []
         claims: list[Claim] = []
-        for number, sentence in enumerate(sentences(text)):
+        for number, sentence in enumerate(map(each_once, sentences(text))):
             found = [claim for part, about in parts(sentence, facts) for claim in self.claims(number, part, about)]
             if defined := self._defined_instead(sentence, found):
                 claims.append(Claim(number, GENERAL, defined, UNCHECKED))
@@ -277,6 +278,25 @@ def sentences(text: str) -> list[str]:
     ['This is a B cell. ', 'It is not empty!']
     """
     return [found for found in _SENTENCE.findall(text.strip()) if found.strip()]
+
+
+def each_once(sentence: str) -> str:
+    """A sentence whose lists name nothing twice.
+
+    Examples
+    --------
+    >>> each_once("Its raised genes include LYZ, CST3 and LYZ.")
+    'Its raised genes include LYZ and CST3.'
+    """
+
+    def once(found: re.Match) -> str:
+        named = [*found[1].split(", "), found[2]]
+        *others, last = dict.fromkeys(named)
+        if len(others) + 1 == len(named):
+            return found[0]
+        return f"{', '.join(others)} and {last}" if others else last
+
+    return _LIST.sub(once, sentence)
 
 
 def parts(sentence: str, facts: tuple[CellFacts, ...]) -> list[tuple[str, tuple[CellFacts, ...]]]:
