@@ -45,7 +45,7 @@ def test_a_gene_that_is_said_twice_is_printed_once(reader):
     checked = reader.check("Its raised genes include MS4A1, CD79A and MS4A1.", facts())
 
     assert checked.printed == "Its raised genes include MS4A1 and CD79A. [percentile: MS4A1 98, CD79A 97]"
-    assert checked.text.endswith("CD79A and MS4A1.")
+    assert checked.raw.endswith("CD79A and MS4A1.")
 
 
 @pytest.mark.parametrize(
