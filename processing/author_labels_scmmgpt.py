@@ -101,6 +101,8 @@ def by_name(label: str, ontology: Ontology, of_tissue: Mapping[str, str] | None 
             return NamedTerm(label, how="no type")
         if term is not None:
             return _named(label, term, "synonym", _BY_SYNONYM)
+    if len(words) > _LONGEST_NAME:  # a description, which may be as long as it likes
+        return NamedTerm(label)
     short = ABBREVIATIONS | dict(of_tissue)
     if (term := _whole(label, words, short, ontology)) is not None:
         return _named(label, term, "abbreviation", _BY_ABBREVIATION)

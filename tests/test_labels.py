@@ -83,6 +83,12 @@ def test_abbreviations_of_one_term_are_said_to_be_one(ontology):
     assert labels.notes == ("'Astrocyte1' and 'Astrocyte2' are the same Cell Ontology term (CL:0000127)",)
 
 
+def test_a_label_may_be_as_long_as_a_description(ontology):
+    labels = read_labels(["a cell that holds CD4 and more " * 2000, "T cell"], ontology)
+
+    assert labels.term_ids == (None, "CL:0000084")
+
+
 def test_the_ontology_s_own_names_mean_themselves(ontology):
     terms = [term for term in ontology.terms.values() if term.id not in UNINFORMATIVE_TERMS]
 

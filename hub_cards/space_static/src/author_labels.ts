@@ -44,6 +44,7 @@ function byName(label: string, ontology: Ontology, ofTissue: Short): NamedTerm {
     if (isGeneric(words, known)) return { term: null, how: "no type" };
     if (own) return { term: own, how: "synonym" };
   }
+  if (words.length > LONGEST_NAME) return { term: null, how: "not found" }; // a description, which may be as long as it likes
   const short: Short = new Map([...Object.entries(known.abbreviations), ...ofTissue]);
   const whole = byWhole(label, words, short, ontology);
   if (whole) return { term: whole, how: "abbreviation" };
