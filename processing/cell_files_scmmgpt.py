@@ -140,8 +140,9 @@ def _from_group(group: Any, modality: str | None, close: Callable[[], None] | No
     matrices = [on_disk("X", group["X"], var)] if "X" in group else []
     for layer in group.get("layers", {}):
         matrices.append(on_disk(f"layers[{layer!r}]", group["layers"][layer], var))
-    if "raw" in group and "X" in group["raw"]:
-        matrices.append(on_disk("raw", group["raw"]["X"], read_element(group["raw"]["var"])))
+    raw = group.get("raw")
+    if hasattr(raw, "keys") and "X" in raw:  # where there is none, anndata may write that there is none
+        matrices.append(on_disk("raw", raw["X"], read_element(raw["var"])))
     uns = {name: _element(group, name) for name in ("log1p", "protein_names", "protein_expression_names")}
     uns = {name: value for name, value in uns.items() if value is not None}
     cells = Cells(matrices, _index(group["obs"]), log_base(uns), modality, close)

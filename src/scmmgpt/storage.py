@@ -208,6 +208,7 @@ def _write_h5ad(adata: AnnData, path: Path) -> None:
         adata.strings_to_categoricals(adata.raw.var)
     with hdf5_to_write(path) as store:
         write_elem(store, "/", adata, dataset_kwargs={"compression": "gzip"})
+        _without_no_raw(store, adata)
 
 
 def _write_zarr(adata: AnnData, path: Path) -> None:
@@ -218,8 +219,16 @@ def _write_zarr(adata: AnnData, path: Path) -> None:
     adata.strings_to_categoricals()
     if adata.raw is not None:
         adata.strings_to_categoricals(adata.raw.var)
-    write_elem(zarr.open_group(path, mode="w", zarr_format=2), "/", adata)
+    store = zarr.open_group(path, mode="w", zarr_format=2)
+    write_elem(store, "/", adata)
+    _without_no_raw(store, adata)
     zarr.consolidate_metadata(path)
+
+
+def _without_no_raw(store: Any, adata: AnnData) -> None:
+    """An element says that there is no `raw`, which not every reader expects."""
+    if adata.raw is None and "raw" in store:
+        del store["raw"]
 
 
 def save_cells(adata: AnnData, path: Path) -> None:
