@@ -9,7 +9,7 @@ from typing import Any
 from .author_words_scmmgpt import ABBREVIATIONS, GENERIC, SAME_WORDS, T_CELL_STATES, TISSUES, UNASSIGNED
 from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name
 
-# Measured on labels of 20 development studies, see docs/howto/audit.md: how often each way finds the right lineage.
+# How often each way found the right lineage, on labels of 20 development studies, before words of tissues came in.
 _BY_NAME, _BY_SYNONYM, _BY_ABBREVIATION, _BY_PART = 1.0, 0.97, 0.93, 0.9
 _LONGEST_NAME, _LONGEST_TEXT = 12, 100  # words
 _BETWEEN_NAMES = frozenset(

@@ -19,7 +19,7 @@ from .atomic_files import is_no_room
 _MOST_MAPPED, _SECONDS_BETWEEN = 320 << 20, 0.05
 _PAGES = Path("/proc/self/statm")
 _passing: list[weakref.ref[np.memmap]] = []
-_watch = threading.Lock()
+_guard = threading.Lock()
 
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
@@ -56,21 +56,25 @@ def read_in_passing(array: np.memmap) -> np.memmap:
     The system would drop them too, but not before memory is short; and it counts them as this process's until then.
     """
     if hasattr(mmap, "MADV_DONTNEED") and _PAGES.exists():
-        _passing.append(weakref.ref(array))
-        if _watch.acquire(blocking=False):
+        with _guard:
+            is_watched = bool(_passing)
+            _passing.append(weakref.ref(array))
+        if not is_watched:
             threading.Thread(target=_let_go_while_any, name="let-go", daemon=True).start()
     return array
 
 
 def _let_go_while_any() -> None:
     page = os.sysconf("SC_PAGE_SIZE")
-    try:
-        while arrays := [array for one in list(_passing) if (array := one()) is not None]:
+    while True:
+        with _guard:
             _passing[:] = [one for one in _passing if one() is not None]
-            if int(_PAGES.read_text().split()[2]) * page > _MOST_MAPPED:
-                for array in arrays:
-                    array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-            del arrays, array
-            time.sleep(_SECONDS_BETWEEN)
-    finally:
-        _watch.release()
+            if not _passing:
+                return
+            arrays = [array for one in _passing if (array := one()) is not None]
+        if int(_PAGES.read_text().split()[2]) * page > _MOST_MAPPED:
+            for array in arrays:
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        array = None
+        arrays.clear()
+        time.sleep(_SECONDS_BETWEEN)
