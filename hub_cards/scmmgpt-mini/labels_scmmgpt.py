@@ -134,11 +134,10 @@ def _terms_and_names(labels: list[str], ontology: Ontology) -> tuple[list[Term |
     """
     read = named_terms(labels, ontology)
     is_own = [named.how in ("name", "synonym") for named in read]
-    taken = {named.term_id for named, own in zip(read, is_own, strict=True) if own}
-    is_read = [own or (named.term_id and named.term_id not in taken) for named, own in zip(read, is_own, strict=True)]
+    taken = {"", *(named.term_id for named, own in zip(read, is_own, strict=True) if own)}
     terms = [
-        ontology.terms[named.term_id] if one else ontology.find(named.label)
-        for named, one in zip(read, is_read, strict=True)
+        ontology.terms.get(named.term_id) if own or named.term_id not in taken else ontology.find(named.label)
+        for named, own in zip(read, is_own, strict=True)
     ]
     times = Counter(term.id for term in terms if term)
     names = [
