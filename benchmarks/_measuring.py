@@ -118,12 +118,12 @@ def peak_memory(every: float = 0.05) -> Iterator[dict[str, float]]:
 
     `growth_mb` is what came on top of the memory held at the start.
     """
-    before, over = _own_mb(), threading.Event()
+    before, over = own_memory(), threading.Event()
     found = {"peak_mb": before}
 
     def watch() -> None:
         while not over.wait(every):
-            found["peak_mb"] = max(found["peak_mb"], _own_mb())
+            found["peak_mb"] = max(found["peak_mb"], own_memory())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -136,9 +136,10 @@ def peak_memory(every: float = 0.05) -> Iterator[dict[str, float]]:
         found["peak_mb"] = round(found["peak_mb"], 1)
 
 
-def _own_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+def own_memory(process: int | str = "self") -> float:
+    """MB that a process holds itself; 0 for one that has just ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
 
 
 def row(task: str, way: str, found: dict[str, float], unit: str, **more: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def tiled(cells: anndata.AnnData, num_cells: int) -> anndata.AnnData:
 
 
 def write_tiled(cells: anndata.AnnData, num_cells: int, path: Path, kept: float = 1.0) -> Path:
-    """The same cells over and over in an h5ad file, written in parts: they are never all in memory.
+    """The same cells over and over in an h5ad or zarr file, written in parts: they are never all in memory.
 
     `kept` is the share of the molecules that stay in each copy, drawn at random, so that no two cells are the same.
     """
@@ -45,7 +45,8 @@ def write_tiled(cells: anndata.AnnData, num_cells: int, path: Path, kept: float 
             if kept < 1:
                 part.X.data = generator.binomial(part.X.data.astype(np.int64), kept).astype(np.float32)
                 part.X.eliminate_zeros()
-            files.append(Path(folder) / f"{start}.h5ad")
-            part.write_h5ad(files[-1])
+            files.append(Path(folder) / f"{start}{path.suffix}")
+            write = part.write_zarr if path.suffix == ".zarr" else part.write_h5ad
+            write(files[-1])
         concat_on_disk(files, path, merge="same")
     return path

@@ -110,12 +110,13 @@ def _to(batch: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
 # ---- ours
 
 
-def sorted_by_length(encoder: nn.Module, cells: dict[str, np.ndarray], batch_size: int, device: str) -> np.ndarray:
+def sorted_by_length(
+    encoder: nn.Module, cells: dict[str, np.ndarray], batch_size: int, device: str, bf16: bool = False
+) -> np.ndarray:
     """The package's own way through a chunk of cells."""
 
     def compute(inputs: dict[str, torch.Tensor], tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        dtype = next(encoder.parameters()).dtype
-        with torch.autocast(inputs["gene_ids"].device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(inputs["gene_ids"].device.type, dtype=torch.bfloat16, enabled=bf16):
             return {"states": encoder(**inputs).pooler_output.float().cpu().numpy()}
 
     where = torch.device(device)
@@ -148,22 +149,22 @@ def ways_of(
         "scGPT's way, float32": partial(in_file_order, PlainEncoder(encoder).eval().to(arguments.device), **there),
         "sorted by length, float32": partial(sorted_by_length, encoder, **there),
     }
-    half = copy.deepcopy(encoder).bfloat16()
     if arguments.device.startswith("cuda"):
-        ways["sorted by length, bf16"] = partial(sorted_by_length, half, **there)
+        half = copy.deepcopy(encoder).bfloat16()
+        ways["sorted by length, bf16"] = partial(sorted_by_length, half, bf16=True, **there)
         varlen = copy.deepcopy(half)
         varlen.set_attn_implementation("torch_varlen")
         ways["packed, flash kernel, bf16"] = partial(packed, varlen, **there)
         compiled = copy.deepcopy(half)
         compiled.compile(dynamic=True)
-        ways["sorted by length, bf16, compiled"] = partial(sorted_by_length, compiled, **there)
+        ways["sorted by length, bf16, compiled"] = partial(sorted_by_length, compiled, bf16=True, **there)
         return ways
     if torch.backends.mkldnn.is_available():
         quick = copy.deepcopy(encoder)
         pack_linears(quick)
         ways["sorted by length, float32, oneDNN linears"] = partial(sorted_by_length, quick, **there)
-    if has_units() or arguments.bf16:
-        ways["sorted by length, bf16"] = partial(sorted_by_length, half, **there)
+        if has_units() or arguments.bf16:
+            ways["sorted by length, bf16, oneDNN linears"] = partial(sorted_by_length, quick, bf16=True, **there)
     return ways
 
 

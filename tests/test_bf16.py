@@ -91,7 +91,7 @@ def test_what_is_not_as_good_is_not_used(name, value, cells, loaded, with_units,
 
 def test_a_run_that_is_taken_up_again_goes_on_as_it_began():
     calls = []
-    probed = bf16._Probed(lambda inputs, tokens: calls.append(bf16_is_on()) or {}, {"bf16": {"used": True}}, None)
+    probed = bf16._Probed(lambda inputs, tokens: calls.append(bf16_is_on()) or {}, {"bf16": {"used": True}}, 10, None)
 
     probed({}, {})
 
@@ -112,6 +112,12 @@ def test_a_slow_model_is_compared_on_few_cells(monkeypatch):
         seen.append(len(tokens["rows"]))
         return {"embeds": np.ones((len(tokens["rows"]), 1), np.float32)}
 
-    bf16._Probed(compute, {}, None)._probe({}, {"rows": np.arange(10_000)})
+    bf16._Probed(compute, {}, 10_000, None)._probe({}, {"rows": np.arange(10_000)})
 
     assert seen == [bf16._CELLS_TO_TIME] * 6
+
+
+def test_a_run_that_few_seconds_could_be_spared_is_not_compared(cells, loaded, with_units, in_half_the_time):
+    found, said = embed(cells[:8].copy(), loaded)
+
+    assert said == {"used": False, "speedup": 2}

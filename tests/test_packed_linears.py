@@ -26,6 +26,22 @@ def test_packed_layers_give_the_same_numbers(model, shape):
         assert torch.allclose(model(states), expected, atol=1e-5)
 
 
+def test_under_autocast_they_multiply_in_its_type_and_float32_stays_as_it_was(model):
+    states = torch.randn(7, 24)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(states)
+    pack_linears(model)
+    with torch.inference_mode():
+        before = model(states)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(states)
+        after = model(states)
+
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), expected.float(), atol=0.02)
+    assert torch.equal(before, after)
+
+
 def test_learning_goes_through_the_plain_layers(model):
     pack_linears(model)
 

@@ -1,6 +1,7 @@
 """bf16 on processors with units for it, where a probe on the first cells of a run says that it is faster and as good.
 
-Without such units nothing is tried: bf16 is emulated there and several times slower.
+Without such units nothing is tried: bf16 is emulated there and several times slower. Nor is a run of few cells compared,
+which would take longer than it could spare.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NOTE = "bf16"  # where a run keeps the outcome, and `uns` shows it
 LEAST_SPEEDUP, LEAST_COSINE, LEAST_EQUAL_CALLS = 1.2, 0.999, 0.999
 _UNITS = {"avx512_bf16", "amx_bf16"}
 _CELLS_TO_TIME = 16
-_SECONDS_TO_COMPARE = 0.3
+_SECONDS_TO_COMPARE, _LEAST_SECONDS_SPARED = 0.3, 0.6
 
 
 def has_units() -> bool:
@@ -38,13 +39,15 @@ def has_units() -> bool:
     return not _UNITS.isdisjoint(flags.split())
 
 
-def in_bf16_where_it_pays(make: Callable[[LoadedModel], Compute], loaded: LoadedModel, notes: dict) -> Compute:
+def in_bf16_where_it_pays(
+    make: Callable[[LoadedModel], Compute], loaded: LoadedModel, notes: dict, num_cells: int
+) -> Compute:
     """The computation that `make` makes, in bf16 if that pays; `notes` of the run remember what was decided."""
     compute = make(loaded)
     if getattr(make, "num_best", 0) or loaded.device.type != "cpu" or not has_units():
         return compute
     candidates = getattr(make, "candidates", None)
-    return _Probed(compute, notes, None if candidates is None else candidates.embeds)
+    return _Probed(compute, notes, num_cells, None if candidates is None else candidates.embeds)
 
 
 @dataclass
@@ -53,6 +56,7 @@ class _Probed:
 
     compute: Compute
     notes: dict[str, Any]
+    num_cells: int
     texts: np.ndarray | None
 
     def __call__(self, inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
@@ -76,7 +80,8 @@ class _Probed:
             self._run(*few, half)
             seconds[half] = time.perf_counter() - start
         found: dict[str, Any] = {"used": False, "speedup": round(seconds[False] / seconds[True], 2)}
-        if found["speedup"] < LEAST_SPEEDUP:
+        spared = (seconds[False] - seconds[True]) / _CELLS_TO_TIME * self.num_cells
+        if found["speedup"] < LEAST_SPEEDUP or spared < _LEAST_SECONDS_SPARED:
             return found
         number = max(_CELLS_TO_TIME, int(_CELLS_TO_TIME * _SECONDS_TO_COMPARE / seconds[False]))
         more = _first(inputs, tokens, number)

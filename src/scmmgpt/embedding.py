@@ -83,7 +83,7 @@ class CellRun:
 
     def _computed(self, what: str, make: MakeCompute) -> Iterator[tuple[slice, Arrays]]:
         if self.engine is None:
-            compute = in_bf16_where_it_pays(make, self.loaded, self.workspace.notes)
+            compute = in_bf16_where_it_pays(make, self.loaded, self.workspace.notes, self.cells.num_cells)
             for rows, _, results in self.results(what, compute):
                 yield rows, results
             return

@@ -57,6 +57,7 @@ _HOMES = {
     "AutoFeatureExtractor": "models.auto.feature_extraction_auto",
     "AutoProcessor": "models.auto.processing_auto",
     "AutoTokenizer": "models.auto.tokenization_auto",
+    "MistralCommonBackend": "tokenization_mistral_common",
 } | dict.fromkeys(
     ["AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForPreTraining"],
     "models.auto.modeling_auto",

@@ -118,9 +118,10 @@ def load(
     name = EMBEDDED_MODEL.name if directory == EMBEDDED_MODEL else str(model)
     network = network.eval().to(chosen)
     if not generative and chosen.type == "cpu":
+        from .bf16 import has_units
         from .packed_linears import pack_linears, pays
 
-        if pays():
+        if pays() or has_units():
             pack_linears(network)
     return LoadedModel(name, directory, network, processor, chosen)
 

@@ -1,7 +1,8 @@
 """Linear layers on a CPU through oneDNN, with weights laid out for it once instead of at every call.
 
 torch's own float32 products go through MKL, which leaves half of an AMD processor idle. Same sums, same precision; the
-order of adding differs, so results agree to rounding.
+order of adding differs, so results agree to rounding. Under autocast, whose own layers would round their weights anew at
+every call, they multiply in its type.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def pack_linears(model: nn.Module) -> int:
 class _PackedForward:
     """Stands in for `nn.Linear.forward` where nothing is learned; packs anew when the weights have changed."""
 
-    packed: torch.Tensor | None
+    packed: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor | None]]
     version: int | None
 
     def __init__(self, linear: nn.Linear):
@@ -41,12 +42,16 @@ class _PackedForward:
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         weight, bias = self.linear.weight, self.linear.bias
-        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _is_plain(states, weight):
+        if torch.is_grad_enabled() or not _is_plain(weight) or states.device.type != "cpu":
             return F.linear(states, weight, bias)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
         if self.version != weight._version:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _EXPECTED_ROWS)
-            self.version = weight._version
-        return torch.ops.mkldnn._linear_pointwise(states, self.packed, bias, "none", [], "")
+            self.packed, self.version = {}, weight._version
+        if dtype not in self.packed:
+            own = weight.detach().to(dtype)
+            packed = torch.ops.mkldnn._reorder_linear_weight(own, _EXPECTED_ROWS)
+            self.packed[dtype] = packed, None if bias is None else bias.detach().to(dtype)
+        return torch.ops.mkldnn._linear_pointwise(states.to(dtype), *self.packed[dtype], "none", [], "")
 
     # A copy packs its own weights: oneDNN's layout can be neither copied nor saved.
 
@@ -55,7 +60,7 @@ class _PackedForward:
 
     def __setstate__(self, state: dict[str, nn.Linear]) -> None:
         self.linear = state["linear"]
-        self.packed, self.version = None, None
+        self.packed, self.version = {}, None
 
 
 def _is_plain(*tensors: torch.Tensor) -> bool:
