@@ -4,9 +4,10 @@
     python -m benchmarks.scale --num-cells 6000 --compared 4096          # does it run?
 
 Thinned copies of real cells (SCMMGPT_DATA names them), no two the same. `scmmgpt annotate` is killed (SIGKILL) so many
-times on the way and run again; then the first `--compared` of the same cells are annotated without a kill, and with as
-many. The embeddings of the first cells must be the same bytes in all three, and so must everything that the two short
-runs added. `--format zarr` reads and writes zarr; `--engine ray` also kills a worker.
+times on the way and run again; so it is with the first `--compared` of the same cells, which are also annotated without a
+kill. What the two short runs added must be the same bytes. With `--alone` every cell decides for itself
+(`--no-consensus`), and the first cells of the long run must have the same bytes too. `--format zarr` reads and writes
+zarr; `--engine ray` also kills a worker.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import anndata
-import numpy as np
+import h5py
 import pandas as pd
 import psutil
+import zarr
 
-from benchmarks._measuring import OUT, machine, options, own_memory, row, write_report
+from benchmarks._measuring import OUT, machine, options, own_memory, print_rows, row, write_report
 from benchmarks._tiled import real_cells, write_tiled
 
 Engine: TypeAlias = Literal["local", "ray"]
@@ -37,9 +39,10 @@ SECONDS_BETWEEN_LOOKS = 0.2
 class Run:
     """`scmmgpt annotate` of one file in a process of its own, watched."""
 
-    def __init__(self, path: Path, output: Path, engine: Engine):
+    def __init__(self, path: Path, output: Path, engine: Engine, alone: bool):
         self.output, self.engine = output, engine
         self.command = [sys.executable, "-m", "scmmgpt", "annotate", str(path), "--output", str(output)]
+        self.command += ["--no-consensus"] if alone else []
         self.command += ["--engine", engine] if engine != "local" else []
         self.peak_mb, self.killed_after, self.workers_killed = 0.0, list[int](), 0
 
@@ -67,6 +70,19 @@ class Run:
         if most_cells is not None:
             sys.exit(f"annotate ended before {most_cells} cells were done: it could not be killed there.")
 
+    def row_of(self, num_cells: int, seconds: float) -> dict:
+        kind, kills = self.output.suffix[1:], len(self.killed_after)
+        return row(
+            "scale",
+            f"{num_cells:,} cells, {kind}, {self.engine}, killed {kills} times",
+            {"rate": round(num_cells / seconds, 1)},
+            "cells/s",
+            seconds=round(seconds),
+            peak_mb=round(self.peak_mb),
+            killed_after=self.killed_after,
+            workers_killed=self.workers_killed,
+        )
+
     def _done(self) -> int:
         """Cells that a next run would not compute again."""
         state = self.output.with_name(f".{self.output.name}.unfinished") / "state.json"
@@ -85,18 +101,12 @@ def kill_a_worker() -> int:
     return 0
 
 
-def parts_of(path: Path, num_cells: int) -> Iterator[tuple[str, bytes]]:
-    """What was added to the first cells, by its name, as bytes."""
-    added = anndata.read_h5ad(path, backed="r") if path.suffix == ".h5ad" else anndata.experimental.read_lazy(path)
-    first = added[:num_cells].to_memory()
-    for name in sorted(name for name in first.obsm if name.startswith("X_scmmgpt")):
-        yield name, np.ascontiguousarray(first.obsm[name]).tobytes()
-    for name in sorted(name for name in first.obs if name.startswith("scmmgpt")):
-        yield name, pd.util.hash_pandas_object(first.obs[name].astype(str), index=True).to_numpy().tobytes()
-
-
-def hashes_of(path: Path, num_cells: int) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest()[:16] for name, content in parts_of(path, num_cells)}
+def hash_of(path: Path, num_cells: int) -> str:
+    """Of every column that was added to the first cells."""
+    with h5py.File(path) if path.suffix == ".h5ad" else nullcontext(zarr.open_group(path, mode="r")) as group:
+        obs = anndata.io.read_elem(group["obs"])[:num_cells]
+    columns = obs[[name for name in obs if name.startswith("scmmgpt")]].astype(str)
+    return hashlib.sha256(pd.util.hash_pandas_object(columns).to_numpy().tobytes()).hexdigest()[:16]
 
 
 def at_equal_steps(num_cells: int, number: int) -> list[int]:
@@ -105,40 +115,39 @@ def at_equal_steps(num_cells: int, number: int) -> list[int]:
 
 def main() -> int:
     given = options(
-        __doc__, num_cells=3_000_000, compared=98_304, kills=2, kept=0.35, format="h5ad", engine="local", folder=Path
+        __doc__,
+        num_cells=3_000_000,
+        compared=98_304,
+        kills=2,
+        kept=0.35,
+        format="h5ad",
+        engine="local",
+        alone=False,
+        folder=Path,
     )
-    about = machine()
+    about, kind = machine(), given.format
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        folder, kind = Path(place), given.format
-        cells = real_cells()
-        few = write_tiled(cells, given.compared, folder / f"few.{kind}", kept=given.kept)
-        unbroken, killed = (Run(few, folder / f"{name}.{kind}", given.engine) for name in ("unbroken", "killed"))
-        seconds = {
-            "unbroken": unbroken.to_the_end([]),
-            "killed": killed.to_the_end(at_equal_steps(given.compared, given.kills)),
+        folder, cells = Path(place), real_cells()
+        files = {
+            size: write_tiled(cells, size, folder / f"{size}.{kind}", kept=given.kept)
+            for size in (given.compared, given.num_cells)
         }
-        many = write_tiled(cells, given.num_cells, folder / f"many.{kind}", kept=given.kept)
-        large = Run(many, folder / f"large.{kind}", given.engine)
-        seconds["large"] = large.to_the_end(at_equal_steps(given.num_cells, given.kills))
-        found = {run.output.stem: hashes_of(run.output, given.compared) for run in (unbroken, killed, large)}
-    rows = [
-        row(
-            "scale",
-            f"{size:,} cells, {kind}, {given.engine}, killed {len(run.killed_after)} times",
-            {"rate": round(size / seconds[run.output.stem], 1)},
-            "cells/s",
-            seconds=round(seconds[run.output.stem]),
-            peak_mb=round(run.peak_mb),
-            killed_after=run.killed_after,
-            workers_killed=run.workers_killed,
-        )
-        for run, size in ((unbroken, given.compared), (killed, given.compared), (large, given.num_cells))
-    ]
-    embedded = {hashes["X_scmmgpt"] for hashes in found.values()}
-    are_equal = found["unbroken"] == found["killed"] and len(embedded) == 1
-    write_report(OUT / f"scale_{kind}_{given.engine}.json", rows, machine=about, hashes=found, are_equal=are_equal)
-    print("The same bytes." if are_equal else "The bytes differ.")
-    return 0 if are_equal else 1
+        rows, hashes = [], {}
+        for name, size, kills in (
+            ("unbroken", given.compared, 0),
+            ("killed", given.compared, given.kills),
+            ("large", given.num_cells, given.kills),
+        ):
+            run = Run(files[size], folder / f"{name}.{kind}", given.engine, given.alone)
+            seconds = run.to_the_end(at_equal_steps(size, kills))
+            hashes[name] = hash_of(run.output, given.compared)
+            rows.append(run.row_of(size, seconds))
+            print_rows(rows[-1:])
+    compared = {hashes[name] for name in hashes if given.alone or name != "large"}
+    name = f"scale_{kind}_{given.engine}{'_alone' if given.alone else ''}.json"
+    write_report(OUT / name, rows, machine=about, settings=vars(given), hashes=hashes, are_equal=len(compared) == 1)
+    print("The same bytes." if len(compared) == 1 else f"The bytes differ: {hashes}")
+    return len(compared) - 1
 
 
 if __name__ == "__main__":
