@@ -1,13 +1,13 @@
-"""Millions of cells annotated file to file, killed on the way: time, memory, and whether the bytes are the same.
+"""Millions of cells annotated or embedded file to file, killed on the way: time, memory, and whether the bytes are the same.
 
     python -m benchmarks.scale --folder /a/large/disk                    # 3,000,000 cells: hours on two cores
     python -m benchmarks.scale --num-cells 6000 --compared 4096          # does it run?
 
-Thinned copies of real cells (SCMMGPT_DATA names them), no two the same. `scmmgpt annotate` is killed (SIGKILL) so many
-times on the way and run again; so it is with the first `--compared` of the same cells, which are also annotated without a
-kill. What the two short runs added must be the same bytes. With `--alone` every cell decides for itself
-(`--no-consensus`), and the first cells of the long run must have the same bytes too. `--format zarr` reads and writes
-zarr; `--engine ray` also kills a worker.
+Thinned copies of real cells (SCMMGPT_DATA names them), no two the same. The command is killed (SIGKILL) so many times
+on the way and run again; so it is with the first `--compared` of the same cells, which are also annotated without a
+kill. What the two short runs added must be the same bytes. With `--verb embed` the first cells of the long run must have
+the same bytes too; names are decided over a whole study, so that more cells may change them. `--format zarr` reads and
+writes zarr; `--engine ray` also kills a worker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import anndata
 import h5py
@@ -37,12 +37,11 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class Run:
-    """`scmmgpt annotate` of one file in a process of its own, watched."""
+    """`scmmgpt annotate` or `embed` of one file in a process of its own, watched."""
 
-    def __init__(self, path: Path, output: Path, engine: Engine, alone: bool):
+    def __init__(self, path: Path, output: Path, engine: Engine, verb: str):
         self.output, self.engine = output, engine
-        self.command = [sys.executable, "-m", "scmmgpt", "annotate", str(path), "--output", str(output)]
-        self.command += ["--no-consensus"] if alone else []
+        self.command = [sys.executable, "-m", "scmmgpt", verb, str(path), "--output", str(output)]
         self.command += ["--engine", engine] if engine != "local" else []
         self.peak_mb, self.killed_after, self.workers_killed = 0.0, list[int](), 0
 
@@ -74,7 +73,7 @@ class Run:
         kind, kills = self.output.suffix[1:], len(self.killed_after)
         return row(
             "scale",
-            f"{num_cells:,} cells, {kind}, {self.engine}, killed {kills} times",
+            f"{self.command[3]} {num_cells:,} cells, {kind}, {self.engine}, killed {kills} times",
             {"rate": round(num_cells / seconds, 1)},
             "cells/s",
             seconds=round(seconds),
@@ -102,11 +101,14 @@ def kill_a_worker() -> int:
 
 
 def hash_of(path: Path, num_cells: int) -> str:
-    """Of every column that was added to the first cells."""
+    """Of all that was added to the first cells."""
+    group: Any
     with h5py.File(path) if path.suffix == ".h5ad" else nullcontext(zarr.open_group(path, mode="r")) as group:
         obs = anndata.io.read_elem(group["obs"])[:num_cells]
+        added = [group["obsm"][name][:num_cells] for name in sorted(group["obsm"]) if name.startswith("X_scmmgpt")]
     columns = obs[[name for name in obs if name.startswith("scmmgpt")]].astype(str)
-    return hashlib.sha256(pd.util.hash_pandas_object(columns).to_numpy().tobytes()).hexdigest()[:16]
+    parts = [pd.util.hash_pandas_object(columns).to_numpy(), *added]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
 def at_equal_steps(num_cells: int, number: int) -> list[int]:
@@ -122,7 +124,7 @@ def main() -> int:
         kept=0.35,
         format="h5ad",
         engine="local",
-        alone=False,
+        verb="annotate",
         folder=Path,
     )
     about, kind = machine(), given.format
@@ -138,13 +140,13 @@ def main() -> int:
             ("killed", given.compared, given.kills),
             ("large", given.num_cells, given.kills),
         ):
-            run = Run(files[size], folder / f"{name}.{kind}", given.engine, given.alone)
+            run = Run(files[size], folder / f"{name}.{kind}", given.engine, given.verb)
             seconds = run.to_the_end(at_equal_steps(size, kills))
             hashes[name] = hash_of(run.output, given.compared)
             rows.append(run.row_of(size, seconds))
             print_rows(rows[-1:])
-    compared = {hashes[name] for name in hashes if given.alone or name != "large"}
-    name = f"scale_{kind}_{given.engine}{'_alone' if given.alone else ''}.json"
+    compared = {hashes[name] for name in hashes if given.verb == "embed" or name != "large"}
+    name = f"scale_{given.verb}_{kind}_{given.engine}.json"
     write_report(OUT / name, rows, machine=about, settings=vars(given), hashes=hashes, are_equal=len(compared) == 1)
     print("The same bytes." if len(compared) == 1 else f"The bytes differ: {hashes}")
     return len(compared) - 1
