@@ -187,7 +187,7 @@ def _best_cut(quantiles: np.ndarray) -> tuple[float, float, float]:
     number = np.arange(1, len(quantiles))
     sums = np.cumsum(quantiles)[:-1]
     below, above = sums / number, (quantiles.sum() - sums) / (len(quantiles) - number)
-    best = int((number * (len(quantiles) - number) * (above - below) ** 2).argmax())
+    best = int(np.argmax(number * (len(quantiles) - number) * (above - below) ** 2))
     return float(below[best]), float(above[best]), 1 - (best + 1) / len(quantiles)
 
 

@@ -63,7 +63,7 @@ def graph_connectivity(embedding: np.ndarray, types: Labels, num_neighbours: int
     for name in np.unique(types):
         here = np.flatnonzero(types == name)
         _, part = connected_components(graph[here][:, here], directed=False)
-        shares.append(np.bincount(part).max() / len(here))
+        shares.append(np.max(np.bincount(part)) / len(here))
     return float(np.mean(shares))
 
 

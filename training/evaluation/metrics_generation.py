@@ -34,7 +34,7 @@ def neighbour_accuracy(
         near = np.argsort(distance, axis=1, kind="stable")[:, :k]
         for asked, neighbours in zip(asked_types[start:], codes[near], strict=False):
             votes = np.bincount(neighbours, minlength=len(real_types))
-            winners = np.flatnonzero(votes == votes.max())
+            winners = np.flatnonzero(votes == np.max(votes))
             winner = next(code for code in neighbours if code in winners)
             hits += real_types[winner] == asked
     return hits / len(generated)
