@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from browser_table import browser_tables
+from endurance_tables import clients_table, scale_table
 from rivals_table import rivals_tables
 
 from scmmgpt.hub_cards.render import SECTIONS
@@ -438,11 +439,13 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "chromatin": _chromatin_table,
     "generation": _generation_table,
     "index": _index_table,
+    "mixed_clients": clients_table,
     "mouse_calibration": _calibration_table,
     "mouse_held_out": _calibration_table,
     "perturbation": _perturbation_table,
     "renamed_species": _renamed_table,
     "rivals": rivals_tables,
+    "scale": scale_table,
     "space": _space_table,
     "out_of_distribution": _out_of_distribution_table,
     "planted_swaps": _planted_swaps_table,

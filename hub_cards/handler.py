@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -284,4 +284,5 @@ def _pieces(writer: Thread, streamer: Any, given_up: Event) -> Iterator[str]:
         yield from (piece for piece in streamer if piece)
     finally:
         given_up.set()
-        writer.join()
+        if writer is not current_thread():  # which may be the one that throws this away
+            writer.join()

@@ -10,7 +10,7 @@ import asyncio
 import json
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -51,6 +51,10 @@ SECONDS_TO_ANSWER = 300
 MAX_STREAMS = 4
 MAX_CONNECTIONS = 512
 _SLOW_TASKS = ("describe", "generate")
+
+
+class ClientLeft(Exception):
+    """Nobody waits for this answer any more."""
 
 
 class Busy(Exception):
@@ -174,10 +178,28 @@ class Service:
         }
 
 
+async def while_there(http: Any, work: Awaitable[Any]) -> Any:
+    """What `work` gives, unless its client leaves before: then it is not begun, if it still waits."""
+
+    async def leaves() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeft
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
 def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
     """The web application around a loaded model."""
     require("fastapi")
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Request
     from fastapi.responses import RedirectResponse, StreamingResponse
 
     from scmmgpt import __version__
@@ -196,10 +218,10 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
     refusals[413] = {"description": too_large, "content": {"text/plain": {}}}  # refused before a route is chosen
 
     def add(path: str, kind: type, answer_kind: type) -> None:
-        async def answer(request: Any) -> Any:
-            return await service.answer(request)
+        async def answer(request: Any, http: Any) -> Any:
+            return await while_there(http, service.answer(request))
 
-        answer.__annotations__["request"] = kind
+        answer.__annotations__ |= {"request": kind, "http": Request}
         name = kind.__name__.removesuffix("Request").lower()
         app.post(path, response_model=answer_kind, responses=refusals, name=name, description=kind.__doc__)(answer)
 
@@ -214,10 +236,12 @@ def create_app(handler: EndpointHandler, name: str = "scmmgpt") -> FastAPI:
         """The description of one cell as it is written: server-sent events with `data: {"text": ...}`."""
         return StreamingResponse(service.stream(request), media_type="text/event-stream")
 
-    @app.post("/", responses=refusals)
-    async def endpoint(body: dict[str, Any]) -> Any:
+    async def endpoint(body: dict[str, Any], http: Any) -> Any:
         """The same requests in the form of a Hugging Face inference endpoint."""
-        return await service.answer_body(body)
+        return await while_there(http, service.answer_body(body))
+
+    endpoint.__annotations__ |= {"http": Request}
+    app.post("/", responses=refusals)(endpoint)
 
     @app.get("/health")
     def health() -> dict[str, Any]:
@@ -244,6 +268,7 @@ def _explain_errors(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(lambda _, error: refusal(422, explain(error.errors())))
     app.exception_handler(BadRequest)(lambda _, error: refusal(400, str(error)))
     app.exception_handler(HTTPException)(lambda _, error: refusal(error.status_code, str(error.detail)))
+    app.exception_handler(ClientLeft)(lambda *_: refusal(499, "The client left before the answer."))
     app.exception_handler(Busy)(lambda *_: refusal(503, "Too many requests wait; try again.", {"Retry-After": "2"}))
     app.exception_handler(Exception)(lambda *_: refusal(500, "This is an error of the server; its log says more."))
 

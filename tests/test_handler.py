@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from threading import Event, Thread
 
 import anndata
 import h5py
@@ -18,7 +19,7 @@ from tiny_models import GENES, as_dicts, make_repository, tiny_cells
 from transformers import AutoModelForMultimodalLM
 
 import scmmgpt
-from scmmgpt.hub_cards.handler import EndpointHandler
+from scmmgpt.hub_cards.handler import EndpointHandler, _pieces
 from scmmgpt.hub_cards.schema_scmmgpt import MAX_CELLS, MAX_TEXT, BadRequest, read_request
 
 LABELS = ["B cell", "monocyte", "T cell"]
@@ -185,6 +186,26 @@ def test_a_stream_that_nobody_reads_ends_the_writing(handler):
 
 
 # Without the package
+
+
+def test_a_stream_may_be_thrown_away_by_the_thread_that_writes_it():
+    refused, may_close = [], Event()
+
+    def write():
+        may_close.wait(10)
+        try:
+            pieces.close()
+        except RuntimeError as reason:
+            refused.append(reason)
+
+    writer = Thread(target=write)
+    pieces = _pieces(writer, iter(["a", "b"]), Event())
+    next(pieces)
+    may_close.set()
+    writer.join(10)
+
+    assert refused == []
+    assert not writer.is_alive()
 
 
 def test_the_repository_answers_where_scmmgpt_is_not_installed(repository, handler, tmp_path):

@@ -1,11 +1,13 @@
 """`scmmgpt serve`: the handler's schema over HTTP, for many people at once."""
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +19,16 @@ from tiny_models import GENES, as_dicts, make_repository, tiny_cells
 import scmmgpt.hub_cards.serve
 from scmmgpt.hub_cards.handler import EndpointHandler
 from scmmgpt.hub_cards.schema_scmmgpt import MAX_BODY_BYTES, BadRequest, DescribeRequest
-from scmmgpt.hub_cards.serve import MAX_STREAMS, MAX_WAITING, Batcher, Busy, Service, create_app
+from scmmgpt.hub_cards.serve import (
+    MAX_STREAMS,
+    MAX_WAITING,
+    Batcher,
+    Busy,
+    ClientLeft,
+    Service,
+    create_app,
+    while_there,
+)
 
 LABELS = ["B cell", "monocyte"]
 
@@ -204,6 +215,28 @@ def test_more_than_can_wait_is_turned_away():
 
     with pytest.raises(Busy):
         batcher.submit("one more")
+
+
+def test_nobody_works_for_a_client_that_left():
+    answered = []
+    batcher = Batcher(lambda requests: [answered.append(request) for request in requests])
+
+    async def left():
+        return {"type": "http.disconnect"}
+
+    async def stays():
+        await asyncio.Event().wait()
+
+    async def visits():
+        with pytest.raises(ClientLeft):
+            await while_there(SimpleNamespace(receive=left), asyncio.wrap_future(batcher.submit("of who left")))
+        batcher.start()
+        await while_there(SimpleNamespace(receive=stays), asyncio.wrap_future(batcher.submit("of who stays")))
+        batcher.stop()
+
+    asyncio.run(visits())
+
+    assert answered == ["of who stays"]
 
 
 def test_more_streams_than_allowed_are_turned_away_and_each_gives_its_place_back(repository):
