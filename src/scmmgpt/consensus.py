@@ -124,9 +124,12 @@ class _Group:
 
     @cached_property
     def scatter(self) -> np.ndarray:
-        """(D, D): products of the coordinates' differences from the mean, summed over the cells."""
-        centred = ((values - self.mean) for _, values in self._parts())
-        return sum(values.T @ values for values in centred)
+        """(D, D): products of the coordinates' differences from the mean, summed over the cells.
+
+        It only says where to begin, for which float32 is enough: its products take a seventh of the time.
+        """
+        centred = ((values - self.mean).astype(np.float32) for _, values in self._parts())
+        return sum((values.T @ values).astype(np.float64) for values in centred)
 
     @cached_property
     def spread(self) -> float:

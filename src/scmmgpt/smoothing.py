@@ -13,12 +13,14 @@ def nearest_neighbours(embeds: np.ndarray, num_neighbours: int) -> sparse.csr_ar
 
     Embeddings are unit vectors, (N, D). The search is exact, a part of the rows at a time.
     """
+    import torch
+
     num_cells = len(embeds)
     num_neighbours = min(num_neighbours + 1, num_cells)
     columns = np.empty((num_cells, num_neighbours), dtype=np.int64)
     for rows in parts(num_cells, size=1024):
         similarity = np.asarray(embeds[rows]) @ np.asarray(embeds).T
-        columns[rows] = np.argpartition(-similarity, num_neighbours - 1, axis=1)[:, :num_neighbours]
+        columns[rows] = torch.from_numpy(similarity).topk(num_neighbours, dim=1, sorted=False).indices
     weights = np.full(columns.size, 1 / num_neighbours, dtype=np.float32)
     offsets = np.arange(0, columns.size + 1, num_neighbours)
     return sparse.csr_array((weights, columns.ravel(), offsets), shape=(num_cells, num_cells))
