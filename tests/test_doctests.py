@@ -61,6 +61,6 @@ def test_a_tower_has_an_example_and_says_what_each_argument_is(tower):
     "output", [ScMMGPTCellEncoderOutput, ScMMGPTQFormerOutput, ScMMGPTCellOutput, ScMMGPTCellDecoderLoss]
 )
 def test_an_output_says_what_each_field_is(output):
-    described = output.__doc__.split("Parameters")[1]
+    described = inspect.getdoc(output).split("Parameters")[1]
 
-    assert [field.name for field in fields(output) if f"    {field.name}\n" not in described] == []
+    assert [field.name for field in fields(output) if f"\n{field.name}\n" not in described] == []

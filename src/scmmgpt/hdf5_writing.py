@@ -21,8 +21,7 @@ def hdf5_to_write(path: Path, mode: Literal["w", "r+"] = "w") -> Iterator[h5py.F
     """An open file; an OSError of the disk comes at the end of the block, in place of what followed from it."""
     import h5py
 
-    with path.open("w+b" if mode == "w" else "r+b", buffering=0) as disk:
-        file = _PatientFile(disk)
+    with path.open("w+b" if mode == "w" else "r+b", buffering=0) as disk, _PatientFile(disk) as file:
         try:
             with h5py.File(file, mode) as store:
                 yield store

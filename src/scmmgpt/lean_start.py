@@ -16,7 +16,7 @@ from importlib.metadata import version
 from .on_first_use import imports
 
 # What torch imports at its own start, in its order; it waits only in versions whose whole import was tried with it.
-_TRIED_TORCH = ("2.13.",)
+_TRIED_TORCH = ("2.13.", "2.14.")
 _TORCH_ITSELF = (
     "torch.export",
     "torch._export",
@@ -37,6 +37,7 @@ _WAITING = (
     "sympy",
     "torch._dynamo",
     "torch.distributed.tensor",
+    "torch.nn.attention.flex_attention",
     "torch.nn.attention.varlen",
     "transformers.conversion_mapping",
     "transformers.distributed.checkpoint",

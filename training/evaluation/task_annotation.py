@@ -235,7 +235,8 @@ def _with_matrix(cells, matrix: sp.csr_matrix):
     """A copy of the cells in which this matrix is the only one."""
     copied = cells.copy()
     copied.X, copied.raw = matrix, None
-    copied.layers.clear()
+    for name in list(copied.layers):
+        del copied.layers[name]
     return copied
 
 

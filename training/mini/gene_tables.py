@@ -176,8 +176,9 @@ def mouse_rows(source: Path, human_symbols: set[str]) -> Iterator[NamedGene]:
 
 def best_orthologs(source: Path, animal: str, human_symbols: set[str]) -> pd.DataFrame:
     """For each gene of the animal the human gene that most databases name, of equals the one with its symbol."""
-    pairs = pd.read_csv(source / FAMILY_FILE.format(animal), sep="\t")
-    pairs = pairs[pairs.human_symbol.isin(human_symbols)].fillna({"species_symbol": "", "species_ensembl": ""})
+    names = ["species_symbol", "species_ensembl"]
+    pairs = pd.read_csv(source / FAMILY_FILE.format(animal), sep="\t", dtype=dict.fromkeys(names, str))
+    pairs = pairs[pairs.human_symbol.isin(human_symbols)].fillna(dict.fromkeys(names, ""))
     is_namesake = pairs.human_symbol == pairs.species_symbol.str.upper()
     pairs = pairs[(pairs.support_n >= LEAST_SUPPORT) | is_namesake].assign(is_namesake=is_namesake)
     order = ["support_n", "is_namesake", "human_symbol"]
@@ -185,7 +186,7 @@ def best_orthologs(source: Path, animal: str, human_symbols: set[str]) -> pd.Dat
     has_symbol = best.species_symbol != ""
     by_symbol = best[has_symbol].drop_duplicates("species_symbol").set_index("species_symbol").human_symbol
     # Several ids of one symbol, as after a new assembly, are one gene.
-    best = best.drop_duplicates(["species_symbol", "species_ensembl"])
+    best = best.drop_duplicates(names)
     return best.assign(human_symbol=best.species_symbol.map(by_symbol).fillna(best.human_symbol))
 
 
