@@ -235,7 +235,7 @@ def _with_matrix(cells, matrix: sp.csr_matrix):
     """A copy of the cells in which this matrix is the only one."""
     copied = cells.copy()
     copied.X, copied.raw = matrix, None
-    for name in list(copied.layers):
+    for name in [name for name in copied.layers if name is not None]:  # to anndata 0.13, None is X
         del copied.layers[name]
     return copied
 
