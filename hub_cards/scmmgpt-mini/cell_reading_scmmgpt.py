@@ -216,7 +216,7 @@ def _from_anndata(adata: Any) -> Cells:
     matrices = []
     if is_backed or (adata[:1] if is_view else adata).X is not None:
         matrices.append(matrix("X", lambda part: part.X, adata.n_vars, adata.var, names))
-    for layer in adata.layers:
+    for layer in [layer for layer in adata.layers if layer is not None]:  # to anndata 0.13, None is X
         pick = lambda part, layer=layer: part.layers[layer]  # noqa: E731
         matrices.append(matrix(f"layers[{layer!r}]", pick, adata.n_vars, adata.var, names))
     if adata.raw is not None:
