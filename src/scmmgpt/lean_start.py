@@ -37,7 +37,7 @@ _WAITING = (
     "sympy",
     "torch._dynamo",
     "torch.distributed.tensor",
-    "torch.nn.attention.flex_attention",
+    "torch.fx.experimental.symbolic_shapes",
     "torch.nn.attention.varlen",
     "transformers.conversion_mapping",
     "transformers.distributed.checkpoint",
