@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scmmgpt import mapped_arrays
-from scmmgpt.mapped_arrays import new_array, open_array, read_in_passing
+from scmmgpt.mapped_arrays import new_array, open_array, read_in_passing, scattered_rows
 
 MAPPED = Path("/proc/self/statm")
 
@@ -30,6 +30,16 @@ def test_what_is_read_in_passing_does_not_stay_in_memory(tmp_path, monkeypatch):
     assert array[::10_000, 7].tolist() == [0, 10_000, 20_000, 30_000, 40_000, 50_000]
     array.flush()
     assert open_array(tmp_path / "values.npy")[59_999, 255] == 50_000
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(3, None), slice(None, None, 2)], ids=str)
+def test_scattered_rows_are_those_of_the_array(tmp_path, part):
+    array = new_array(tmp_path / "values.npy", (5_000, 300), np.float32)
+    array[:] = np.arange(array.size, dtype=np.float32).reshape(array.shape)
+    rows = np.array([0, 7, 8, 1_200, 2_400])
+
+    np.testing.assert_array_equal(scattered_rows(array[part], rows), np.asarray(array)[part][rows])
+    np.testing.assert_array_equal(scattered_rows(np.asarray(array)[part], rows), np.asarray(array)[part][rows])
 
 
 def test_an_array_that_was_cut_short_is_refused(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from .cells import CellsInFile, CellsInMemory
+from .mapped_arrays import scattered_rows
 from .processing.calling_scmmgpt import CellEvidence
 from .processing.cell_matrix_scmmgpt import parts
 from .smoothing import graph_weights, nearest_neighbours
@@ -49,7 +50,7 @@ def over_neighbours(
     smoothed = {name: make_array(name, values.shape, np.float32) for name, values in found.items()}
     for rows, weights, columns in _neighbourhoods(found["places"], source, num_neighbours):
         for name, values in found.items():
-            smoothed[name][rows] = weights @ np.asarray(values[columns], dtype=np.float32)
+            smoothed[name][rows] = weights @ np.asarray(scattered_rows(values, columns), dtype=np.float32)
     number = int(np.clip(len(cells) // _CELLS_PER_COMMUNITY, _MIN_COMMUNITIES, _MAX_COMMUNITIES))
     communities = np.empty(len(cells), dtype=np.int64)
     for community, rows in enumerate(divided(smoothed.pop("places"), number)):
@@ -101,7 +102,8 @@ def _neighbourhoods(embeds: np.ndarray, source: CellsInMemory | CellsInFile, num
     for block in divided(embeds, 1, CELLS_PER_BLOCK):
         for part in parts(len(block), size=CELLS_PER_BLOCK):  # more than one where cells cannot be told apart
             rows = block[part]
-            yield rows, nearest_neighbours(np.asarray(embeds[rows], dtype=np.float32), num_neighbours), rows
+            places = np.asarray(scattered_rows(embeds, rows), dtype=np.float32)
+            yield rows, nearest_neighbours(places, num_neighbours), rows
 
 
 @dataclass

@@ -50,6 +50,24 @@ def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap:
     return np.lib.format.open_memmap(path, mode=mode)
 
 
+def scattered_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows; of an array in a file they are asked for all at once, and without what lies between them.
+
+    One after the other the system would read fifty times as much, in the belief that the next rows are wanted too.
+    """
+    mapped = array.base
+    if not (isinstance(array, np.memmap) and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_RANDOM")):
+        return array[rows]
+    mapped.madvise(mmap.MADV_RANDOM)
+    begin, size = array.offset % mmap.ALLOCATIONGRANULARITY, array.strides[0]
+    for start in (begin + rows.astype(np.int64) * size).tolist():
+        page = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, page, start + size - page)
+    found = array[rows]
+    mapped.madvise(mmap.MADV_NORMAL)
+    return found
+
+
 def read_in_passing(array: np.memmap) -> np.memmap:
     """The same array, whose pages stay in memory only while these are few: it is larger than any that is kept.
 
