@@ -23,8 +23,9 @@ def cells():
 
 @pytest.fixture
 def with_units(monkeypatch):
-    """A processor that says it has units; here they are emulated: right numbers, slowly."""
+    """A processor that says it has units; here they are emulated: right numbers, slowly. No run has too few cells."""
     monkeypatch.setattr(bf16, "has_units", lambda: True)
+    monkeypatch.setattr(bf16, "FEWEST_CELLS", 0)
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_what_is_not_as_good_is_not_used(cells, loaded, with_units, in_half_the_
 
 def test_a_run_that_is_taken_up_again_goes_on_as_it_began():
     calls = []
-    probed = bf16._Probed(lambda inputs, tokens: calls.append(bf16_is_on()) or {}, {"bf16": {"used": True}}, 10)
+    probed = bf16._Probed(lambda inputs, tokens: calls.append(bf16_is_on()) or {}, {"bf16": {"used": True}})
 
     probed({}, {})
 
@@ -111,12 +112,13 @@ def test_a_slow_model_is_compared_on_few_cells(monkeypatch):
         seen.append(len(tokens["rows"]))
         return {"embeds": np.ones((len(tokens["rows"]), 1), np.float32)}
 
-    bf16._Probed(compute, {}, 10_000)._probe({}, {"rows": np.arange(10_000)})
+    bf16._Probed(compute, {})._probe({}, {"rows": np.arange(10_000)})
 
     assert seen == [bf16._CELLS_TO_TIME] * 6
 
 
-def test_a_run_that_few_seconds_could_be_spared_is_not_compared(cells, loaded, with_units, in_half_the_time):
-    found, said = embed(cells[:8].copy(), loaded)
+def test_few_cells_have_the_same_vectors_on_every_processor(cells, loaded, with_units, monkeypatch):
+    monkeypatch.setattr(bf16, "FEWEST_CELLS", 61)
+    monkeypatch.setattr(bf16, "_Probed", lambda *_: pytest.fail("a probe was made"))
 
-    assert said == {"used": False, "speedup": 2}
+    assert embed(cells, loaded)[1] is None

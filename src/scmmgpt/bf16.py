@@ -2,7 +2,7 @@
 
 Names of cells are decided in float32 everywhere: rounding moves one call of a hundred over a threshold
 (docs/performance.md), and a name must not depend on the processor. Without such units nothing is tried: bf16 is emulated
-there and several times slower. Nor is a run of few cells compared, which would take longer than it could spare.
+there and several times slower. Nor on few cells, which have the same vectors whatever else a machine does meanwhile.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Arrays = dict[str, np.ndarray]
 Compute = Callable[[dict[str, "torch.Tensor"], Arrays], Arrays]
 
 NOTE = "bf16"  # where a run keeps the outcome, and `uns` shows it
-LEAST_SPEEDUP, LEAST_COSINE = 1.2, 0.999
+FEWEST_CELLS, LEAST_SPEEDUP, LEAST_COSINE = 20_000, 1.2, 0.999
 _UNITS = {"avx512_bf16", "amx_bf16"}
 _CELLS_TO_TIME = 16
-_SECONDS_TO_TIME, _SECONDS_TO_COMPARE, _LEAST_SECONDS_SPARED = 0.1, 0.3, 0.6
+_SECONDS_TO_TIME, _SECONDS_TO_COMPARE = 0.1, 0.3
 
 
 def has_units() -> bool:
@@ -45,9 +45,9 @@ def in_bf16_where_it_pays(
 ) -> Compute:
     """The computation that `make` makes, in bf16 if that pays; `notes` of the run remember what was decided."""
     compute = make(loaded)
-    if hasattr(make, "candidates") or loaded.device.type != "cpu" or not has_units():
+    if hasattr(make, "candidates") or num_cells < FEWEST_CELLS or loaded.device.type != "cpu" or not has_units():
         return compute
-    return _Probed(compute, notes, num_cells)
+    return _Probed(compute, notes)
 
 
 @dataclass
@@ -56,7 +56,6 @@ class _Probed:
 
     compute: Compute
     notes: dict[str, Any]
-    num_cells: int
 
     def __call__(self, inputs: dict[str, torch.Tensor], tokens: Arrays) -> Arrays:
         if NOTE not in self.notes:
@@ -74,8 +73,7 @@ class _Probed:
         few = _first(inputs, tokens, _CELLS_TO_TIME)
         seconds = {half: self._seconds(*few, half) for half in (False, True)}
         found: dict[str, Any] = {"used": False, "speedup": round(seconds[False] / seconds[True], 2)}
-        spared = (seconds[False] - seconds[True]) / _CELLS_TO_TIME * self.num_cells
-        if found["speedup"] < LEAST_SPEEDUP or spared < _LEAST_SECONDS_SPARED:
+        if found["speedup"] < LEAST_SPEEDUP:
             return found
         number = max(_CELLS_TO_TIME, int(_CELLS_TO_TIME * _SECONDS_TO_COMPARE / seconds[False]))
         more = _first(inputs, tokens, number)
