@@ -58,6 +58,8 @@ def clients_table(report: dict) -> str:
 
 def gather() -> None:
     runs = [json.loads(path.read_text()) for path in sorted(RUNS.glob("scale_*.json"))]
+    for run in runs:
+        run["settings"].pop("folder")
     GATHERED.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
 
 
