@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from threading import Event, Thread
 
 import anndata
 import h5py
@@ -185,11 +184,8 @@ def test_a_stream_that_nobody_reads_ends_the_writing(handler):
     assert threading.active_count() <= num_threads
 
 
-# Without the package
-
-
 def test_a_stream_may_be_thrown_away_by_the_thread_that_writes_it():
-    refused, may_close = [], Event()
+    refused, may_close = [], threading.Event()
 
     def write():
         may_close.wait(10)
@@ -198,14 +194,17 @@ def test_a_stream_may_be_thrown_away_by_the_thread_that_writes_it():
         except RuntimeError as reason:
             refused.append(reason)
 
-    writer = Thread(target=write)
-    pieces = _pieces(writer, iter(["a", "b"]), Event())
+    writer = threading.Thread(target=write)
+    pieces = _pieces(writer, iter(["a", "b"]), threading.Event())
     next(pieces)
     may_close.set()
     writer.join(10)
 
     assert refused == []
     assert not writer.is_alive()
+
+
+# Without the package
 
 
 def test_the_repository_answers_where_scmmgpt_is_not_installed(repository, handler, tmp_path):
