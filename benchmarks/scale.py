@@ -40,7 +40,7 @@ class Run:
     """`scmmgpt annotate` or `embed` of one file in a process of its own, watched."""
 
     def __init__(self, path: Path, output: Path, engine: Engine, verb: str):
-        self.output, self.engine = output, engine
+        self.output, self.engine, self.verb = output, engine, verb
         self.command = [sys.executable, "-m", "scmmgpt", verb, str(path), "--output", str(output)]
         self.command += ["--engine", engine] if engine != "local" else []
         self.peak_mb, self.killed_after, self.workers_killed = 0.0, list[int](), 0
@@ -65,15 +65,15 @@ class Run:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             said = process.stderr.read().decode() if process.stderr else ""
         if process.returncode:
-            sys.exit(f"annotate ended with {process.returncode}: {said}")
+            sys.exit(f"{self.verb} ended with {process.returncode}: {said}")
         if most_cells is not None:
-            sys.exit(f"annotate ended before {most_cells} cells were done: it could not be killed there.")
+            sys.exit(f"{self.verb} ended before {most_cells} cells were done: it could not be killed there.")
 
     def row_of(self, num_cells: int, seconds: float) -> dict:
         kind, kills = self.output.suffix[1:], len(self.killed_after)
         return row(
             "scale",
-            f"{self.command[3]} {num_cells:,} cells, {kind}, {self.engine}, killed {kills} times",
+            f"{self.verb} {num_cells:,} cells, {kind}, {self.engine}, killed {kills} times",
             {"rate": round(num_cells / seconds, 1)},
             "cells/s",
             seconds=round(seconds),

@@ -128,7 +128,7 @@ class _Group:
     def scatter(self) -> np.ndarray:
         """(D, D): products of the coordinates' differences from the mean, summed over the cells.
 
-        It only says where to begin, for which float32 is enough: its products take a seventh of the time.
+        It only says which group to halve and where to begin; for that float32 is enough, in a seventh of the time.
         """
         centred = ((values - self.mean).astype(np.float32) for _, values in self._parts())
         return sum((values.T @ values).astype(np.float64) for values in centred)
