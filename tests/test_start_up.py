@@ -140,6 +140,27 @@ def test_a_lean_start_gives_the_weights_of_any_other():
     assert run_python(LEAN + code) == run_python("from scmmgpt import api\n" + code)
 
 
+def test_after_a_lean_start_the_old_names_of_weights_of_others_are_still_read(tmp_path):
+    code = (
+        LEAN
+        + """
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+folder = Path(sys.argv[1])
+config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+BertModel(config).save_pretrained(folder)
+weights = load_file(folder / "model.safetensors")
+old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value + 2 for name, value in weights.items()}
+save_file(old, folder / "model.safetensors", {"format": "pt"})
+read = BertModel.from_pretrained(folder).state_dict()
+print(all(torch.equal(read[name], value + 2) for name, value in weights.items()), len(old.keys() - weights.keys()))
+"""
+    )
+
+    assert run_python(code, str(tmp_path)) == ["True 3"]
+
+
 def test_what_waits_exists_and_can_be_called_or_looked_up():
     code = (
         LEAN

@@ -3,7 +3,7 @@
 import gzip
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,8 @@ NAME_COLUMNS = (
     "ensembl_id",
     "ensembl",
 )
+# Of the table: species, Ensembl id, symbol, human gene, synonyms.
+_NUM_COLUMNS = 5
 ROUTES = ("direct", "version", "spelling", "synonym", "ortholog")
 
 _MADE_UNIQUE = re.compile(r"[-.]\d{1,2}$")
@@ -55,16 +57,14 @@ class GeneNames:
     """The offline table of gene names: Ensembl ids, symbols, synonyms, and the human gene that each stands for.
 
     `packed` is what `training/mini/gene_tables.py` writes, gzip: lines of comment that name the sources, a head line,
-    then one line per gene.
+    then one line per gene, species by species.
     """
 
     def __init__(self, packed: bytes):
         self._packed = packed
-        lines = gzip.decompress(packed).decode().splitlines()
-        self.sources = [line[2:] for line in lines if line.startswith("# ")]
-        self._lines_of: dict[str, list[str]] = {}
-        for line in lines[len(self.sources) + 1 :]:
-            self._lines_of.setdefault(line[: line.index("\t")], []).append(line)
+        comments, _, table = f"\n{gzip.decompress(packed).decode()}".partition("\nspecies\t")
+        self.sources = [line.removeprefix("# ") for line in comments.splitlines() if line]
+        self._lines_of = dict(_species_by_species(table.partition("\n")[2]))
         self._genes_of: dict[str, list[NamedGene]] = {}
         self._symbols_of: dict[str, set[str]] = {}
 
@@ -79,7 +79,7 @@ class GeneNames:
     def genes(self, species: str) -> list[NamedGene]:
         """Every named gene of one species."""
         if species not in self._genes_of:
-            rows = (line.split("\t") for line in self._lines_of.get(species, []))
+            rows = (line.split("\t") for line in self._lines_of.get(species, "").splitlines())
             own = str if species == HUMAN else str.upper  # the human gene that a symbol names by itself
             self._genes_of[species] = [
                 NamedGene(
@@ -92,9 +92,10 @@ class GeneNames:
     def symbols(self, species: str) -> set[str]:
         """Every symbol of one species; of animals also those of earlier releases."""
         if species not in self._symbols_of:
-            names = {symbol for line in self._lines_of.get(species, []) for symbol in line.split("\t")[2::2]}
-            if species == HUMAN:
-                names = {line.split("\t", 3)[2] for line in self._lines_of.get(species, [])}
+            fields = self._lines_of.get(species, "").replace("\n", "\t").split("\t")
+            names = set(fields[2::_NUM_COLUMNS])
+            if species != HUMAN:
+                names.update(fields[4::_NUM_COLUMNS])
             self._symbols_of[species] = names - {""}
         return self._symbols_of[species]
 
@@ -106,6 +107,17 @@ class GeneNames:
     def write(self, path: str | Path) -> None:
         """Write the table as it was read."""
         Path(path).write_bytes(self._packed)
+
+
+def _species_by_species(table: str) -> Iterator[tuple[str, str]]:
+    """Each species and its lines, which follow one another: no line is looked at that nobody asks for."""
+    start = 0
+    while start < len(table):
+        species = table[start : table.index("\t", start)]
+        last = max(table.rfind(f"\n{species}\t", start) + 1, start)
+        end = table.find("\n", last) + 1 or len(table)
+        yield species, table[start:end]
+        start = end
 
 
 @dataclass(frozen=True)

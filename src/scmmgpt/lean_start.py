@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 from .on_first_use import imports
 
@@ -101,6 +102,19 @@ def _leave_meta_weights_alone() -> None:
     init.normal_ = lambda weight, *given, **options: weight if weight.is_meta else known(weight, *given, **options)
 
 
+def _know_own_weights_by_name() -> None:
+    """Spare models that are ours alone the table of names, a thousand patterns, that weights of others once had."""
+    utils: Any = import_module("transformers.modeling_utils")
+    known = utils.get_model_conversion_mapping
+
+    def changes_of_names(model, *given, **options):
+        parts = (part for part in model.modules() if isinstance(part, utils.PreTrainedModel))
+        is_own = all(type(part).__module__.startswith("scmmgpt.") for part in parts)
+        return [] if is_own and not any(given) and not options else known(model, *given, **options)
+
+    utils.get_model_conversion_mapping = changes_of_names
+
+
 def import_lean() -> bool:
     """Import what models are built on, and say whether it was done without what waits."""
     if {"torch", "transformers"} & sys.modules.keys():
@@ -116,6 +130,7 @@ def import_lean() -> bool:
                     import_module(name)
             import_module("scmmgpt.api")
         _leave_meta_weights_alone()
+        _know_own_weights_by_name()
         return True
     except Exception:  # whatever another transformers does otherwise
         for name in sys.modules.keys() - before:
