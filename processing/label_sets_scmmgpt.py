@@ -7,6 +7,7 @@ that in a new study, not among new cells of a known one, at most `MISS_RATE` of 
 not hold: conformal risk control, with studies as what is exchangeable.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,8 @@ def label_sets(
     own = np.array(labels.labels, dtype=object)
     for row in np.flatnonzero(sets.group < 0):
         chosen = np.flatnonzero(sets.within[row])
-        texts[row] = BETWEEN.join(own[chosen[np.argsort(-probabilities[row, chosen], kind="stable")]])
+        text = BETWEEN.join(own[chosen[np.argsort(-probabilities[row, chosen], kind="stable")]])
+        texts[row] = sys.intern(text)  # millions of cells share some hundreds of sets
     return texts
 
 

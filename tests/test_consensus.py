@@ -1,5 +1,6 @@
 """A study decides together: neighbours, communities, the labels it holds, the sets that hold the truth."""
 
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import scmmgpt
 from scmmgpt.cells import CellsInMemory
 from scmmgpt.consensus import divided, over_neighbours
 from scmmgpt.errors import UserError
-from scmmgpt.evidence import CalledGenes, support_of_genes
+from scmmgpt.evidence import CalledGenes, numbered, support_of_genes
 from scmmgpt.loading import load
 from scmmgpt.processing.calibration_scmmgpt import Calibration
 from scmmgpt.processing.calling_scmmgpt import CellEvidence
@@ -229,6 +230,14 @@ def test_sets_hold_the_truth_as_often_as_they_promise_in_studies_left_out():
     assert 0.88 <= np.mean(shares) < 0.97
 
 
+def test_cells_of_one_set_share_one_text():
+    labels = LabelSet(("neuron", "T cell"), ("CL:0000540", "CL:0000084"), ("", ""), ("neuron", "T cell"))
+
+    texts = label_sets(np.full((50, 2), 0.5), labels, Groups.of(labels, TREE), TREE, gap=1.0)
+
+    assert len({id(text) for text in texts}) == 1
+
+
 def test_too_few_studies_promise_nothing():
     assert fitted_gap(studies(3)) == float("inf")
 
@@ -347,6 +356,19 @@ def test_shuffled_gene_names_make_a_study_unknown_unless_names_are_asked_for(blo
     assert (found.obs["scmmgpt_candidates"] == ROOT).all()
     assert "under shuffled gene names" in notes(found)
     assert not (named.obs["scmmgpt_cell_type"] == "unknown").any()
+
+
+def test_the_names_of_millions_of_cells_are_numbered_in_little_memory():
+    names = np.array(["B cell", "effector memory CD8-positive, alpha-beta T cell", "acinar cell"], dtype=object)
+    of_cells = names[np.arange(300_000) % 3]
+    tracemalloc.start()
+    distinct, numbers = numbered(of_cells)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert list(distinct) == sorted(names)
+    assert (distinct[numbers] == of_cells).all()
+    assert peak < 50 * len(of_cells)  # as text of equal width it would be 200 bytes a cell
 
 
 def test_one_call_alone_says_nothing_of_its_genes(blood, loaded):

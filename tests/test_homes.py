@@ -31,6 +31,16 @@ def test_the_conda_recipe_asks_for_what_the_package_asks_for():
     assert asked == [f"python{PROJECT['project']['requires-python']}", *wanted]
 
 
+def test_rattler_build_accepts_the_conda_recipe():
+    rattler_build = pytest.importorskip("rattler_build", reason="pip install py-rattler-build")
+    recipe = rattler_build.Stage0Recipe.from_file(ROOT / "conda" / "recipe.yaml")
+
+    (built,) = recipe.render(rattler_build.VariantConfig())
+
+    assert built.recipe.to_dict()["package"] == {"name": "scmmgpt", "version": __version__}
+    assert (ROOT / "conda" / built.recipe.to_dict()["source"][0]["path"]).resolve() == ROOT
+
+
 def test_every_supported_python_blocks_in_the_workflow():
     test = read_yaml(".github/workflows/test.yml")["jobs"]["test"]
     named = {one.rsplit(" ", 1)[1] for one in PROJECT["project"]["classifiers"] if "Python :: 3." in one}

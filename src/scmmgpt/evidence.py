@@ -42,7 +42,7 @@ class CalledGenes:
     @classmethod
     def of(cls, verb: Verb, calls: Calls) -> CalledGenes:
         """Read some cells of each call once more."""
-        names, group_of_cell = np.unique(calls.labels.astype(str), return_inverse=True)
+        names, group_of_cell = numbered(calls.labels)
         return cls(names, group_of_cell, genes_of_groups(verb, group_of_cell, len(names)))
 
     @property
@@ -50,6 +50,14 @@ class CalledGenes:
         """(groups, genes) how far the mean of each group lies above that of all cells."""
         means = self.genes.value_sums / np.maximum(self.genes.num_cells, 1)[:, None]
         return means - self.genes.value_sums.sum(axis=0) / max(self.genes.num_cells.sum(), 1)
+
+
+def numbered(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct names in order, and (N,) the number of each cell's: texts as wide as the longest would fill memory."""
+    import pandas as pd
+
+    numbers, distinct = pd.factorize(names, sort=True)
+    return np.asarray(distinct).astype(str), numbers
 
 
 def support_of_genes(called: CalledGenes, profiles: TypeProfiles) -> float:
@@ -82,13 +90,15 @@ def evidence_of(verb: Verb, calls: Calls) -> tuple[dict[str, np.ndarray], float]
 
 def _evidence_table(called: CalledGenes, annotator: CellAnnotator, calls: Calls) -> dict[str, np.ndarray]:
     """For each called type its most frequent runner-up, and the genes that speak most for it against that one."""
-    labels, seconds = calls.labels.astype(str), calls.second_choices.astype(str)
+    runners_up, second_of_cell = numbered(calls.second_choices)
+    size = len(called.names), len(runners_up)
+    pairs = np.bincount(called.group_of_cell * size[1] + second_of_cell, minlength=size[0] * size[1]).reshape(size)
     rows = []
-    for group, name in enumerate(called.names):
-        others, counts = np.unique(seconds[(labels == name) & (seconds != name)], return_counts=True)
-        if name == UNKNOWN or not len(others):
+    for group, (name, counts) in enumerate(zip(called.names, pairs, strict=True)):
+        counts[runners_up == name] = 0
+        if name == UNKNOWN or not counts.any():
             continue
-        against = str(others[counts.argmax()])
+        against = str(runners_up[counts.argmax()])
         rows.append((str(name), against, ", ".join(_speaking(annotator, called.genes, group, str(name), against))))
     return _table(rows)
 
