@@ -92,7 +92,7 @@ def _from_mudata(modalities: Any, close: Callable[[], None] | None) -> Cells:
     note_other_modalities(cells, _index(modalities[modality]["obs"]), names_of)
     for name in others:
         if kind_of_type(name) == ANTIBODY:
-            cells.antibodies += antibodies_of_modality(name, _from_group(modalities[name], None, None))
+            cells.antibodies += antibodies_of_modality(name, _from_group(modalities[name], name, None))
     return cells
 
 
@@ -146,6 +146,8 @@ def _from_group(group: Any, modality: str | None, close: Callable[[], None] | No
     uns = {name: _element(group, name) for name in ("log1p", "protein_names", "protein_expression_names")}
     uns = {name: value for name, value in uns.items() if value is not None}
     cells = Cells(matrices, _index(group["obs"]), log_base(uns), modality, close)
+    if modality is None:
+        cells.obs_names = ()  # of millions of cells; only modalities are told apart by them
     note_matrices_of_obsm(cells, group.get("obsm", {}), uns)
     return cells
 

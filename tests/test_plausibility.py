@@ -7,10 +7,11 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 import scmmgpt
+from scmmgpt.cell_variation import NOISE_DISPERSION, NOISE_SPREAD, UNTOLD, variation
 from scmmgpt.hub_cards.handler import EndpointHandler
-from scmmgpt.input_warnings import NOISE_DISPERSION, dispersion
 from scmmgpt.processing.calling_scmmgpt import TokenEvidence
 from scmmgpt.processing.plausibility_scmmgpt import MIN_GENES, resembles_a_type, saturated
 from scmmgpt.training.evaluation.out_of_distribution import (
@@ -103,9 +104,38 @@ def test_counts_of_one_profile_have_the_dispersion_of_chance_and_real_ones_more(
     tokenizer = model.processor.feature_extractor
     noise = tokenizer(changed(cells, noise_of_the_mean), return_tensors="np")
 
-    assert dispersion(tokenizer, noise) == pytest.approx(1, abs=NOISE_DISPERSION - 1)
-    assert dispersion(tokenizer, tokenizer(cells, return_tensors="np")) > 1.3
-    assert dispersion(tokenizer, tokenizer(cells[:50], return_tensors="np")) is None
+    assert variation(tokenizer, noise).dispersion == pytest.approx(1, abs=NOISE_DISPERSION - 1)
+    assert variation(tokenizer, tokenizer(cells, return_tensors="np")).dispersion > 1.3
+    assert variation(tokenizer, tokenizer(cells[:50], return_tensors="np")) == UNTOLD
+
+
+def test_packed_and_padded_cells_vary_alike(cells, model):
+    tokenizer = model.processor.feature_extractor
+    (packed,) = tokenizer.iter_chunks(cells, cells.n_obs, packed=True)
+
+    assert variation(tokenizer, packed) == variation(tokenizer, tokenizer(cells, return_tensors="np"))
+
+
+def deep(cells):
+    """The highest genes, as if each molecule had been read hundreds of times: no value says what one count is."""
+    counts = cells.X.toarray()
+    highest = np.argsort(-counts.sum(axis=0))[:300]
+    own = cells[:, highest].copy()
+    own.X = sparse.csr_matrix(counts[:, highest] * np.random.default_rng(0).lognormal(6, 0.1, own.shape))
+    return own
+
+
+def test_where_counts_cannot_be_told_noise_is_known_by_its_small_spread(cells, model):
+    tokenizer = model.processor.feature_extractor
+    real, noise = deep(cells), changed(deep(cells), noise_of_the_mean)
+
+    of_real, of_noise = (variation(tokenizer, tokenizer(one, return_tensors="np")) for one in (real, noise))
+
+    assert of_real.dispersion is of_noise.dispersion is None
+    assert of_real.spread > 5 * NOISE_SPREAD > 5 * of_noise.spread
+    with pytest.warns(UserWarning, match="empty droplets|than random counts"):
+        called = scmmgpt.annotate(noise, model=model, progress=False)
+    assert (called.obs["scmmgpt_cell_type"] == "unknown").all()
 
 
 def test_padding_and_the_other_cells_do_not_change_whether_a_cell_is_plausible(cells, model):

@@ -127,14 +127,15 @@ def test_guards_are_measured_on_real_cells_and_on_what_is_none(study):
         """Unknown, unless a cell has its study's cells' names for genes in their places."""
         is_real = cells is study.cells
         names = ["T cell" if is_real else "unknown"] * cells.n_obs
-        return Annotation(np.array(names), num_turned_away=1 if is_real else cells.n_obs)
+        sets = [frozenset({"T cell", "B cell"} if is_real else {"cell"})] * cells.n_obs
+        return Annotation(np.array(names), sets, num_turned_away=1 if is_real else cells.n_obs)
 
     records = task_calls.turn_away_no_cells(System("wary", annotate=wary), study, TREE)
 
-    found = {r.conditions["control"]: (r.values["turned_away"], r.values["caught"]) for r in records}
-    assert found.pop("real cells") == (1 / 8, 0)
+    found = {r.conditions["control"]: tuple(r.values.values()) for r in records}
+    assert found.pop("real cells") == (1 / 8, 0, 0)
     assert set(found) == set(task_calls.NO_CELLS)
-    assert set(found.values()) == {(1, 1)}
+    assert set(found.values()) == {(1, 1, 1)}
 
 
 def test_nearest_class_mean_names_cells_without_labels(study):

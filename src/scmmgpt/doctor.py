@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from . import chat_model
+from .cell_variation import UNTOLD, variation
 from .cells import open_cells
 from .console import pairs
 from .embedding import CELLS_PER_CHUNK
 from .hashes import hash_of_files
 from .hub_cards import EMBEDDED_MODEL
-from .input_warnings import cell_warnings, dispersion, input_warnings
+from .input_warnings import cell_warnings, input_warnings
 from .loading import damage_refused, find_model
 from .processing.input_account_scmmgpt import set_aside_lines
 from .spatialdata_tables import table_of
@@ -28,16 +29,16 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
     with damage_refused(directory):
         gene_tokenizer = processing.ScMMGPTProcessor.from_pretrained(directory).gene_tokenizer
     num_genes: list[int] = []
-    num_implausible, spread = 0, None
+    num_implausible, found = 0, UNTOLD
     for features in gene_tokenizer.iter_chunks(opened.source, CELLS_PER_CHUNK, return_tensors="np"):
         is_gene = gene_tokenizer.is_gene(features["gene_ids"], features["gene_mask"])
         num_genes += is_gene.sum(axis=1).tolist()
         num_implausible += int(gene_tokenizer.looks_implausible(**features).sum())
-        spread = dispersion(gene_tokenizer, features) if spread is None else spread
+        found = variation(gene_tokenizer, features) if found == UNTOLD else found
     account = dict(gene_tokenizer.account)
     account["median_genes_per_cell"] = sorted(num_genes)[len(num_genes) // 2]
     account["embeddings"] = sorted(opened.present["obsm"])
-    account["warnings"] = [*input_warnings(account), *cell_warnings(num_implausible, len(num_genes), spread, account)]
+    account["warnings"] = [*input_warnings(account), *cell_warnings(num_implausible, len(num_genes), found, account)]
     return account
 
 

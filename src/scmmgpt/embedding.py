@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .bf16 import in_bf16_where_it_pays
+from .cell_variation import Variation, variation
 from .cells import CellsInFile, CellsInMemory
 from .device import Batches
-from .input_warnings import dispersion
 from .loading import LoadedModel
 from .processing.calling_scmmgpt import Candidates
 from .processing.encoding_scmmgpt import tokenize_texts
@@ -121,12 +121,11 @@ class CellRun:
             raise
 
     @cached_property
-    def dispersion(self) -> float | None:
-        """How much more than by chance the first cells differ, see `input_warnings.dispersion`."""
+    def variation(self) -> Variation:
+        """How much the first cells vary."""
         if self.first_chunk is None:  # computed elsewhere, or before an interruption
             _, self.first_chunk, _ = next(self._chunks(0))
-        first = self.first_chunk
-        return dispersion(self.gene_tokenizer, padded_cells(first, np.arange(len(first["cell_cu_seqlens"]) - 1)))
+        return variation(self.gene_tokenizer, self.first_chunk)
 
     def _chunks(self, start: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, Any]]]:
         """(rows, their tokens, the account of all from `start` to them)."""

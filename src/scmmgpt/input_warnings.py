@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from .cell_variation import Variation
 from .processing.features_scmmgpt import PANEL_BY_NAMES
-from .processing.matrix_state_scmmgpt import recover_counts
 from .processing.species_scmmgpt import HUMAN, LEAST_REACH, MILLION_YEARS, REACH_OF_CALIBRATION, trust
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _FEW_COVERED = 0.5
-# Cells of one pure type, shallowly sequenced, come down to 1.02; counts drawn from one profile lie at 1.
 # Standard deviations by which the genes of the calls must agree with types better than by chance. Real studies had 4 and
 # more, shuffled genes 1 and less.
 LEAST_SUPPORT = 2.0
 LEAST_PROFILE_REACH = 0.3
-NOISE_DISPERSION = 1.05
-_MIN_CELLS_FOR_DISPERSION = 100
-_GENES_FOR_DISPERSION = 100
 
 
 def input_warnings(account: Mapping[str, Any]) -> list[str]:
@@ -96,20 +90,15 @@ def _species_warnings(account: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def cell_warnings(
-    num_implausible: int, num_cells: int, dispersion: float | None, account: Mapping[str, Any]
-) -> list[str]:
-    """Warnings about the values of the cells, each with a remedy.
-
-    What `dispersion` found means nothing where the account of the genes says that no counts were read.
-    """
+def cell_warnings(num_implausible: int, num_cells: int, variation: Variation, account: Mapping[str, Any]) -> list[str]:
+    """Warnings about the values of the cells, each with a remedy."""
     found = []
     if num_implausible:
         found.append(
             f"{num_implausible} of {num_cells} cells are implausible: genes that are usually high are not high in "
             "them. Likely causes: noise, or counts under the wrong gene names. Check that gene names and columns match."
         )
-    if is_noise(dispersion, account):
+    if variation.is_noise(account):
         found.append(
             "The cells vary hardly more than random counts from one profile, as in empty droplets or a shallowly "
             "sequenced pure population. Filter out empty droplets before you trust the labels."
@@ -117,46 +106,13 @@ def cell_warnings(
     return found
 
 
-def is_noise(dispersion: float | None, account: Mapping[str, Any]) -> bool:
-    """Whether cells that came as counts vary hardly more than by chance."""
-    came_as_counts = account.get("matrix_state") == "counts" or account.get("cells_turned_back_into_counts")
-    return bool(came_as_counts) and dispersion is not None and dispersion < NOISE_DISPERSION
-
-
-def why_no_study(support: float, profile_reach: float, dispersion: float | None, account: Mapping[str, Any]) -> str:
+def why_no_study(support: float, profile_reach: float, variation: Variation, account: Mapping[str, Any]) -> str:
     """Why all cells of a study together are nothing that can be called; "" where they can.
 
     `support` is what `support_of_genes` found; of few genes (`profile_reach`) it says nothing.
     """
-    if is_noise(dispersion, account):
+    if variation.is_noise(account):
         return "the cells vary hardly more than random counts"
     if support < LEAST_SUPPORT and profile_reach >= LEAST_PROFILE_REACH:
         return "their genes agree with the types hardly better than under shuffled gene names"
     return ""
-
-
-def dispersion(gene_tokenizer: Any, features: Mapping[str, np.ndarray]) -> float | None:
-    """Variance of the highest genes' counts beside that of chance alone, which is 1; None where it cannot be told.
-
-    `features` are tokens of cells that came as counts.
-    """
-    if gene_tokenizer.value_mode != "log1p":
-        return None
-    is_gene = gene_tokenizer.is_gene(features["gene_ids"]) & (features["gene_values"] > 0)
-    bounds = np.concatenate([[0], is_gene.sum(axis=1).cumsum()])
-    counts = np.zeros(is_gene.shape)
-    counts[is_gene], found = recover_counts(bounds, np.expm1(features["gene_values"][is_gene].astype(np.float64)))
-    usable = found & is_gene.any(axis=1)
-    if np.count_nonzero(usable) < _MIN_CELLS_FOR_DISPERSION:
-        return None
-    counts, gene_ids, is_gene = counts[usable], features["gene_ids"][usable], is_gene[usable]
-    totals = counts.sum(axis=1, keepdims=True)
-    places = np.where(is_gene, gene_tokenizer.gene_rows(gene_ids), 0).ravel()
-    sums, squares = (
-        np.bincount(places, weights=np.ravel(each)) for each in (counts, counts**2 / np.maximum(totals, 1))
-    )
-    highest = np.argsort(-sums)[:_GENES_FOR_DISPERSION]
-    highest = highest[sums[highest] > 0]
-    # Pearson's X2 of each gene against the same share of every cell, per cell.
-    chi_squares = squares[highest] * totals.sum() / sums[highest] - sums[highest]
-    return float(np.median(chi_squares) / len(counts))

@@ -121,7 +121,7 @@ def call_study(verb: Verb, labels: Labels | None = None, asked: Asked = Asked())
     if (
         together
         and least > 0
-        and (reason := why_no_study(support, scorer.profile_reach, run.dispersion, run.gene_account))
+        and (reason := why_no_study(support, scorer.profile_reach, run.variation, run.gene_account))
     ):
         verb.warn(
             f"All cells are called unknown: {reason}. Check genes and values; min_confidence=0 names them anyway."
@@ -195,6 +195,6 @@ def _score(verb: Verb, labels: LabelSet, asked: Asked, together: bool) -> tuple[
         proteins=None if asked.proteins is None else asked.proteins.evidence(candidates, loaded),
         reach=run.gene_account.get("reach", 1.0),
     )
-    for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.dispersion, run.gene_account):
+    for warning in cell_warnings(int(cells.is_implausible.sum()), len(cells), run.variation, run.gene_account):
         verb.warn(warning)
     return run, cells, scorer if communities is None else annotator.held(scorer, communities)

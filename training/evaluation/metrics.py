@@ -79,13 +79,17 @@ def set_metrics(truth: Labels, sets: Sequence[Set[str]], tree: TypeTree) -> dict
     above = _by_pair(
         truth, held, lambda true, names: not tree.ancestors(true).keys().isdisjoint(map(tree.find, names))
     )
-    is_root = [not frozenset().union(*map(tree.lineage, names)) - {UNKNOWN} for names in held]
     return {
         "coverage": float(np.mean(exact | above)),
         "exact_coverage": float(np.mean(exact)),
         "mean_set_size": float(np.mean([len(names) for names in held])),
-        "share_of_root": float(np.mean(is_root)),
+        "share_of_root": float(np.mean([is_root(names, tree) for names in held])),
     }
+
+
+def is_root(names: Set[str], tree: TypeTree) -> bool:
+    """Whether a set of names says nothing better than the root does."""
+    return not frozenset().union(*map(tree.lineage, names)) - {UNKNOWN}
 
 
 def per_type_table(truth: Labels, predicted: Labels) -> list[dict]:

@@ -28,7 +28,7 @@ LEADING = {
     ],
     "watched types": ["right", "taken_for_it"],
     "label sets": ["coverage", "exact_coverage", "mean_set_size", "share_of_root"],
-    "guards": ["turned_away", "caught"],
+    "guards": ["turned_away", "caught", "share_of_root"],
     "candidates": [
         "accuracy",
         "macro_f1",

@@ -121,7 +121,8 @@ def _record_of_sets(
 def turn_away_no_cells(system: System, study: Study, tree: TypeTree, *, seed: int = 0) -> list[Record]:
     """Real cells lost to the guards, and what is no cell that they catch, without labels given.
 
-    `caught` are cells that end as "unknown" or as a term that describes nearly any cell.
+    `caught` are cells that end as "unknown" or as a term that describes nearly any cell; `share_of_root` are those whose
+    set of labels names nothing better.
     """
     annotate = needed(system.annotate)
     cells = study.cells.copy()
@@ -135,5 +136,7 @@ def turn_away_no_cells(system: System, study: Study, tree: TypeTree, *, seed: in
             "turned_away": said.num_turned_away / tested.n_obs,
             "caught": float(np.mean([not tree.lineage(name) - {UNKNOWN} for name in said.names])),
         }
+        if said.sets is not None:
+            values["share_of_root"] = float(np.mean([metrics.is_root(names, tree) for names in said.sets]))
         records.append(record_for("guards", system, study, values, control=control, genes=tested.n_vars))
     return records

@@ -6,8 +6,7 @@ import { recoverCounts } from "./matrix_state";
 import type { TypeProfiles } from "./type_profiles";
 
 const MIN_GENES = 100, MIN_AGREEMENT = 0.15, STANDARD_ERRORS = 2, MIN_RESEMBLANCE = 0.06, CHANCE_ERRORS = 4.1, SATURATION = 0.5;
-const MIN_CELLS_FOR_DISPERSION = 100, GENES_FOR_DISPERSION = 100;
-export const NOISE_DISPERSION = 1.05;
+const MIN_CELLS = 100, NUM_HIGHEST = 100, NOISE_DISPERSION = 1.05, NOISE_SPREAD = 0.02;
 
 export class Plausibility {
   private places: Int32Array;
@@ -62,23 +61,52 @@ export class Plausibility {
   }
 }
 
-/** Variance of the highest genes' counts beside that of chance alone, which is 1; null where it cannot be told. */
-export function dispersion(tokens: Tokens): number | null {
+/** How much cells vary, see src/scmmgpt/cell_variation.py; null where it cannot be told. */
+export interface Variation { dispersion: number | null; spread: number | null }
+
+export const isNoise = (found: Variation, cameAsCounts: boolean, isScaled: boolean): boolean =>
+  found.dispersion !== null ? cameAsCounts && found.dispersion < NOISE_DISPERSION : found.spread !== null && !isScaled && found.spread < NOISE_SPREAD;
+
+export function variation(tokens: Tokens): Variation {
   const linear = Float64Array.from(tokens.values, Math.expm1), { counts, found } = recoverCounts(tokens.bounds, linear);
-  const usable = found.flatMap((is, cell) => (is && tokens.bounds[cell + 1] > tokens.bounds[cell] ? [cell] : []));
-  if (usable.length < MIN_CELLS_FOR_DISPERSION) return null;
+  const filled = found.flatMap((_, cell) => (tokens.bounds[cell + 1] > tokens.bounds[cell] ? [cell] : []));
+  const countable = filled.filter((cell) => found[cell]);
+  if (countable.length >= MIN_CELLS) return { dispersion: dispersion(tokens, counts, countable), spread: null };
+  return { dispersion: null, spread: filled.length >= MIN_CELLS ? spread(tokens, linear, filled) : null };
+}
+
+/** Variance of the highest genes' counts beside that of chance alone, which is 1. */
+function dispersion(tokens: Tokens, counts: Float64Array, cells: number[]): number {
+  const { sums, squares, all } = summed(tokens, counts, cells, (count) => count, (count, total) => count ** 2 / Math.max(total, 1));
+  return median(highest(sums).map((gene) => (squares.get(gene)! * all) / sums.get(gene)! - sums.get(gene)!)) / cells.length;
+}
+
+/** Variance of the highest genes' shares beside the square of their mean. */
+function spread(tokens: Tokens, values: Float64Array, cells: number[]): number {
+  const { sums, squares } = summed(tokens, values, cells, (value, total) => value / total, (value, total) => (value / total) ** 2);
+  return median(highest(sums).map((gene) => (cells.length * squares.get(gene)!) / sums.get(gene)! ** 2 - 1));
+}
+
+type OfValue = (value: number, total: number) => number;
+
+function summed(tokens: Tokens, values: Float64Array, cells: number[], first: OfValue, second: OfValue) {
   const sums = new Map<number, number>(), squares = new Map<number, number>();
   let all = 0;
-  for (const cell of usable) {
+  for (const cell of cells) {
     const [from, to] = [tokens.bounds[cell], tokens.bounds[cell + 1]];
-    const total = counts.subarray(from, to).reduce((sum, count) => sum + count, 0);
+    const total = values.subarray(from, to).reduce((sum, value) => sum + value, 0);
     all += total;
     for (let at = from; at < to; at++) {
-      sums.set(tokens.ids[at], (sums.get(tokens.ids[at]) ?? 0) + counts[at]);
-      squares.set(tokens.ids[at], (squares.get(tokens.ids[at]) ?? 0) + counts[at] ** 2 / Math.max(total, 1));
+      sums.set(tokens.ids[at], (sums.get(tokens.ids[at]) ?? 0) + first(values[at], total));
+      squares.set(tokens.ids[at], (squares.get(tokens.ids[at]) ?? 0) + second(values[at], total));
     }
   }
-  const highest = [...sums.keys()].sort((one, other) => sums.get(other)! - sums.get(one)!).slice(0, GENES_FOR_DISPERSION);
-  const ratios = highest.map((gene) => (squares.get(gene)! * all) / sums.get(gene)! - sums.get(gene)!).sort((a, b) => a - b);
-  return (ratios[(ratios.length - 1) >> 1] + ratios[ratios.length >> 1]) / 2 / usable.length;
+  return { sums, squares, all };
+}
+
+const highest = (sums: Map<number, number>): number[] => [...sums.keys()].sort((one, other) => sums.get(other)! - sums.get(one)!).slice(0, NUM_HIGHEST);
+
+function median(values: number[]): number {
+  const sorted = values.sort((one, other) => one - other);
+  return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 }

@@ -13,7 +13,7 @@ import { type Tokens, tokenize } from "./gene_tokenizer";
 import { type LabelSet, ontologyLabels, readLabels, trainedLabels } from "./labels";
 import type { Tables, TextEmbeds } from "./model";
 import { UNINFORMATIVE_TERMS } from "./ontology";
-import { dispersion, NOISE_DISPERSION } from "./plausibility";
+import { isNoise, variation, type Variation } from "./plausibility";
 import { HUMAN, LEAST_REACH, MILLION_YEARS, REACH_OF_CALIBRATION, reach, trust } from "./species";
 import { AgreementReader } from "./type_profiles";
 
@@ -30,6 +30,7 @@ export interface Account {
   matrix: string;
   matrixDetail: string;
   isCounts: boolean;
+  isScaled: boolean;
   recovered: number;
   emptyCells: number;
   shareOfCounts: number;
@@ -68,7 +69,7 @@ export class Study {
   private isEmpty: boolean[] = [];
   private isImplausible: boolean[] = [];
   private sample: TokenSample;
-  private noise: number | null = null;
+  private variation: Variation = { dispersion: null, spread: null };
   private panelShare: number;
 
   constructor(private tables: Tables, readonly file: CellFile) {
@@ -87,6 +88,7 @@ export class Study {
       matrix: matrix.name,
       matrixDetail: state.detail,
       isCounts: state.kind === "counts",
+      isScaled: state.kind === "scaled",
       recovered: 0,
       emptyCells: 0,
       shareOfCounts: 0,
@@ -122,7 +124,7 @@ export class Study {
       covered += tokens.totals.reduce((sum, own) => sum + own, 0);
       total += chunk.total;
       recovered += chunk.recovered;
-      if (start === 0) this.noise = dispersion(tokens);
+      if (start === 0) this.variation = variation(tokens);
       await before; // so that one chunk is embedded while the next is read, and no more wait
       before = embedded;
       await tick(stop / numCells);
@@ -207,7 +209,7 @@ export class Study {
   }
 
   private get isNoise(): boolean {
-    return (this.account.isCounts || this.account.recovered > 0) && this.noise !== null && this.noise < NOISE_DISPERSION;
+    return isNoise(this.variation, this.account.isCounts || this.account.recovered > 0, this.account.isScaled);
   }
 
   private whyNoStudy(support: () => number, profileReach: number): string {
