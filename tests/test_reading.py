@@ -15,8 +15,7 @@ from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.prompting_scmmgpt import with_article
-from scmmgpt.reading import asked, asks_for_advice, asks_for_type, check, is_question, plain_question, whole_sentences
-from scmmgpt.text_generation import write_choices
+from scmmgpt.reading import asks_for_advice, asks_for_type, check, is_question, plain_question, whole_sentences
 
 
 @pytest.fixture(scope="module")
@@ -127,19 +126,6 @@ def test_asked_for_the_type_alone_the_model_says_what_it_chose(chat, cells, ques
 @pytest.mark.parametrize("question", ["What is this cell doing?", "What are these cells good for?", "Is it a B cell?"])
 def test_other_questions_are_the_model_s_to_answer(question):
     assert not asks_for_type(question)
-
-
-def test_a_choice_is_one_of_the_given_answers(chat, cells):
-    talk = scmmgpt.chat(cells, cluster_key="half", model=chat)
-    prompts = [talk.read.render([*talk.read.opening([group]), asked("Which is it?")]) for group in (0, 1)]
-    choices = [["B cell", "B cell of a kind", "monocyte"], ["neuron", "astrocyte"]]
-
-    chosen = write_choices(chat, prompts, talk.read.tokens, choices)
-
-    assert all(label in among for label, among in zip(chosen, choices, strict=True))
-    assert chosen == [
-        write_choices(chat, [prompts[row]], talk.read.tokens[[row]], [choices[row]])[0] for row in (0, 1)
-    ]
 
 
 def test_unchecked_text_is_what_the_model_wrote(chat, cells):

@@ -14,9 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from .atomic_files import is_no_room
+from .freed_memory import give_back
 
 # How many bytes of files a process may hold in memory before arrays that were read or written once are let go.
 _MOST_MAPPED, _SECONDS_BETWEEN = 320 << 20, 0.05
+_SECONDS_BETWEEN_TRIMS = 2.0
 _PAGES = Path("/proc/self/statm")
 _passing: list[weakref.ref[np.memmap]] = []
 _guard = threading.Lock()
@@ -83,7 +85,7 @@ def read_in_passing(array: np.memmap) -> np.memmap:
 
 
 def _let_go_while_any() -> None:
-    page = os.sysconf("SC_PAGE_SIZE")
+    page, trimmed = os.sysconf("SC_PAGE_SIZE"), time.monotonic()
     while True:
         with _guard:
             _passing[:] = [one for one in _passing if one() is not None]
@@ -95,4 +97,7 @@ def _let_go_while_any() -> None:
                 array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         array = None
         arrays.clear()
+        if time.monotonic() - trimmed > _SECONDS_BETWEEN_TRIMS:
+            give_back()
+            trimmed = time.monotonic()
         time.sleep(_SECONDS_BETWEEN)

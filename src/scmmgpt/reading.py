@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from .processing.labels_scmmgpt import UNKNOWN
 from .processing.ontology_scmmgpt import UNINFORMATIVE_TERMS
 from .processing.prompting_scmmgpt import label_text, reading, with_article
 from .scoring import call_study
-from .text_generation import write_answers, write_choices
+from .talks import Talks
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +103,7 @@ class ReadGroups:
     verb: Verb
     typical: list[np.ndarray]
     gene_account: dict[str, Any]
+    _chosen: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def contexts(self) -> list[str]:
@@ -122,19 +123,40 @@ class ReadGroups:
         """(groups, Q, H) what the language model reads each group as: the mean over its most typical cells."""
         return _mean_tokens(self.verb, self.typical)
 
-    @cached_property
+    @property
     def read_as(self) -> list[str]:
         """What the language model reads each group as, among the types that the calls leave open; "" where nothing is."""
-        open_types = [self._open_types(group) for group in range(len(self.names))]
-        unclear = [group for group, types in enumerate(open_types) if len(types) > 1]
+        return self._labels_of(range(len(self.names)))
+
+    def _labels_of(self, groups: Sequence[int]) -> list[str]:
+        for some in self.at_once([group for group in groups if group not in self._chosen]):
+            self.choose(some, self.talks(some))
+        return [self._chosen[group] for group in groups]
+
+    def at_once(self, groups: Sequence[int]) -> list[list[int]]:
+        """So many groups together as the language model is asked about at once; unclear ones by themselves."""
+        clear = [group for group in groups if self._open_types(group)]
+        unclear = [group for group in groups if not self._open_types(group)]
+        starts = range(0, len(groups), GROUPS_AT_ONCE)
+        batches = (kind[start : start + GROUPS_AT_ONCE] for kind in (clear, unclear) for start in starts)
+        return [batch for batch in batches if batch]
+
+    def talks(self, groups: Sequence[int]) -> Talks:
+        """Talks about each of some groups, before anything was said."""
+        return Talks(self.loaded, self.tokens[list(groups)])
+
+    def choose(self, groups: Sequence[int], talks: Talks) -> None:
+        """Decide what some groups are read as; the talks about them begin with that choice."""
+        open_types = [self._open_types(group) for group in groups]
         found = [types[0] if types else "" for types in open_types]
-        for start in range(0, len(unclear), GROUPS_AT_ONCE):
-            some = unclear[start : start + GROUPS_AT_ONCE]
-            prompts = [self.render(reading(_choice(open_types[group]), [self.contexts[group]])) for group in some]
-            chosen = write_choices(self.loaded, prompts, self.tokens[some], [open_types[group] for group in some])
-            for group, label in zip(some, chosen, strict=True):
-                found[group] = label
-        return found
+        if not set(groups) <= self._chosen.keys() and any(len(types) > 1 for types in open_types):
+            prompts = [
+                self.render(reading(_choice(types), [self.contexts[group]]))
+                for group, types in zip(groups, open_types, strict=True)
+            ]
+            found = talks.choices(prompts, open_types)
+        for group, label in zip(groups, found, strict=True):
+            self._chosen.setdefault(group, label)
 
     def _open_types(self, group: int) -> list[str]:
         if self.labels[group] == UNKNOWN:
@@ -146,7 +168,7 @@ class ReadGroups:
 
     def named(self, groups: Sequence[int]) -> str:
         """The sentence that says what groups were read as; "" where one of them is unclear."""
-        names = [with_article(self.read_as[group]) for group in groups if self.read_as[group]]
+        names = [with_article(label) for label in self._labels_of(groups) if label]
         if len(names) < len(groups):
             return ""
         if len(names) == 1:
@@ -162,7 +184,7 @@ class ReadGroups:
         question, open_types = WHAT_ARE_THEY, self._open_types(groups[0])
         if len(groups) == 1:
             question = _choice(open_types)
-            answer = self.read_as[groups[0]] if len(open_types) > 1 else answer
+            answer = self._labels_of(groups)[0] if len(open_types) > 1 else answer
         return [*reading(question, [self.contexts[group] for group in groups]), said(answer)]
 
     @cached_property
@@ -261,20 +283,21 @@ def _mean_tokens(verb: Verb, rows_of_group: list[np.ndarray]) -> torch.Tensor:
 
 def answers(read: ReadGroups, questions: Sequence[str], max_new_tokens: int) -> list[str]:
     """What the language model says of each group, unchecked: its answers to some questions, one after another."""
-    texts: list[str] = []
-    for start in range(0, len(read.names), GROUPS_AT_ONCE):
-        groups = range(start, min(start + GROUPS_AT_ONCE, len(read.names)))
+    texts: dict[int, str] = {}
+    for groups in read.at_once(range(len(read.names))):
+        asking = read.talks(groups)
+        read.choose(groups, asking)
         talks = [read.opening([group]) for group in groups]
         for question in questions:
             talks = [
                 [*talk, asked(question)] if talk else reading(question, [read.contexts[group]])
                 for group, talk in zip(groups, talks, strict=True)
             ]
-            prompts = [read.render(talk) for talk in talks]
-            new = write_answers(read.loaded, prompts, read.tokens[groups.start : groups.stop], max_new_tokens)
+            new = asking.answers([read.render(talk) for talk in talks], max_new_tokens)
             talks = [[*talk, said(whole_sentences(text))] for talk, text in zip(talks, new, strict=True)]
-        texts += [" ".join(dict.fromkeys(_answers_in(talk)[-len(questions) :])) for talk in talks]
-    return texts
+        for group, talk in zip(groups, talks, strict=True):
+            texts[group] = " ".join(dict.fromkeys(_answers_in(talk)[-len(questions) :]))
+    return [texts[group] for group in range(len(read.names))]
 
 
 def descriptions(read: ReadGroups, max_new_tokens: int) -> list[str]:

@@ -18,24 +18,26 @@ if TYPE_CHECKING:
 def annotation_summary(adata: AnnData, key_added: str) -> tuple[dict[str, Any], list[str]]:
     """Counts and confidence of each type, and the line that says what was read."""
     keys = ResultKeys(key_added)
-    labels = adata.obs[keys.cell_type].astype(str)
-    confidence = adata.obs[keys.confidence].astype(float)
-    term_ids = adata.obs[keys.term_id].astype(str)
-    counts = labels.value_counts()
-    cell_types = [
-        {
-            "cell_type": label,
-            "term": term_ids[labels == label].iloc[0],
-            "cells": int(count),
-            "confidence": round(float(confidence[labels == label].median()), 3),
-        }
-        for label, count in counts.items()
-    ]
+    obs = adata.obs
+    counts = obs[keys.cell_type].value_counts()
+    cell_types = []
+    for label, count in counts[counts > 0].items():
+        mine = (obs[keys.cell_type] == label).to_numpy()
+        confidence = obs[keys.confidence].to_numpy()[mine]
+        term = obs[keys.term_id].iloc[int(mine.argmax())]
+        cell_types.append(
+            {
+                "cell_type": str(label),
+                "term": str(term),
+                "cells": int(count),
+                "confidence": round(float(np.median(confidence.astype(float))), 3),
+            }
+        )
     details, genes = adata.uns[key_added]["annotate"], adata.uns[key_added]["genes"]
     result = {
         "cells": adata.n_obs,
         "unknown": int(counts.get(UNKNOWN, 0)),
-        "median_confidence": round(float(confidence.median()), 3),
+        "median_confidence": round(float(obs[keys.confidence].astype(float).median()), 3),
         "cell_types": cell_types,
         "genes": _plain(genes),
         "settings": _plain(details["settings"]),

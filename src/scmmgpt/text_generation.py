@@ -44,6 +44,12 @@ def embed_prompt(loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torc
     return loaded.model.model.place_cells(input_ids, words, cell_tokens)
 
 
+def filler_of(loaded: LoadedModel) -> int:
+    """The token that fills up what is shorter than the longest."""
+    tokenizer = loaded.processor.tokenizer
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
 def generate_ids(
     loaded: LoadedModel, input_ids: torch.Tensor, cell_tokens: torch.Tensor, max_new_tokens: int, **settings: Any
 ) -> torch.Tensor:
@@ -56,8 +62,7 @@ def generate_ids(
 
     from .modeling_scmmgpt.outputs_scmmgpt import CACHE
 
-    tokenizer = loaded.processor.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    filler = filler_of(loaded)
     embeds = embed_prompt(loaded, input_ids, cell_tokens)
     read = loaded.model(inputs_embeds=embeds[:, :-1], use_cache=True, logits_to_keep=1)
     ids = loaded.model.generate(
@@ -76,8 +81,7 @@ def write_answers(
     """The most probable answer to each prompt; `cell_tokens` (cells, Q, H) fill the `<cell>` of all, None where none."""
     import torch
 
-    tokenizer = loaded.processor.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    filler = filler_of(loaded)
     spelt = [tokenize_prompt(loaded, prompt)[0] for prompt in prompts]
     # On the left: an answer follows the prompt's last word, not what fills up shorter prompts.
     longest = max(len(ids) for ids in spelt)
@@ -95,19 +99,6 @@ def write_answers(
             **settings,
         )
     return decode(loaded, new)
-
-
-def write_choices(
-    loaded: LoadedModel, prompts: Sequence[str], cell_tokens: Any, choices: Sequence[Sequence[str]]
-) -> list[str]:
-    """What the model answers to each prompt where it may only answer with one of the prompt's choices."""
-    trees = [answers_tree(loaded, answers) for answers in choices]
-
-    def allowed(row: int, written: torch.Tensor) -> list[int]:
-        return trees[row].following(written.tolist())
-
-    longest = max(len(answer) for tree in trees for answer in tree.answers)
-    return write_answers(loaded, prompts, cell_tokens, longest, prefix_allowed_tokens_fn=allowed)
 
 
 def decode(loaded: LoadedModel, ids: Any) -> list[str]:
