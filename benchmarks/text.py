@@ -1,10 +1,11 @@
-"""Describing and generating cells with the embedded model: batches beside one cell at a time.
+"""Describing and generating cells: batches beside one cell at a time.
 
     python -m benchmarks.text                                    # some minutes
     python -m benchmarks.text --num-cells 4 --repeats 1          # does it run?
 
 The rival's way is that of the published tools: one prompt, one cell, one call. Rates of descriptions are new tokens a
-second (each description is held to the same number of tokens), those of generation cells a second.
+second (each description is held to the same number of tokens), those of generation cells a second. Clusters are
+described by scmmgpt-chat where its base LLM can be had, the other two tasks are the embedded model's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import torch
 
 from benchmarks._measuring import OUT, interleaved, machine, options, row, write_report
 from benchmarks._tiled import real_cells, tiled
+from scmmgpt.errors import UserError
+
+GROUPS = 8
 
 
 def describing(model, cells, num_tokens: int) -> Callable[[int], int]:
@@ -41,6 +45,42 @@ def describing(model, cells, num_tokens: int) -> Callable[[int], int]:
     return in_batches_of
 
 
+def describing_clusters(cells, num_tokens: int) -> dict[str, Callable[[], int]]:
+    """The questions of a description about eight clusters, answered with `num_tokens` tokens each."""
+    import scmmgpt
+    from scmmgpt.hub_cards import CHAT_MODEL
+    from scmmgpt.reading import DESCRIBE_BY, asked, said
+    from scmmgpt.reading_conversation import ReadingConversation
+    from scmmgpt.talks import Talks
+
+    cells.obs["part"] = [str(number % GROUPS) for number in range(cells.n_obs)]
+    talk = scmmgpt.chat(cells, cluster_key="part", model=scmmgpt.load(CHAT_MODEL, generative=True))
+    assert isinstance(talk, ReadingConversation)
+    assert talk.read is not None
+    read = talk.read
+    prompts: list[list[str]] = []
+    talks = [read.opening([group]) for group in range(GROUPS)]
+    for question in DESCRIBE_BY:
+        talks = [[*talk, asked(question)] for talk in talks]
+        prompts.append([read.render(talk) for talk in talks])
+        talks = [[*talk, said("LYZ and CD3D are higher than in the other cells.")] for talk in talks]
+
+    def work(at_once: int, are_kept: bool) -> int:
+        for start in range(0, GROUPS, at_once):
+            part = slice(start, start + at_once)
+            asking = Talks(read.loaded, read.tokens[part])
+            for turn in prompts:
+                asking = asking if are_kept else Talks(read.loaded, read.tokens[part])
+                asking.answers(turn[part], num_tokens, min_new_tokens=num_tokens)
+        return GROUPS * len(prompts) * num_tokens
+
+    return {
+        "one cluster, each question read anew": partial(work, 1, False),
+        f"{GROUPS} clusters, each question read anew": partial(work, GROUPS, False),
+        f"{GROUPS} clusters, talks kept": partial(work, GROUPS, True),
+    }
+
+
 def generating(model, num_cells: int) -> Callable[[int], int]:
     """Pseudo-cells of one text."""
     import scmmgpt
@@ -52,6 +92,10 @@ def generating(model, num_cells: int) -> Callable[[int], int]:
     return in_batches_of
 
 
+def in_batches(work: Callable[[int], int], size: int) -> dict[str, Callable[[], int]]:
+    return {"one cell at a time": partial(work, 1), f"batches of {size}": partial(work, size)}
+
+
 def main() -> None:
     given = options(__doc__, num_cells=64, num_tokens=32, batch_size=64, repeats=3, device=str)
     warnings.simplefilter("ignore", UserWarning)
@@ -60,15 +104,15 @@ def main() -> None:
     cells, about = tiled(real_cells(), given.num_cells), machine("cuda" if torch.cuda.is_available() else "cpu")
     model = scmmgpt.load(device=given.device, generative=True)
     tasks = {
-        ("describe", "tokens/s"): describing(model, cells, given.num_tokens),
-        ("generate", "cells/s"): generating(model, given.num_cells),
+        ("describe", "tokens/s"): in_batches(describing(model, cells, given.num_tokens), given.batch_size),
+        ("generate", "cells/s"): in_batches(generating(model, given.num_cells), given.batch_size),
     }
+    try:
+        tasks["describe clusters", "tokens/s"] = describing_clusters(tiled(real_cells(), 4000), given.num_tokens)
+    except UserError as why:
+        print(f"Clusters are not described: {why}")
     rows = []
-    for (task, unit), work in tasks.items():
-        ways = {
-            "one cell at a time": partial(work, 1),
-            f"batches of {given.batch_size}": partial(work, given.batch_size),
-        }
+    for (task, unit), ways in tasks.items():
         found = interleaved(ways, given.repeats)
         plain = next(iter(found.values()))["rate"]
         rows += [row(task, way, rates, unit, plain=plain) for way, rates in found.items()]
