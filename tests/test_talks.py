@@ -13,7 +13,7 @@ from scmmgpt.chat_model import assembled
 from scmmgpt.loading import load
 from scmmgpt.reading import asked, said
 from scmmgpt.talks import Talks
-from scmmgpt.text_generation import write_answers
+from scmmgpt.text_generation import decode, embed_prompt, tokenize_prompt
 
 REAL_CELLS = Path(__file__).parent / "data" / "pbmc_facs_300.h5ad"
 QUESTIONS = ("Which genes speak for that?", "What does such a cell do?")
@@ -49,12 +49,29 @@ def prompts_of(read, groups, turns):
     return talks
 
 
-def test_answers_are_those_of_prompts_that_were_read_as_one(chat, read):
+def plain_answer(chat, prompt, cell_tokens):
+    """By `generate` alone, from vectors of the whole prompt."""
+    ids = tokenize_prompt(chat, prompt)
+    with torch.inference_mode():
+        words = embed_prompt(chat, ids, cell_tokens) if len(cell_tokens) else chat.model.get_input_embeddings()(ids)
+        new = chat.model.generate(
+            inputs_embeds=words, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False
+        )
+    return decode(chat, new)[0]
+
+
+def test_answers_are_those_that_each_prompt_has_by_itself(chat, read):
     prompts = prompts_of(read, [0, 1, 2], 0)
 
-    assert Talks(chat, read.tokens).answers(prompts, NEW_TOKENS) == write_answers(
-        chat, prompts, read.tokens, NEW_TOKENS
-    )
+    answers = Talks(chat, read.tokens).answers(prompts, NEW_TOKENS)
+
+    assert answers == [plain_answer(chat, prompt, read.tokens[[row]]) for row, prompt in enumerate(prompts)]
+
+
+def test_talks_without_cells_are_talks_too(chat, read):
+    prompts = [read.render([asked(question)]) for question in QUESTIONS]
+
+    assert Talks(chat, None).answers(prompts, NEW_TOKENS) == [plain_answer(chat, prompt, []) for prompt in prompts]
 
 
 def test_later_turns_are_answered_as_if_all_had_been_read_again(chat, read):

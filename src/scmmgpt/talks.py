@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Talks:
-    """Talks that are one another's length in turns; `cell_tokens` (cells, Q, H) fill the `<cell>` of all.
+    """Talks that are one another's length in turns; `cell_tokens` (cells, Q, H) fill the `<cell>` of all, None where none.
 
     Each turn takes the whole prompts. Where they go on from those of the turn before, only what is new is read; talks of
     a model whose memory cannot be cut back are read from the beginning.
     """
 
-    def __init__(self, loaded: LoadedModel, cell_tokens: torch.Tensor):
+    def __init__(self, loaded: LoadedModel, cell_tokens: torch.Tensor | None):
         self.loaded, self.cell_tokens = loaded, cell_tokens
         self._spelt: list[torch.Tensor] = []  # the prompts of the last turn
         self._ids: torch.Tensor  # (talks, S) what was read, with gaps where others were longer
@@ -73,8 +73,10 @@ class Talks:
         from .modeling_scmmgpt.outputs_scmmgpt import CACHE
 
         places = (self._is_word.cumsum(1) - 1).clamp(min=0)
+        words = self.loaded.model.get_input_embeddings()(self._ids)
+        embeds = words if self.cell_tokens is None else embed_prompt(self.loaded, self._ids, self.cell_tokens)
         read = self.loaded.model(
-            inputs_embeds=embed_prompt(self.loaded, self._ids, self.cell_tokens)[:, :-1],
+            inputs_embeds=embeds[:, :-1],
             attention_mask=self._is_word[:, :-1],
             position_ids=places[:, :-1],
             use_cache=True,

@@ -75,32 +75,6 @@ def generate_ids(
     return pad(ids, (0, max_new_tokens - ids.shape[1]), value=filler)
 
 
-def write_answers(
-    loaded: LoadedModel, prompts: Sequence[str], cell_tokens: Any, max_new_tokens: int, **settings: Any
-) -> list[str]:
-    """The most probable answer to each prompt; `cell_tokens` (cells, Q, H) fill the `<cell>` of all, None where none."""
-    import torch
-
-    filler = filler_of(loaded)
-    spelt = [tokenize_prompt(loaded, prompt)[0] for prompt in prompts]
-    # On the left: an answer follows the prompt's last word, not what fills up shorter prompts.
-    longest = max(len(ids) for ids in spelt)
-    ids = torch.stack([torch.nn.functional.pad(ids, (longest - len(ids), 0), value=filler) for ids in spelt])
-    is_word = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in spelt], device=loaded.device)
-    with torch.inference_mode():
-        words = loaded.model.get_input_embeddings()(ids)
-        embeds = words if cell_tokens is None else embed_prompt(loaded, ids, cell_tokens)
-        new = loaded.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=is_word,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=filler,
-            **settings,
-        )
-    return decode(loaded, new)
-
-
 def decode(loaded: LoadedModel, ids: Any) -> list[str]:
     """Token ids as texts without special tokens and outer spaces."""
     return [text.strip() for text in loaded.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]

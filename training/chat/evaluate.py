@@ -35,7 +35,7 @@ from scmmgpt.hub_cards import EMBEDDED_MODEL
 from scmmgpt.loading import LoadedModel, load
 from scmmgpt.processing.prompting_scmmgpt import cell_context, reading
 from scmmgpt.reading import GROUPS_AT_ONCE
-from scmmgpt.text_generation import write_answers
+from scmmgpt.talks import Talks
 from scmmgpt.training.evaluation.metrics import accuracy, hierarchical_f1, macro_f1, meant_types
 from scmmgpt.training.evaluation.type_tree import TypeTree
 
@@ -102,7 +102,7 @@ def say(loaded: LoadedModel, prompts: list[str], tokens: torch.Tensor | None) ->
     texts: list[str] = []
     for start in range(0, len(prompts), CELLS_AT_ONCE):
         part = slice(start, start + CELLS_AT_ONCE)
-        texts += write_answers(loaded, prompts[part], None if tokens is None else tokens[part], NEW_TOKENS)
+        texts += Talks(loaded, None if tokens is None else tokens[part]).answers(prompts[part], NEW_TOKENS)
     return texts
 
 
@@ -281,7 +281,7 @@ def cost(chat: LoadedModel, place: Path, data: Path) -> dict[str, Any]:
     with torch.inference_mode():
         tokens = chat.model.get_cell_tokens(**genes).expand(GROUPS_AT_ONCE, -1, -1)
     began = time.perf_counter()
-    write_answers(chat, prompts, tokens, WRITTEN, min_new_tokens=WRITTEN)
+    Talks(chat, tokens).answers(prompts, WRITTEN, min_new_tokens=WRITTEN)
     return {
         "file": COST_FILE,
         "clusters": int(anndata.read_h5ad(file, backed="r").obs["cell_type"].nunique()),
