@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from scmmgpt import packed_linears
 from scmmgpt.packed_linears import pack_linears
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -26,7 +27,10 @@ def test_packed_layers_give_the_same_numbers(model, shape):
         assert torch.allclose(model(states), expected, atol=1e-5)
 
 
-def test_under_autocast_they_multiply_in_its_type_and_float32_stays_as_it_was(model):
+@pytest.mark.parametrize("packs", [True, False], ids=["where oneDNN can", "where it cannot"])
+def test_under_autocast_they_multiply_in_its_type_and_float32_stays_as_it_was(model, packs, monkeypatch):
+    if not packs:
+        monkeypatch.setattr(packed_linears, "_packs", lambda dtype: dtype == torch.float32)
     states = torch.randn(7, 24)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         expected = model(states)

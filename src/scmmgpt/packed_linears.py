@@ -2,11 +2,13 @@
 
 torch's own float32 products go through MKL, which leaves half of an AMD processor idle. Same sums, same precision; the
 order of adding differs, so results agree to rounding. Under autocast, whose own layers would round their weights anew at
-every call, they multiply in its type.
+every call, they multiply in its type; torch's own do so where oneDNN cannot.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -45,6 +47,8 @@ class _PackedForward:
         if torch.is_grad_enabled() or not _is_plain(weight) or states.device.type != "cpu":
             return F.linear(states, weight, bias)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        if not _packs(dtype):
+            return F.linear(states, weight, bias)
         if self.version != weight._version:
             self.packed, self.version = {}, weight._version
         if dtype not in self.packed:
@@ -61,6 +65,17 @@ class _PackedForward:
     def __setstate__(self, state: dict[str, nn.Linear]) -> None:
         self.linear = state["linear"]
         self.packed, self.version = {}, None
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN lays out weights of this type on this processor; what is shorter than float32 needs AVX-512."""
+    supported: dict[torch.dtype, Callable[[], bool]] = {
+        torch.float32: lambda: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in supported and bool(supported[dtype]())
 
 
 def _is_plain(*tensors: torch.Tensor) -> bool:
