@@ -19,7 +19,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from scmmgpt.errors import require
-from scmmgpt.freed_memory import give_back
 
 from .schema_scmmgpt import (
     MAX_BODY_BYTES,
@@ -49,7 +48,6 @@ MAX_WAITING = 256
 SECONDS_TO_GATHER = 0.004
 SECONDS_TO_FINISH = 30
 SECONDS_TO_ANSWER = 300
-SECONDS_BETWEEN_TRIMS = 10
 MAX_STREAMS = 4
 MAX_CONNECTIONS = 512
 _SLOW_TASKS = ("describe", "generate")
@@ -136,9 +134,7 @@ class Service:
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
         self.fast.start()
         self.slow.start()
-        giving_back = asyncio.create_task(_give_back_now_and_then())
         yield
-        giving_back.cancel()
         for batcher in (self.fast, self.slow):
             await asyncio.to_thread(batcher.stop)
 
@@ -180,13 +176,6 @@ class Service:
             "device": str(self.handler.device),
             "waiting": self.fast.waiting.qsize() + self.slow.waiting.qsize(),
         }
-
-
-async def _give_back_now_and_then() -> None:
-    """Answers come and go on many threads, and what they leave free would never be whole again."""
-    while True:
-        await asyncio.sleep(SECONDS_BETWEEN_TRIMS)
-        await asyncio.to_thread(give_back)
 
 
 async def while_there(http: Any, work: Awaitable[Any]) -> Any:
