@@ -29,7 +29,7 @@ import pandas as pd
 import psutil
 import zarr
 
-from benchmarks._measuring import OUT, machine, options, own_memory, print_rows, row, write_report
+from benchmarks._measuring import OUT, in_own_process, machine, options, own_memory, print_rows, row, write_report
 from benchmarks._tiled import real_cells, write_tiled
 
 Engine: TypeAlias = Literal["local", "ray"]
@@ -127,11 +127,11 @@ def main() -> int:
         verb="annotate",
         folder=Path,
     )
-    about, kind = machine(), given.format
+    about, kind, cells = machine(), given.format, real_cells()
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        folder, cells = Path(place), real_cells()
-        files = {
-            size: write_tiled(cells, size, folder / f"{size}.{kind}", kept=given.kept)
+        folder = Path(place)
+        files = {  # written by processes whose memory is given back, for the runs need it
+            size: in_own_process(write_tiled, cells, size, folder / f"{size}.{kind}", given.kept)
             for size in (given.compared, given.num_cells)
         }
         rows, hashes = [], {}

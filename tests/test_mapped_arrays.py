@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scmmgpt import mapped_arrays
-from scmmgpt.mapped_arrays import new_array, open_array, read_in_passing, scattered_rows
+from scmmgpt.mapped_arrays import new_array, open_array, read_in_passing, scattered_rows, set_scattered_rows
 
 MAPPED = Path("/proc/self/statm")
 
@@ -40,6 +40,20 @@ def test_scattered_rows_are_those_of_the_array(tmp_path, part):
 
     np.testing.assert_array_equal(scattered_rows(array[part], rows), np.asarray(array)[part][rows])
     np.testing.assert_array_equal(scattered_rows(np.asarray(array)[part], rows), np.asarray(array)[part][rows])
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(3, None), slice(None, None, 2)], ids=str)
+def test_scattered_rows_are_written_where_they_belong(tmp_path, part):
+    array = new_array(tmp_path / "values.npy", (5_000, 300), np.float32)
+    rows = np.array([2_400, 0, 7, 8, 1_200])
+    values = np.arange(5 * 300, dtype=np.float32).reshape(5, 300)
+    expected = np.zeros(array.shape, np.float32)
+    expected[part][rows] = values
+
+    set_scattered_rows(array[part], rows, values)
+
+    array.flush()
+    np.testing.assert_array_equal(open_array(tmp_path / "values.npy"), expected)
 
 
 def test_an_array_that_was_cut_short_is_refused(tmp_path):

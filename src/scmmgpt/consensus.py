@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from .cells import CellsInFile, CellsInMemory
-from .mapped_arrays import scattered_rows
+from .mapped_arrays import scattered_rows, set_scattered_rows
 from .processing.calling_scmmgpt import CellEvidence
 from .processing.cell_matrix_scmmgpt import parts
 from .smoothing import graph_weights, nearest_neighbours
@@ -50,7 +50,8 @@ def over_neighbours(
     smoothed = {name: make_array(name, values.shape, np.float32) for name, values in found.items()}
     for rows, weights, columns in _neighbourhoods(found["places"], source, num_neighbours):
         for name, values in found.items():
-            smoothed[name][rows] = weights @ np.asarray(scattered_rows(values, columns), dtype=np.float32)
+            of_neighbours = np.asarray(scattered_rows(values, columns), dtype=np.float32)
+            set_scattered_rows(smoothed[name], rows, weights @ of_neighbours)
     number = int(np.clip(len(cells) // _CELLS_PER_COMMUNITY, _MIN_COMMUNITIES, _MAX_COMMUNITIES))
     communities = np.empty(len(cells), dtype=np.int64)
     for community, rows in enumerate(divided(smoothed.pop("places"), number)):

@@ -8,6 +8,8 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,21 +55,35 @@ def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap:
 
 
 def scattered_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Some rows; of an array in a file they are asked for all at once, and without what lies between them.
+    """Some rows; of an array in a file they are asked for all at once."""
+    with _without_what_lies_between(array) as mapped:
+        if mapped is not None and isinstance(array, np.memmap):
+            begin, size = array.offset % mmap.ALLOCATIONGRANULARITY, array.strides[0]
+            for start in (begin + rows.astype(np.int64) * size).tolist():
+                page = start - start % mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_WILLNEED, page, start + size - page)
+        return array[rows]
 
-    One after the other the system would read fifty times as much, in the belief that the next rows are wanted too.
+
+def set_scattered_rows(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
+    """Write some rows. What a page holds beside them may have to be read again, where memory is short."""
+    with _without_what_lies_between(array):
+        array[rows] = values
+
+
+@contextmanager
+def _without_what_lies_between(array: np.ndarray) -> Iterator[mmap.mmap | None]:
+    """The map of an array in a file, of which only those pages are read that are asked for.
+
+    Else the system would read fifty times as much, in the belief that the next rows are wanted too.
     """
     mapped = array.base
     if not (isinstance(array, np.memmap) and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_RANDOM")):
-        return array[rows]
+        yield None
+        return
     mapped.madvise(mmap.MADV_RANDOM)
-    begin, size = array.offset % mmap.ALLOCATIONGRANULARITY, array.strides[0]
-    for start in (begin + rows.astype(np.int64) * size).tolist():
-        page = start - start % mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_WILLNEED, page, start + size - page)
-    found = array[rows]
+    yield mapped
     mapped.madvise(mmap.MADV_NORMAL)
-    return found
 
 
 def read_in_passing(array: np.memmap) -> np.memmap:
