@@ -40,8 +40,8 @@ def write_tiled(cells: anndata.AnnData, num_cells: int, path: Path, kept: float 
         files = []
         for start in range(0, num_cells, CELLS_PER_PART):
             numbers = np.arange(start, min(start + CELLS_PER_PART, num_cells))
-            part = cells[numbers % cells.n_obs].copy()
-            part.obs_names = [f"cell{number}" for number in numbers]
+            again, names = numbers % cells.n_obs, [f"cell{number}" for number in numbers]
+            part = anndata.AnnData(cells.X[again], cells.obs.iloc[again].set_axis(names), cells.var)
             if kept < 1:
                 part.X.data = generator.binomial(part.X.data.astype(np.int64), kept).astype(np.float32)
                 part.X.eliminate_zeros()

@@ -86,7 +86,16 @@ class Batcher:
             self.waiting.put_nowait((request, future))
         except queue.Full:
             raise Busy from None
+        future.add_done_callback(self._forget)
         return future
+
+    def _forget(self, future: Future) -> None:
+        """What nobody waits for any more takes no place in the queue, and no memory."""
+        with self.waiting.mutex:
+            for place, entry in enumerate(self.waiting.queue):
+                if entry is not None and entry[1] is future:
+                    del self.waiting.queue[place]
+                    break
 
     def _run(self) -> None:
         while (first := self.waiting.get()) is not None:

@@ -1,12 +1,14 @@
 """`scmmgpt serve`: the handler's schema over HTTP, for many people at once."""
 
 import asyncio
+import gc
 import json
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -215,6 +217,22 @@ def test_more_than_can_wait_is_turned_away():
 
     with pytest.raises(Busy):
         batcher.submit("one more")
+
+
+def test_who_leaves_gives_the_place_and_the_memory_back():
+    class Request:
+        pass
+
+    batcher = Batcher(lambda requests: requests)
+    futures = [batcher.submit(Request()) for _ in range(MAX_WAITING)]
+    left = weakref.ref(batcher.waiting.queue[7][0])
+
+    assert futures[7].cancel()
+    gc.collect()
+
+    assert left() is None
+    assert batcher.submit("of who comes after").cancel()
+    assert batcher.waiting.qsize() == MAX_WAITING - 1
 
 
 def test_nobody_works_for_a_client_that_left():
