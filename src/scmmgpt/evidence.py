@@ -54,10 +54,10 @@ class CalledGenes:
 
 def numbered(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct names in order, and (N,) the number of each cell's: texts as wide as the longest would fill memory."""
-    import pandas as pd
-
-    numbers, distinct = pd.factorize(names, sort=True)
-    return np.asarray(distinct).astype(str), numbers
+    first_seen: dict[str, int] = {}
+    numbers = np.fromiter((first_seen.setdefault(name, len(first_seen)) for name in names), np.int64, len(names))
+    distinct, place = np.unique(list(first_seen), return_inverse=True)
+    return distinct.astype(str), place[numbers]
 
 
 def support_of_genes(called: CalledGenes, profiles: TypeProfiles) -> float:
