@@ -100,7 +100,12 @@ def _speed_table(report: dict) -> str:
     about = next(iter(report["machines"].values()))
     where = f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {report['date']}"
     calm = f"The machine was quiet when these began: {', '.join(quiet)}." if quiet else "The machine was never quiet."
-    note = f"{where}. {calm} On a busy machine only the ratios are meaningful."
+    elsewhere = [
+        f" {name}: {other['processor']}, {other['threads']} thread."
+        for name, other in report["machines"].items()
+        if other["processor"] != about["processor"]
+    ]
+    note = f"{where}.{''.join(elsewhere)} {calm} On a busy machine only the ratios are meaningful."
     return f"{markdown(header, rows, num_left=2)}\n\n{note}"
 
 
