@@ -101,7 +101,7 @@ def _speed_table(report: dict) -> str:
     where = f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {report['date']}"
     calm = f"The machine was quiet when these began: {', '.join(quiet)}." if quiet else "The machine was never quiet."
     elsewhere = [
-        f" {name}: {other['processor']}, {other['threads']} thread."
+        f" {name}: {other['processor']}, threads: {other['threads']}."
         for name, other in report["machines"].items()
         if other["processor"] != about["processor"]
     ]

@@ -82,8 +82,10 @@ def _without_what_lies_between(array: np.ndarray) -> Iterator[mmap.mmap | None]:
         yield None
         return
     mapped.madvise(mmap.MADV_RANDOM)
-    yield mapped
-    mapped.madvise(mmap.MADV_NORMAL)
+    try:
+        yield mapped
+    finally:
+        mapped.madvise(mmap.MADV_NORMAL)
 
 
 def read_in_passing(array: np.memmap) -> np.memmap:
