@@ -38,6 +38,7 @@ from scmmgpt.training.evaluation.expression import (
     on_genes,
     upper_symbols,
 )
+from scmmgpt.training.evaluation.metrics import meant_types
 from scmmgpt.training.evaluation.results import provenance
 from scmmgpt.training.evaluation.study import open_study
 from scmmgpt.training.evaluation.systems import System
@@ -54,7 +55,10 @@ MODEL = "scmmgpt-mini"
 
 @dataclass(frozen=True)
 class Asked:
-    """Texts for the types of one tissue, and the study that the classifier learns from; some taught the decoder too."""
+    """Texts for the types of one tissue, and the study that the classifier learns from; some taught the decoder too.
+
+    `real` is yet another study, whose real cells the same classifier names: what perfect cells would reach.
+    """
 
     tissue: str
     reference: str
@@ -62,17 +66,28 @@ class Asked:
     words: str
     types: tuple[str, ...]
     is_in_training: bool = False
+    real: str | None = None
 
 
+TABULA_MURIS = "../dev2/real/mouse_tabula_muris_facs_18organs.h5ad"
+ZEISEL = "../dev2/real/mouse_cortex_zeisel2015_gpsfish.h5ad"
 ASKED = (
     Asked("blood", "real/pbmc_10x3tech_symphony.h5ad", "10x", "a {} from human blood",
-          ("B cell", "CD14-positive monocyte", "natural killer cell", "CD8-positive, alpha-beta T cell")),
+          ("B cell", "CD14-positive monocyte", "natural killer cell", "CD8-positive, alpha-beta T cell"),
+          real="real/kang_lupus_muscat.h5ad"),
     Asked("pancreas", "../dev2/real/human_pancreas_enge2017.h5ad", "10x", "a {} from human pancreas",
-          ("pancreatic A cell", "type B pancreatic cell", "pancreatic ductal cell", "pancreatic acinar cell")),
-    Asked("lung", "../dev2/real/mouse_tabula_muris_facs_18organs.h5ad", "Smart-seq2", "a {} from mouse lung",
+          ("pancreatic A cell", "type B pancreatic cell", "pancreatic ductal cell", "pancreatic acinar cell"),
+          real="real/pancreas_wang_xin.h5ad"),
+    Asked("lung", TABULA_MURIS, "Smart-seq2", "a {} from mouse lung",
           ("B cell", "natural killer cell", "lung endothelial cell"), is_in_training=True),
+    Asked("brain", TABULA_MURIS, "Smart-seq2", "a {} from mouse brain",
+          ("astrocyte", "oligodendrocyte", "oligodendrocyte precursor cell", "neuron"), is_in_training=True, real=ZEISEL),
     Asked("brain", "../dev2/multiome/snareseq_mouse_cortex_chen2019.h5mu", "10x", "a {} from mouse brain",
-          ("astrocyte", "oligodendrocyte", "oligodendrocyte precursor cell", "glutamatergic neuron")),
+          ("astrocyte", "oligodendrocyte", "oligodendrocyte precursor cell", "glutamatergic neuron"), real=ZEISEL),
+    Asked("brain", "../dev2/spatial/starmap_mpfc_wang2018.h5ad", "10x", "a {} from mouse brain",
+          ("astrocyte", "oligodendrocyte", "glutamatergic neuron", "endothelial cell"), real=ZEISEL),
+    Asked("brain", "../dev2/spatial/merfish_hypothalamus_clustsignal.h5ad", "10x", "a {} from mouse brain",
+          ("astrocyte", "oligodendrocyte", "oligodendrocyte precursor cell", "glutamatergic neuron"), real=ZEISEL),
 )  # fmt: skip
 SORTED_BLOOD = Asked(
     "sorted blood",
@@ -145,24 +160,43 @@ def made(loaded: LoadedModel, words: str, name: str, number: int, seed: int = 0,
 def as_asked(loaded: LoadedModel, data: Path, asked: Asked, tree: TypeTree) -> dict[str, Any]:
     """Share of the cells of each type that a classifier of real cells names as asked."""
     reference = read_cells(data / asked.reference)
-    if asked.tissue == "lung":
-        reference = reference[(reference.obs.tissue == "lung").to_numpy()].copy()
-    labels = sorted(set(reference.obs.cell_type.astype(str)))
-    training = TrainingCells([reference])
+    if reference.obs.tissue.nunique() > 1:
+        reference = reference[reference.obs.tissue.astype(str).str.contains(asked.tissue).to_numpy()].copy()
+    names = _namer(reference, tree)
     shares = {}
     for name in asked.types:
         cells = made(loaded, asked.words, name, CELLS_ASKED, platform=asked.platform)
-        symbols = upper_symbols(reference)
+        shares[name] = round(float((names(cells) == name).mean()), 3)
+    mean = round(float(np.mean(list(shares.values()))), 3)
+    about = {"tissue": asked.tissue, "classifier": Path(asked.reference).stem, "in_training": asked.is_in_training}
+    found = {**about, "shares": shares, "mean": mean}
+    if asked.real:
+        real = read_cells(data / asked.real)
+        meant = meant_types(
+            real.obs.cell_type.astype(str).to_numpy(object), list(asked.types), tree, finer_counts=True
+        )
+        called = meant_types(names(real), list(asked.types), tree, finer_counts=True)
+        right = {
+            name: round(float((called == name)[meant == name].mean()), 3) for name in asked.types if name in meant
+        }
+        found["real"] = {"study": Path(asked.real).stem, "shares": right}
+    return found
+
+
+def _namer(reference: AnnData, tree: TypeTree) -> Callable[[AnnData], np.ndarray]:
+    """A classifier of the reference's types, on the genes that it and other cells share."""
+    labels = sorted(set(reference.obs.cell_type.astype(str)))
+    training, symbols = TrainingCells([reference]), upper_symbols(reference)
+
+    def names(cells: AnnData) -> np.ndarray:
         genes = symbols[np.isin(symbols, upper_symbols(cells))]
         seen = training.reference(
             AnnData(sp.csr_matrix((1, len(genes))), var={"feature_name": genes}), labels, tree, True
         )
         expression = log_normalised(on_genes(linear_expression(cells), upper_symbols(cells), genes))
-        called = np.array(labels)[logistic_regression(seen, expression).argmax(1)]
-        shares[name] = round(float((called == name).mean()), 3)
-    mean = round(float(np.mean(list(shares.values()))), 3)
-    about = {"tissue": asked.tissue, "classifier": Path(asked.reference).stem, "in_training": asked.is_in_training}
-    return {**about, "shares": shares, "mean": mean}
+        return np.array(labels, object)[logistic_regression(seen, expression).argmax(1)]
+
+    return names
 
 
 def beside_studies(loaded: LoadedModel, data: Path, tree: TypeTree, wanted: list[str] | None) -> dict[str, Any]:
