@@ -495,3 +495,12 @@ def test_a_large_dense_matrix_is_read_in_pieces(processor):
 
     assert len(tokens["gene_ids"]) == 500
     assert matrix.most_bytes < 128 * 1024**2
+
+
+def test_half_precision_is_read_as_what_it_holds(processor):
+    genes = processor.feature_extractor.genes
+    counts = np.random.default_rng(0).poisson(2, (5, len(genes)))
+
+    half, single = (processor.feature_extractor((counts.astype(kind), genes)) for kind in (np.float16, np.float32))
+
+    np.testing.assert_array_equal(half["gene_values"], single["gene_values"])

@@ -127,6 +127,8 @@ def as_csr_rows(block: Any) -> CsrRows:
         block = block.compute()
     if not sparse.issparse(block):
         block = np.atleast_2d(np.asarray(block))
+        if block.dtype == np.float16:  # of which scipy makes no sparse matrix
+            block = block.astype(np.float32)
     check_values(block)
     csr = sparse.csr_matrix(block)
     if not csr.has_canonical_format:  # the same entry stored twice; never the caller's own matrix, see `in_memory`
