@@ -141,7 +141,7 @@ def test_the_whole_ontology_is_a_label_set(cells, model):
 def test_empty_cells_are_unknown(cells, model):
     cells.X = sparse.diags_array(np.arange(cells.n_obs) != 3, dtype=np.float32) @ cells.X
 
-    with pytest.warns(UserWarning, match="1 cells express no gene of the model.s vocabulary"):
+    with pytest.warns(UserWarning, match="no gene of the model.s vocabulary: 1"):
         annotated = scmmgpt.annotate(cells, LABELS, model=model, min_confidence=0.01)
 
     assert annotated.obs["scmmgpt_cell_type"].iloc[3] == "unknown"

@@ -30,7 +30,7 @@ def input_warnings(account: Mapping[str, Any]) -> list[str]:
     found += _species_warnings(account)
     if account.get("empty_cells"):
         found.append(
-            f"{account['empty_cells']} cells express no gene of the model's vocabulary; they are labelled unknown."
+            f"Cells that express no gene of the model's vocabulary: {account['empty_cells']}. Nothing can be said of them."
         )
     if account.get("matrix_state") != "counts" and not account.get("cells_turned_back_into_counts"):
         found.append(

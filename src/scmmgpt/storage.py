@@ -187,7 +187,7 @@ def _unwritable_said() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         if atomic_files.is_no_room(error):
             raise
         where = [note for note in getattr(error, "__notes__", ()) if "key" in note]
