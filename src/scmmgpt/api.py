@@ -140,8 +140,9 @@ def annotate(
         cell; 0 scores each cell by itself. None: the model's own, and 0 under 100 cells or when one type dominates.
     consensus
         Decide over the study, from 100 cells on: neighbours speak for one another, and only types that the study
-        holds are called. None: unless the labels are a list of one's own, which says what the study holds. False
-        judges each cell by itself, and so do `cluster_key`, `rerank` and `prior_share=0`.
+        holds are called. None: unless the labels are a list of one's own, which says what the study holds. False,
+        `cluster_key`, `rerank` and `prior_share=0` call each cell without its neighbours; only `prior_share=0` makes it
+        independent of the other cells.
     proteins
         Let antibodies that were counted in the same cells (CITE-seq) speak too; `scmmgpt_protein_conflict` in `.obs`
         says how much probability they moved. False: the RNA alone.
