@@ -98,5 +98,13 @@ def test_texts_are_drawn_about_known_and_other_types(table, ontology):
         assert target.sum() == pytest.approx(5)
 
 
+def test_texts_are_drawn_about_types_where_no_profile_has_them(table):
+    generator = np.random.default_rng(0)
+    drawn = [tuple(table.draw(generator).values()) for _ in range(400)]
+
+    of_profiled = [one for one in drawn if one[0] in table.values[0]]
+    assert 0.05 < np.mean([one not in table.populations for one in of_profiled]) < 0.5
+
+
 def test_the_tissues_of_each_type_are_told(table):
     assert table.tissues_of_types() == {B_CELL: ["blood", "spleen"], CD4: ["blood"], CD8: ["blood", "spleen"]}

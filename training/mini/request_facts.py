@@ -17,6 +17,9 @@ FACTS = ("term_id", "organism", "tissue", "stage", "disease")
 TYPE, ORGANISM, TISSUE, STAGE, DISEASE = range(len(FACTS))
 # Of the texts that the reader learns from, those about types that no profile shows.
 SHARE_OTHER_TYPES = 0.15
+# Of the texts, those whose organism and place are drawn apart from the type: what is said of a cell is read word by word, or
+# a type would only be found where it was seen.
+SHARE_OTHER_PLACES = 0.5
 # A type with more profiled kinds than this is too general to be asked for.
 MOST_KINDS = 40
 
@@ -62,8 +65,10 @@ class FactTable:
         self._places = [{name: place for place, name in enumerate(said)} for said in self.values]
         self._starts = np.cumsum([0, *self.sizes])
         self._of_type: dict[str, list[int]] = {}
+        self._of_tissue: dict[str, list[int]] = {}
         for number, one in enumerate(self.populations):
             self._of_type.setdefault(one[TYPE], []).append(number)
+            self._of_tissue.setdefault(one[TISSUE], []).append(number)
         roots = np.sqrt([len(self._of_type[term]) for term in self.values[TYPE]])
         self._rates = roots / roots.sum()
         self._others = sorted(set(self.kinds) - set(self.values[TYPE]))
@@ -111,14 +116,19 @@ class FactTable:
     # ---- for the reader of texts
 
     def draw(self, generator: np.random.Generator) -> dict[str, str]:
-        """What a text is to say: first the type, by the root of its number of populations."""
+        """What a text is to say: first the type, by the root of its number of populations, then the place."""
         if self._others and generator.random() < SHARE_OTHER_TYPES:
             term = str(generator.choice(self._others))
             of = str(generator.choice(self.kinds[term]))
         else:
             term = of = str(generator.choice(self.values[TYPE], p=self._rates))
         one = self.populations[int(generator.choice(self._of_type[of]))]
-        return dict(zip(FACTS, (term, *one[1:]), strict=True))
+        organism, place = one[ORGANISM], one[TISSUE:]
+        if generator.random() < SHARE_OTHER_PLACES:
+            organism = str(generator.choice(self.values[ORGANISM]))
+            there = self._of_tissue[str(generator.choice(sorted(self._of_tissue)))]
+            place = self.populations[int(generator.choice(there))][TISSUE:]
+        return dict(zip(FACTS, (term, organism, *place), strict=True))
 
     def target(self, facts: Mapping[str, str], text: str) -> np.ndarray:
         """Probabilities (A,) of what a text about these facts says; what it leaves out is not said."""

@@ -15,6 +15,7 @@ STAGES = {"Fetal": ("fetal",), "Fetal E14.5": ("embryonic", "fetal"), "Neonatal"
 TISSUE_RATE, STAGE_RATE, DISEASE_RATE = 0.75, 0.85, 0.8
 SYNONYM_RATE, DEFINITION_RATE, PLURAL_RATE = 0.35, 0.2, 0.2
 PERSONS_WORDS_RATE = 0.7
+PREPOSITIONS, PREPOSITION_RATES = ("from", "in", "of", "isolated from"), (0.5, 0.2, 0.25, 0.05)
 
 
 @dataclass
@@ -82,7 +83,7 @@ class RequestTexts:
         if says_organism and generator.random() < 0.5:
             front.append(organism)
             says_organism = False
-        if tissue and generator.random() < 0.15:
+        if tissue and generator.random() < 0.2:
             front.append(tissue)
             tissue = ""
         is_plural = generator.random() < PLURAL_RATE
@@ -91,7 +92,7 @@ class RequestTexts:
             place = f"{organism} {tissue}" if says_organism else tissue
             says_organism = False
             article = "the " if generator.random() < 0.25 else ""
-            words += f" {'from' if generator.random() < 0.7 else 'in'} {article}{place}"
+            words += f" {generator.choice(PREPOSITIONS, p=PREPOSITION_RATES)} {article}{place}"
         if says_organism:
             words += f" of a {organism}" if generator.random() < 0.6 else f", {organism}"
         words += _health(facts["disease"], generator)

@@ -46,6 +46,8 @@ from scmmgpt.training.mini.texts import TypeTexts, marker_genes, tokenizer_corpu
 from scmmgpt.training.text_tokenizer import train_text_tokenizer
 
 RUNS = "runs"  # of the parts, below the output
+# What a summary says of one run; the rest is of the corpus, which the parts share.
+OF_A_RUN = ("date", "final_loss", "recipe_sha256", "code_sha256")
 
 
 def main(
@@ -111,9 +113,9 @@ def second_stage(
     model, more = train_decoder(
         model, compose.processor, recipe, profiles, counted, compose.ontology, output / RUNS / "decoder"
     )
-    steps = recipe.factors.training["max_steps"]
+    run = {name: value for name, value in about(more).items() if name in OF_A_RUN}
     summary = dict(model.config.training_summary or {})
-    summary["cell_decoder"] = summary["cell_decoder"] | about(more) | {"steps": steps}
+    summary["cell_decoder"] |= run | {"steps": recipe.factors.training["max_steps"]}
     model.config.training_summary = summary
     export(model, compose.processor, output, dtype=torch.float16)
     return history + more
