@@ -358,6 +358,18 @@ def test_shuffled_gene_names_make_a_study_unknown_unless_names_are_asked_for(blo
     assert not (named.obs["scmmgpt_cell_type"] == "unknown").any()
 
 
+def test_a_study_of_which_most_cells_are_implausible_is_unknown_as_a_whole(blood, loaded):
+    generator, mixed = np.random.default_rng(0), blood.copy()
+    values = mixed.X.toarray()
+    values[: 2 * len(values) // 3] = values[: 2 * len(values) // 3, generator.permutation(mixed.n_vars)]
+    mixed.X = sparse.csr_matrix(values)
+
+    found = annotated(mixed, loaded)
+
+    assert (found.obs["scmmgpt_cell_type"] == "unknown").all()
+    assert "in most of them" in notes(found)
+
+
 def test_the_names_of_millions_of_cells_are_numbered_in_little_memory():
     names = np.array(["B cell", "effector memory CD8-positive, alpha-beta T cell", "acinar cell"], dtype=object)
     of_cells = names[np.arange(300_000) % 3]

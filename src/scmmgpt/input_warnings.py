@@ -17,6 +17,8 @@ _FEW_COVERED = 0.5
 # more, shuffled genes 1 and less.
 LEAST_SUPPORT = 2.0
 LEAST_PROFILE_REACH = 0.3
+# Of implausible cells in a study: real ones had under a fortieth, lines of cancer cells four in ten.
+MOST_IMPLAUSIBLE = 0.5
 
 
 def input_warnings(account: Mapping[str, Any]) -> list[str]:
@@ -106,7 +108,9 @@ def cell_warnings(num_implausible: int, num_cells: int, variation: Variation, ac
     return found
 
 
-def why_no_study(support: float, profile_reach: float, variation: Variation, account: Mapping[str, Any]) -> str:
+def why_no_study(
+    share_implausible: float, support: float, profile_reach: float, variation: Variation, account: Mapping[str, Any]
+) -> str:
     """Why all cells of a study together are nothing that can be called; "" where they can.
 
     `support` is what `support_of_genes` found; of few genes (`profile_reach`) it says nothing.
@@ -115,4 +119,6 @@ def why_no_study(support: float, profile_reach: float, variation: Variation, acc
         return "the cells vary hardly more than random counts"
     if support < LEAST_SUPPORT and profile_reach >= LEAST_PROFILE_REACH:
         return "their genes agree with the types hardly better than under shuffled gene names"
+    if share_implausible > MOST_IMPLAUSIBLE:
+        return "in most of them the genes that are usually high are not"
     return ""

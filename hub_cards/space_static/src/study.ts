@@ -17,7 +17,7 @@ import { isNoise, variation, type Variation } from "./plausibility";
 import { HUMAN, LEAST_REACH, MILLION_YEARS, REACH_OF_CALIBRATION, reach, trust } from "./species";
 import { AgreementReader } from "./type_profiles";
 
-const CELLS_PER_CHUNK = 1024, LEAST_SUPPORT = 2, LEAST_PROFILE_REACH = 0.3, FEW_COVERED = 0.5, NUM_RAISED = 12;
+const CELLS_PER_CHUNK = 1024, LEAST_SUPPORT = 2, LEAST_PROFILE_REACH = 0.3, MOST_IMPLAUSIBLE = 0.5, FEW_COVERED = 0.5, NUM_RAISED = 12;
 
 /** What was read, in plain numbers. */
 export interface Account {
@@ -215,7 +215,9 @@ export class Study {
   private whyNoStudy(support: () => number, profileReach: number): string {
     if (this.isNoise) return "the cells vary hardly more than random counts";
     const isUnsupported = profileReach >= LEAST_PROFILE_REACH && support() < LEAST_SUPPORT;
-    return isUnsupported ? "their genes agree with the types hardly better than under shuffled gene names" : "";
+    if (isUnsupported) return "their genes agree with the types hardly better than under shuffled gene names";
+    const isImplausible = this.isImplausible.filter(Boolean).length > MOST_IMPLAUSIBLE * this.account.numCells;
+    return isImplausible ? "in most of them the genes that are usually high are not" : "";
   }
 
   /** What may spoil the results, each with a remedy (src/scmmgpt/input_warnings.py). */
