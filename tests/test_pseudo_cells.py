@@ -47,6 +47,23 @@ def test_a_marker_of_one_type_alone_is_not_lost(blood):
     assert shares(alpha, ["GCG"]) > 20 * shares(blood["B cell"], ["GCG"])
 
 
+@pytest.mark.parametrize(
+    ("text", "genes"),
+    [
+        ("a pancreatic A cell from human heart", ["GCG"]),
+        ("a platelet of the mouse stomach", ["PF4", "PPBP"]),
+        ("an oligodendrocyte from human blood", ["PLP1", "MBP"]),
+        ("a B cell from mouse tongue", ["CD79A", "CD79B"]),
+    ],
+)
+def test_a_type_stays_what_it_is_in_a_place_where_none_was_seen(blood, text, genes):
+    with pytest.warns(UserWarning):
+        elsewhere = made(text)
+
+    assert shares(elsewhere, genes) > 5
+    assert shares(elsewhere, genes) > 5 * shares(blood["CD14-positive monocyte"], genes)
+
+
 def test_words_of_a_person_name_the_type_too(blood):
     cells = made("CD14+ monocytes, human blood")
 
