@@ -57,7 +57,7 @@ def test_a_marker_of_one_type_alone_is_not_lost(blood):
     ],
 )
 def test_a_type_stays_what_it_is_in_a_place_where_none_was_seen(blood, text, genes):
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="was seen in training"):
         elsewhere = made(text)
 
     assert shares(elsewhere, genes) > 5
