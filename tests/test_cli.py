@@ -297,6 +297,8 @@ def test_info_tells_versions_and_what_the_model_is(shell):
         pytest.param(
             ["annotate", "cells.h5ad", "--output", "o.h5ad", "--min-confidence", "7"], "--min-confidence", id="range"
         ),
+        pytest.param(["embed", "cells.h5ad", "--output", "o.h5ad", "--key-added", "a/b"], 'no "/"', id="key is a path"),
+        pytest.param(["embed", "cells.h5ad", "--output", "o.h5ad", "--key-added", ""], "not empty", id="key is empty"),
         pytest.param(["search", "cells.h5ad", " "], "empty", id="empty text"),
         pytest.param(["search", "cells.h5ad", "a", "--where", "b=1"], "leiden", id="unknown column"),
         pytest.param(["index", "build", "cells.h5ad", "--output", "model"], "already there", id="index exists"),

@@ -21,7 +21,7 @@ from .processing.encoding_scmmgpt import tokenize_texts
 from .processing.prompting_scmmgpt import generation_text, query_text
 from .progress import Workspace, progress_bar
 from .storage import check_input, read_cells
-from .verb import UNTRAINED, Execution, storable, versions
+from .verb import UNTRAINED, Execution, check_key_added, storable, versions
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,7 @@ def make_cells(
     key_added: str,
 ) -> AnnData:
     """Draw cells, with a summary of how they look in `.uns[key_added]`."""
+    check_key_added(key_added)
     if loaded.reads_contexts:
         raise UserError("scmmgpt-chat was trained from cells to text only: generate with the embedded model.")
     requests = read_requests(text, num_cells, proportions, loaded.ontology)

@@ -45,6 +45,15 @@ class Destination:
     inplace: bool = False
     summary_only: bool = False
 
+    def __post_init__(self):
+        check_key_added(self.key_added)
+
+
+def check_key_added(key: str) -> None:
+    """Refuse a name that files of cells cannot hold, or would take for a path."""
+    if not key.strip() or "/" in key:
+        raise UserError(f'key_added must be a name that is not empty and holds no "/", got {key!r}.')
+
 
 @dataclass(frozen=True)
 class Execution:
