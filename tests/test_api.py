@@ -148,6 +148,21 @@ def test_empty_cells_are_unknown(cells, model):
     assert annotated.obs["scmmgpt_confidence"].iloc[3] == 0
 
 
+def test_one_label_is_no_question(cells, model):
+    with pytest.warns(UserWarning, match="With one label every cell is called 'T cell'"):
+        scmmgpt.annotate(cells, ["T cell"], model=model)
+
+
+def test_cells_of_nothing_but_zeros_are_said_to_be_that(cells, model):
+    cells.X = cells.X * 0
+
+    with pytest.warns(UserWarning) as warned:
+        scmmgpt.annotate(cells, LABELS, model=model)
+
+    assert any("holds nothing but zeros" in str(one.message) for one in warned)
+    assert not any("species" in str(one.message) for one in warned)
+
+
 def test_results_do_not_depend_on_the_batch_size(cells, model):
     one = scmmgpt.embed(cells, model=model, batch_size=1).obsm["X_scmmgpt"]
     many = scmmgpt.embed(cells, model=model, batch_size=60).obsm["X_scmmgpt"]
@@ -395,7 +410,8 @@ def test_results_that_are_there_are_not_replaced_unasked(cells, model):
         pytest.param({"cluster_key": "louvain"}, "leiden", id="no such column"),
         pytest.param({"min_confidence": 2.0}, "between 0 and 1", id="confidence above one"),
         pytest.param({"labels": []}, "No labels", id="no labels"),
-        pytest.param({"device": "tpu9"}, "cannot be used", id="no such device"),
+        pytest.param({"device": "gpu"}, "give cpu, cuda, cuda:N", id="no such kind of device"),
+        pytest.param({"device": "cuda:99"}, "cannot be used", id="no such device"),
         pytest.param({"batch_size": 0}, "at least 1", id="empty batches"),
     ],
 )

@@ -340,7 +340,8 @@ def test_a_study_of_one_type_is_named_and_the_account_says_that_there_was_nothin
 def test_where_no_set_of_labels_fits_the_account_says_that_the_types_may_be_unknown(blood, loaded, monkeypatch):
     monkeypatch.setattr(Calibration, "set_gap", lambda self, number: float("inf"))
 
-    found = annotated(blood, loaded)
+    with pytest.warns(UserWarning, match="may not know their types"):
+        found = scmmgpt.annotate(blood, model=loaded, progress=False)
 
     assert (found.obs["scmmgpt_candidates"] == ROOT).all()
     assert "may not know their types" in notes(found)

@@ -182,7 +182,8 @@ def annotate(
     )
     asked = {"tissue": tissue, "cluster_key": cluster_key, "smooth": smooth, "rerank": rerank}
     asked |= {"spatial": spatial, "library_key": library_key}
-    verb.warnings.extend(study.notes)
+    for note in study.notes:
+        verb.warn(note)
     record = verb.record(study.run.gene_account, **asked, **study.settings)
     record["annotate"]["evidence"] = study.evidence
     conflict, told = study.protein_results(verb)

@@ -23,6 +23,8 @@ MOST_IMPLAUSIBLE = 0.5
 
 def input_warnings(account: Mapping[str, Any]) -> list[str]:
     """Warnings about the matrix and the genes that were read, each with a remedy."""
+    if account.get("matrix_state") == "empty":
+        return [f"{account.get('matrix')} holds nothing but zeros: put the counts into X or into layers['counts']."]
     found = []
     if account.get("share_of_counts", 1) < _FEW_COVERED:
         found.append(
