@@ -71,7 +71,8 @@ class ChosenMatrix(NamedTuple):
         found = ", ".join(f"{count} {name}" for name, count in totals.items())
         raise UserError(
             f"`{self.matrix.name}` holds {found} value{'s' if sum(totals.values()) > 1 else ''} ({place}). "
-            "Expression values must be finite and not negative: fix them, or choose another matrix with `layer=`."
+            "Expression values must be finite and not negative: fix them, put another matrix into X, or name one with "
+            "`layer=` where a call takes it."
         )
 
 
@@ -138,7 +139,8 @@ def choose_matrix(cells: Cells, layer: str | None = None, counts: bool | None = 
         raise UserError(
             "No raw counts were found, and z-scored values cannot be turned back into expression. Looked at "
             + "; ".join(f"`{name}`: {what}" for name, what in looked_at.items())
-            + ". Put the counts in a layer, for example `adata.layers['counts']`, or name the right one with `layer=`."
+            + ". Put the counts in a layer, for example `adata.layers['counts']`, or name the right one with `layer=` where a call "
+            "takes it."
         )
     return ChosenMatrix(chosen[1], chosen[2], looked_at)
 

@@ -379,12 +379,14 @@ class ScMMGPTGeneTokenizer(FeatureExtractionMixin):
         needed = max(self.min_matched_genes, 1, share)
         if num_matched >= needed:
             return
+        if not len(match.rows):
+            raise UserError("The cells have no genes: `var` is empty.")
         found = f"Only {num_matched}" if num_matched else "None"
         raise UserError(
             f"{found} of the {len(match.rows)} genes {'are' if num_matched > 1 else 'is'} in the vocabulary; at least "
             f"{needed} are needed. The names look like {match.scheme}; the first are "
-            f"{', '.join(map(str, match.names[:3]))}. If symbols or Ensembl ids are in a column of `var`, name it in "
-            "`gene_column=`; if the species was not recognised, name it in `species=`."
+            f"{', '.join(map(str, match.names[:3]))}. If symbols or Ensembl ids are in a column of `var`, make it the "
+            "index, or name it in `gene_column=` where a call takes it; `species=` there names a species that was not recognised."
         )
 
     # ---- save, load
