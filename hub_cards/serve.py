@@ -12,13 +12,14 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from scmmgpt.errors import require
+from scmmgpt.console import say
+from scmmgpt.errors import UserError, require
 
 from .schema_scmmgpt import (
     MAX_BODY_BYTES,
@@ -50,6 +51,7 @@ SECONDS_TO_FINISH = 30
 SECONDS_TO_ANSWER = 300
 MAX_STREAMS = 4
 MAX_CONNECTIONS = 512
+MAX_PORT = 65535
 _SLOW_TASKS = ("describe", "generate")
 
 
@@ -284,6 +286,8 @@ def _explain_errors(app: FastAPI) -> None:
 
 def serve(model: str | None = None, host: str = "127.0.0.1", port: int = 8000, device: str | None = None) -> None:
     """Answer requests until stopped; running ones are finished first. `model` is what `scmmgpt.load` takes."""
+    if not 1 <= port <= MAX_PORT:
+        raise UserError(f"The port must lie between 1 and {MAX_PORT}, got {port}.")
     uvicorn = require("uvicorn")
     require("fastapi")
     from scmmgpt import auto  # noqa: F401 - the package's own classes, not the repository's copies
@@ -295,11 +299,20 @@ def serve(model: str | None = None, host: str = "127.0.0.1", port: int = 8000, d
     directory = find_model(model)
     handler = EndpointHandler(str(directory), device=str(choose_device(device)))
     app = create_app(handler, directory.name)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        timeout_graceful_shutdown=SECONDS_TO_FINISH,
-        limit_concurrency=MAX_CONNECTIONS,
-    )
+    _run_server(uvicorn, app, host, port)
+
+
+def _run_server(uvicorn: Any, app: FastAPI, host: str, port: int) -> None:
+    """Answer until stopped, and say where as soon as the first request could come."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                say({}, as_json=False, lines=[f"Serving at http://{address} (/docs explains it); Ctrl-C stops it."])
+
+    how: dict[str, Any] = {"log_level": "warning", "timeout_graceful_shutdown": SECONDS_TO_FINISH}
+    config = uvicorn.Config(app, host=host, port=port, limit_concurrency=MAX_CONNECTIONS, **how)
+    with suppress(KeyboardInterrupt):
+        Server(config).run()

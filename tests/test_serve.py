@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from tiny_models import GENES, as_dicts, make_repository, tiny_cells
 
 import scmmgpt.hub_cards.serve
+from scmmgpt.errors import UserError
 from scmmgpt.hub_cards.handler import EndpointHandler
 from scmmgpt.hub_cards.schema_scmmgpt import MAX_BODY_BYTES, BadRequest, DescribeRequest
 from scmmgpt.hub_cards.serve import (
@@ -289,8 +290,10 @@ def test_a_stop_signal_lets_running_requests_finish(repository):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = f"from scmmgpt.hub_cards.serve import serve; serve({str(repository)!r}, port={port}, device='cpu')"
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as server:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True) as server:
         try:
+            assert f"http://127.0.0.1:{port}" in server.stdout.readline(), server.stderr.read()
             wait_until_up(f"http://127.0.0.1:{port}/health", server)
             body = {"cells": as_dicts(tiny_cells(1)), "max_new_tokens": 200}
             with httpx.stream("POST", f"http://127.0.0.1:{port}/describe/stream", json=body, timeout=300) as answer:
@@ -301,6 +304,12 @@ def test_a_stop_signal_lets_running_requests_finish(repository):
             assert "Traceback" not in server.stderr.read()
         finally:
             server.kill()
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_a_port_that_does_not_exist_is_refused_before_a_model_is_loaded(port):
+    with pytest.raises(UserError, match=f"between 1 and 65535, got {port}"):
+        scmmgpt.hub_cards.serve.serve("no model", port=port)
 
 
 def wait_until_up(url: str, server: subprocess.Popen) -> None:
