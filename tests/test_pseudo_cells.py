@@ -82,6 +82,13 @@ def test_a_platform_has_a_depth_and_genes_of_its_own():
         made("a B cell", platform="Smartseq")
 
 
+def test_a_platform_may_be_spelt_in_capitals_or_without():
+    capitals, as_it_is = (made("a B cell", number=2, platform=name) for name in ("SMART-SEQ2", "Smart-seq2"))
+
+    assert (capitals.X != as_it_is.X).nnz == 0
+    assert capitals.uns["scmmgpt"]["generate"]["settings"]["platform"] == "Smart-seq2"
+
+
 def test_cells_lie_between_given_cells_and_a_text(blood):
     start = read_h5ad(CELLS)
     start = start[(start.obs.cell_type == "B cell").to_numpy()][:20]

@@ -24,6 +24,11 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device(next((name for name, there in available.items() if there), "cpu"))
     try:
         chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(
+            f"There is no kind of device {str(device)!r}: give cpu, cuda, cuda:N for the N-th GPU from 0 on, or mps."
+        ) from error
+    try:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"The device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def make_cells(
     if loaded.reads_contexts:
         raise UserError("scmmgpt-chat was trained from cells to text only: generate with the embedded model.")
     requests = read_requests(text, num_cells, proportions, loaded.ontology)
-    _check_platform(loaded, wish)
+    wish = replace(wish, platform=_platform(loaded, wish))
     reference = _reference(wish)
     notes = _notes(loaded, requests)
     for note in notes:
@@ -93,12 +93,17 @@ def make_cells(
     return adata
 
 
-def _check_platform(loaded: LoadedModel, wish: Wish) -> None:
+def _platform(loaded: LoadedModel, wish: Wish) -> str | None:
+    """The platform as the model spells it."""
     decoder = loaded.config.cell_decoder_config
     if decoder.kind != "factors" and (wish.platform is not None or wish.cell is not None):
         raise UserError("This model generates cells from texts alone: platform= and cell= need one with factors.")
-    if wish.platform is not None and wish.platform not in decoder.platforms:
+    if wish.platform is None:
+        return None
+    spelling = {name.lower(): name for name in decoder.platforms}
+    if wish.platform.lower() not in spelling:
         raise UserError(f"platform must be one of {', '.join(decoder.platforms)}, got {wish.platform!r}.")
+    return spelling[wish.platform.lower()]
 
 
 def _reference(wish: Wish) -> Reference | None:
