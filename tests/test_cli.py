@@ -243,6 +243,17 @@ def test_columns_that_do_not_fit_are_named_instead_of_squeezed(capsys, monkeypat
     assert left_out.strip().endswith("note")
 
 
+def test_a_table_that_is_cut_says_how_many_rows_are_missing(capsys):
+    rows = [{"cell_type": f"type {number}", "cells": 1} for number in range(27)]
+
+    say_table(rows, as_json=False, most=20)
+
+    out = capsys.readouterr().out
+    assert "type 19" in out
+    assert "type 20" not in out
+    assert out.splitlines()[-1].startswith("and 7 more")
+
+
 def test_generate_is_the_same_for_the_same_seed(shell, tmp_path):
     files = [tmp_path / "one.h5ad", tmp_path / "two.h5ad"]
     for file in files:
@@ -297,7 +308,9 @@ def test_info_tells_versions_and_what_the_model_is(shell):
         pytest.param(
             ["annotate", "cells.h5ad", "--output", "o.h5ad", "--min-confidence", "7"], "--min-confidence", id="range"
         ),
-        pytest.param(["embed", "cells.h5ad", "--output", "o.h5ad", "--key-added", "a/b"], 'no "/"', id="key is a path"),
+        pytest.param(
+            ["embed", "cells.h5ad", "--output", "o.h5ad", "--key-added", "a/b"], 'no "/"', id="key is a path"
+        ),
         pytest.param(["embed", "cells.h5ad", "--output", "o.h5ad", "--key-added", ""], "not empty", id="key is empty"),
         pytest.param(["search", "cells.h5ad", " "], "empty", id="empty text"),
         pytest.param(["search", "cells.h5ad", "a", "--where", "b=1"], "leiden", id="unknown column"),

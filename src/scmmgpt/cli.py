@@ -153,7 +153,7 @@ def annotate(
     result, lines = annotation_summary(adata, key_added)
     say(result | {"output": str(output), "report": report and str(report)}, as_json=json, lines=lines)
     if not json:
-        say_table(result["cell_types"][:20], as_json=False)
+        say_table(result["cell_types"], as_json=False, most=20)
         say({}, as_json=False, lines=[f"Written to {output}"] + [f"Report: {report}"] * (report is not None))
 
 

@@ -94,8 +94,8 @@ def say(result: dict[str, Any], *, as_json: bool, lines: Iterable[str] = ()) -> 
         Console(highlight=False, soft_wrap=True).print(line, markup=False)
 
 
-def say_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Rows as a table, or as a JSON list."""
+def say_table(rows: list[dict[str, Any]], *, as_json: bool, most: int | None = None) -> None:
+    """Rows as a table, of which people are shown `most` and told how many more there are, or as a JSON list."""
     if as_json:
         print(json.dumps(rows, default=str))  # noqa: T201
         return
@@ -104,12 +104,14 @@ def say_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    texts = [{name: _short(value) for name, value in row.items()} for row in rows]
+    texts = [{name: _short(value) for name, value in row.items()} for row in rows[:most]]
     shown = _columns_that_fit(texts, console.width)
     table = Table(*shown)
     for row in texts:
         table.add_row(*(Text(row[name]) for name in shown))
     console.print(table)
+    if len(texts) < len(rows):
+        console.print(f"and {len(rows) - len(texts)} more, which --json lists", markup=False)
     if texts and len(shown) < len(texts[0]):
         left_out = ", ".join(name for name in texts[0] if name not in shown)
         console.print(f"Not shown here, but with --json: {left_out}", markup=False)
