@@ -283,6 +283,15 @@ def test_doctor_says_what_would_be_read(shell):
     assert account["warnings"] == []
 
 
+def test_doctor_gives_people_a_line_for_each_thing_and_none_for_what_is_empty(shell):
+    _, out, _ = shell("doctor", "cells.h5ad", "--model", "model")
+
+    lines = out.splitlines()
+    assert "matched, direct: 100" in lines
+    assert not [line for line in lines if line.startswith(("several_species", "alternative_species", "warnings"))]
+    assert not set("{}[]") & set(out)
+
+
 def test_info_tells_versions_and_what_the_model_is(shell):
     code, out, _ = shell("info", "model", "--json")
 

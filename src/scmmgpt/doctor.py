@@ -44,7 +44,17 @@ def examine(cells: Any, *, model: Any = None) -> dict[str, Any]:
 
 def examination_lines(account: dict[str, Any]) -> list[str]:
     """What was found in the cells, for people; features that were set aside in words."""
-    return [*pairs({name: value for name, value in account.items() if name != "set_aside"}), *set_aside_lines(account)]
+    plain = {name: value for name, value in account.items() if name != "set_aside"}
+    return [line for name, value in plain.items() for line in _lines_of(name, value)] + set_aside_lines(account)
+
+
+def _lines_of(name: str, value: Any) -> list[str]:
+    """One line for a figure, one for each item of several; none for what is empty, or was counted and not found."""
+    if isinstance(value, dict):
+        return pairs({f"{name}, {item}": figure for item, figure in value.items() if figure})
+    if isinstance(value, list):
+        return [f"{name}: {item}" for item in value]
+    return pairs({name: value})
 
 
 def describe_installation(model: Any = None) -> dict[str, Any]:
