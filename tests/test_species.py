@@ -86,6 +86,17 @@ def test_human_and_mouse_studies_keep_their_confidences():
     assert input_warnings({"species": "mouse", "share_of_counts": 0.76, "reach": 0.68, "matrix_state": "counts"}) == []
 
 
+def test_names_of_a_mouse_in_capitals_are_said(cells, model):
+    number = cells.n_vars // 10
+    names = [*(f"{gene:07}C13RIK" for gene in range(number)), *cells.var_names[number:]]
+    tokenizer = model.processor.gene_tokenizer
+
+    tokenizer((cells.X, names))
+
+    assert tokenizer.account["species"] == "human"
+    assert f"{number} gene names are a mouse's in capitals" in " ".join(input_warnings(tokenizer.account))
+
+
 def test_several_species_in_obs_are_said():
     obs = pd.DataFrame({"organism": ["Homo sapiens", "Mus musculus", None]})
 

@@ -41,6 +41,8 @@ _NUM_COLUMNS = 5
 ROUTES = ("direct", "version", "spelling", "synonym", "ortholog")
 
 _MADE_UNIQUE = re.compile(r"[-.]\d{1,2}$")
+# Of genes that only a mouse has: 0610005C13Rik, Gm1992.
+_MOUSE_IN_CAPITALS = re.compile(r"\d{7}[A-Z]\d\dRIK|GM\d{4,5}")
 
 
 class NamedGene(NamedTuple):
@@ -160,7 +162,13 @@ class GeneMatch:
             "merged_duplicates": num_matched - self.num_distinct,
             "num_unmatched": len(self.rows) - num_matched,
             "unmatched_examples": [str(self.names[gene]) for gene in np.flatnonzero(self.rows < 0)[:5]],
+            "mouse_names_in_capitals": self._mouse_names_in_capitals(),
         }
+
+    def _mouse_names_in_capitals(self) -> int:
+        """Of names read as human, those that only a mouse's genes have."""
+        unmatched = np.flatnonzero(self.rows < 0) if self.species == HUMAN else ()
+        return sum(bool(_MOUSE_IN_CAPITALS.fullmatch(str(self.names[gene]))) for gene in unmatched)
 
 
 class GeneIdentifier:

@@ -17,6 +17,7 @@ _FEW_COVERED = 0.5
 # more, shuffled genes 1 and less.
 LEAST_SUPPORT = 2.0
 LEAST_PROFILE_REACH = 0.3
+FEWEST_MOUSE_NAMES = 10
 # Of implausible cells in a study: real ones had under a fortieth, lines of cancer cells four in ten.
 MOST_IMPLAUSIBLE = 0.5
 
@@ -84,6 +85,11 @@ def _species_warnings(account: Mapping[str, Any]) -> list[str]:
         found.append(
             f"The file holds genes of several species: {genes}. Each gene is read by its own, a cell by all of its genes; "
             "split the file by species, or keep the genes of one, before you trust cells that mix them."
+        )
+    if (number := account.get("mouse_names_in_capitals", 0)) >= FEWEST_MOUSE_NAMES:
+        found.append(
+            f"{number} gene names are a mouse's in capitals (0610005C13RIK, GM1992), but the cells are read as human: write the "
+            "symbols as a mouse's (Cd3e), or give Ensembl ids."
         )
     others = {name: share for name, share in (account.get("alternative_species") or {}).items() if share >= 0.99}
     if others and species != HUMAN:
