@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -149,6 +150,28 @@ def test_without_any_base_llm_one_sentence_says_both_ways(cache, repository):
         assembled(repository)
 
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["hub answers", "no network"])
+def test_the_hub_comes_before_the_installed_package_unless_it_does_not_answer(cache, repository, monkeypatch, answers):
+    base, asked = chat_model.ChatRepository(repository).base, []
+    monkeypatch.setattr(base_llm, "_hub_answers", lambda: answers)
+    monkeypatch.setattr(base_llm.BaseLLM, "_snapshot", lambda self, **how: asked.append("local_files_only" in how))
+    monkeypatch.setattr(base_llm.BaseLLM, "_installed", lambda self: Path("installed.gguf"))
+    monkeypatch.setattr(base_llm.BaseLLM, "checked", lambda self, place: place)
+
+    assert base.find() == Path("installed.gguf")
+    assert asked == ([True, False] if answers else [True])
+
+
+def test_a_hub_that_cannot_be_reached_is_tried_once(monkeypatch, caplog):
+    tried = []
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: tried.append(1) or (_ for _ in ()).throw(OSError("off")))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+
+    assert not base_llm._hub_answers()
+    assert len(tried) == 1
+    assert not caplog.records
 
 
 def test_a_base_llm_can_be_named_by_the_environment(cache, repository, llm, monkeypatch):

@@ -72,7 +72,7 @@ class BaseLLM:
         return self._snapshot(local_files_only=True)
 
     def _downloaded(self) -> Path | None:
-        return self._snapshot(etag_timeout=_SECONDS_TO_ANSWER)
+        return self._snapshot(etag_timeout=_SECONDS_TO_ANSWER) if _hub_answers() else None
 
     def _snapshot(self, **how: Any) -> Path | None:
         from huggingface_hub import snapshot_download
@@ -163,6 +163,17 @@ def sample_of(llm: Any, names: tuple[str, ...], number: int = 32) -> dict[str, l
     """Some weights of a model, by which another copy of it is known."""
     weights = llm.state_dict()
     return {name: [round(value, 5) for value in weights[name].flatten()[:number].tolist()] for name in names}
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached: asked once, where a download would try again and again."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_SECONDS_TO_ANSWER)
+    except Exception:  # no network, a proxy that refuses, offline mode: each client has errors of its own
+        return False
+    return True
 
 
 def _first(part: Any, number: int) -> list[float]:
