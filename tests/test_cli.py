@@ -305,6 +305,29 @@ def test_info_tells_versions_and_what_the_model_is(shell):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        pytest.param(
+            ["chat", "--cluster-key", "leiden", "--select", "99"], "no clusters of 'leiden' ['99']", id="cluster"
+        ),
+        pytest.param(["chat", "--select", "99"], "no cells ['99']", id="cell"),
+        pytest.param(["chat", "--cluster-key", "nocol"], "no column 'nocol'", id="column of chat"),
+        pytest.param(["chat", "--ask", " "], "question is empty", id="question"),
+        pytest.param(["describe", "--output", "o.h5ad", "--cluster-key", "nocol"], "no column 'nocol'", id="column"),
+    ],
+)
+def test_what_a_language_model_cannot_be_asked_is_refused_before_one_is_looked_for(
+    shell, monkeypatch, arguments, reason
+):
+    monkeypatch.setattr("scmmgpt.chat_model.language_source", lambda model: pytest.fail("a model was looked for"))
+
+    code, _, err = shell(*arguments, "cells.h5ad", *(["--ask", "hi"] if arguments[0] == "chat" else []))
+
+    assert code == 2
+    assert reason in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
         pytest.param(["anotate"], "Did you mean", id="unknown verb"),
         pytest.param(["annotate"], "Missing", id="no file"),
         pytest.param(["annotate", "cells.h5ad"], "--output", id="no output"),

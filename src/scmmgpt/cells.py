@@ -11,6 +11,7 @@ import numpy as np
 from .errors import UserError
 from .processing.cell_files_scmmgpt import rna_modality
 from .processing.tenx_files_scmmgpt import is_tenx_folder
+from .spatialdata_tables import table_of
 from .storage import anndata_of, check_input, open_store, read_cells, unreadable
 
 if TYPE_CHECKING:
@@ -117,6 +118,12 @@ def column_of(obs: pd.DataFrame, name: str) -> pd.Series:
     if name not in obs:
         raise UserError(f"obs has no column {name!r}; there are: {', '.join(map(str, obs.columns[:20]))}.")
     return obs[name].astype(str)
+
+
+def check_column(data: Any, name: str | None) -> None:
+    """Refuse a column that `obs` of some cells does not have, before a model is looked for."""
+    if name is not None:
+        column_of(open_cells(table_of(data)).obs, name)
 
 
 def _read_rows(element: Any, rows: slice | np.ndarray) -> Any:

@@ -36,6 +36,7 @@ def describe(
 ) -> None:
     """Write a description of each cell or cluster by the language model; its claims are checked in the cells."""
     from . import api
+    from .cells import check_column
     from .processing.result_keys_scmmgpt import ResultKeys
 
     about: dict[str, Any] = {"model": model, "cluster_key": cluster_key, "checked": not unchecked}
@@ -47,6 +48,7 @@ def describe(
         where["execution"] = Execution(device, batch_size)
         adata = describe_by_server(cells, LlmServer(server, server_model), **about, **where)
     else:
+        check_column(cells, cluster_key)
         how: dict[str, Any] = {"key_added": key_added, "overwrite": overwrite, "device": device}
         how |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         adata = api.describe(cells, output=output, **about, **how)
@@ -71,15 +73,19 @@ def chat(
 ) -> None:
     """Talk about cells or clusters; earlier turns are kept."""
     from . import api
-    from .conversation import talk_at_the_terminal
+    from .conversation import check_chosen, talk_at_the_terminal
+    from .errors import UserError
 
     about: dict[str, Any] = {"cluster_key": cluster_key, "select": select, "checked": not unchecked}
+    if any(not question.strip() for question in ask or ()):
+        raise UserError("The question is empty: give --ask some words.")
     conversation: Any
     if server is not None:
         from .llm_server import LlmServer, converse
 
         conversation = converse(cells, LlmServer(server, server_model), ask, **about, model=model, device=device)
     else:
+        check_chosen(cells, cluster_key, select)
         conversation = api.chat(cells, **about, model=model, device=device)
     if not ask:
         talk_at_the_terminal(conversation)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cells import column_of
+from .cells import column_of, open_cells
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
 from .processing.prompting_scmmgpt import conversation
+from .spatialdata_tables import table_of
 from .text_generation import checked_question, generate_ids, tokenize_prompt
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from .loading import LoadedModel
@@ -129,10 +131,14 @@ def begin_conversation(
         return Conversation(verb.loaded, names, verb.loaded.model.get_cell_tokens(**inputs))
 
 
+def check_chosen(data: Any, cluster_key: str | None, select: Sequence[str] | None) -> None:
+    """Refuse cells, clusters and columns that are not there, before a model is looked for."""
+    if cluster_key is not None or select is not None:
+        _chosen_names(open_cells(table_of(data)).obs, cluster_key, select)
+
+
 def _chosen_cells(verb: Verb, select: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
-    all_names = verb.cells.obs.index.astype(str)
-    names = list(all_names[:1] if select is None else select)
-    _check_names(names, set(all_names), "cells")
+    names, all_names = _chosen_names(verb.cells.obs, None, select), verb.cells.obs.index.astype(str)
     return names, np.array([np.flatnonzero(all_names == name)[0] for name in names])
 
 
@@ -143,22 +149,23 @@ def _chosen_groups(verb: Verb, key: str | None, select: Sequence[str] | None) ->
         groups = np.full(verb.cells.num_cells, -1)
         groups[rows] = np.arange(len(rows))
         return names, groups
+    names = _chosen_names(verb.cells.obs, key, select)
     cluster_of_cell = column_of(verb.cells.obs, key).to_numpy()
-    names = _chosen_names(key, cluster_of_cell, select)
     return names, np.array([names.index(name) if name in names else -1 for name in cluster_of_cell])
 
 
-def _chosen_names(key: str, cluster_of_cell: np.ndarray, select: Sequence[str] | None) -> list[str]:
-    present = sorted(set(cluster_of_cell))
-    names = list(present[:MAX_CELLS] if select is None else select)
-    _check_names(names, set(present), f"clusters of {key!r}")
-    return names
-
-
 def _chosen_clusters(verb: Verb, key: str, select: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
+    names = _chosen_names(verb.cells.obs, key, select)
     cluster_of_cell = column_of(verb.cells.obs, key).to_numpy()
-    names = _chosen_names(key, cluster_of_cell, select)
     return names, np.array([_most_typical(verb, np.flatnonzero(cluster_of_cell == name)) for name in names])
+
+
+def _chosen_names(obs: pd.DataFrame, key: str | None, select: Sequence[str] | None) -> list[str]:
+    """Names of cells, or with a key of the clusters in that column."""
+    present = list(obs.index.astype(str)) if key is None else sorted(set(column_of(obs, key)))
+    names = list(present[: 1 if key is None else MAX_CELLS] if select is None else select)
+    _check_names(names, set(present), "cells" if key is None else f"clusters of {key!r}")
+    return names
 
 
 def _check_names(names: list[str], present: set[str], what: str) -> None:
