@@ -344,6 +344,11 @@ def test_what_a_language_model_cannot_be_asked_is_refused_before_one_is_looked_f
             ["embed", "cells.h5ad", "--output", "o.h5ad", "--key-added", "a/b"], 'no "/"', id="key is a path"
         ),
         pytest.param(["embed", "cells.h5ad", "--output", "o.h5ad", "--key-added", ""], "not empty", id="key is empty"),
+        pytest.param(
+            ["annotate", "cells.h5ad", "--output", "o.h5ad", "--library-key", "foo"],
+            "no column 'foo'",
+            id="no section",
+        ),
         pytest.param(["search", "cells.h5ad", " "], "empty", id="empty text"),
         pytest.param(["search", "cells.h5ad", "a", "--where", "b=1"], "leiden", id="unknown column"),
         pytest.param(["index", "build", "cells.h5ad", "--output", "model"], "already there", id="index exists"),
