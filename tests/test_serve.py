@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("fastapi")
 import httpx
+from docs_blocks import blocks_of, commands, write_files
 from fastapi.testclient import TestClient
 from tiny_models import GENES, as_dicts, make_repository, tiny_cells
 
@@ -34,6 +36,7 @@ from scmmgpt.hub_cards.serve import (
 )
 
 LABELS = ["B cell", "monocyte"]
+PAGE = Path(__file__).parents[1] / "docs" / "howto" / "serve.md"
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,21 @@ def test_a_body_means_the_same_to_the_server_and_to_an_inference_endpoint(client
     except BadRequest as reason:
         expected = (400, {"error": str(reason)})
     assert (answer.status_code, answer.json()) == expected
+
+
+def test_the_request_that_the_page_shows_is_answered(tmp_path, monkeypatch):
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    blocks = blocks_of(PAGE)
+    exec(compile(next(block.code for block in blocks if "request.json" in block.code), str(PAGE), "exec"), {})
+    shown = [command for block in blocks if block.language == "sh" for command in commands(block.code)]
+    address, *_, body = next(words[2:] for words in shown if words[0] == "curl")
+
+    with TestClient(create_app(EndpointHandler(str(scmmgpt.EMBEDDED_MODEL), device="cpu"))) as client:
+        answer = post(client, Path(body.removeprefix("@")).read_bytes(), address.removeprefix("localhost:8000"))
+
+    assert answer.status_code == 200, answer.text
+    assert [call["cell_type"] for call in answer.json()["calls"]] == ["B cell"] * 3
 
 
 def test_text_is_streamed_as_server_sent_events(client):
