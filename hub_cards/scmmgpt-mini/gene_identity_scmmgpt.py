@@ -167,7 +167,7 @@ class GeneMatch:
 
     def _mouse_names_in_capitals(self) -> int:
         """Of names read as human, those that only a mouse's genes have."""
-        unmatched = np.flatnonzero(self.rows < 0) if self.species == HUMAN else ()
+        unmatched = np.flatnonzero(self.rows < 0).tolist() if self.species == HUMAN else []
         return sum(bool(_MOUSE_IN_CAPITALS.fullmatch(str(self.names[gene]))) for gene in unmatched)
 
 
