@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ TRAINED_TYPES = "trained types"  # the source of the labels where nobody gave an
 UNKNOWN = "unknown"
 # Spelling suggestions cost a search over all names each; nobody reads hundreds of them.
 _MAX_SUGGESTIONS = 20
+_ONTOLOGY_ID = re.compile(r"CL:\d+|[A-Z]+:\d{7,8}", re.IGNORECASE)
 
 Labels = str | os.PathLike | Iterable[str] | Mapping[str, str]
 
@@ -113,7 +115,8 @@ def _parse_json(text: str, path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _label_set(labels: list[str], descriptions: Mapping[str, str], ontology: Ontology, source: str) -> LabelSet:
-    _check(labels, source)
+    _check(labels, source, ontology)
+    given, labels = labels, _without_unknown(labels, source)
     terms, names = _terms_and_names(labels, ontology)
     definitions = [term.definition if term else "" for term in terms]
     said = [str(descriptions.get(label) or text) for label, text in zip(labels, definitions, strict=True)]
@@ -123,8 +126,33 @@ def _label_set(labels: list[str], descriptions: Mapping[str, str], ontology: Ont
         tuple(said),
         tuple(names),
         source,
-        tuple(_notes(labels, terms, names, ontology)),
+        (*_left_out(given, labels), *_notes(labels, terms, names, ontology)),
     )
+
+
+def is_unknown(label: str) -> bool:
+    """Whether a label is the name of cells without a call, which no cell can be called."""
+    return label.strip().lower() == UNKNOWN
+
+
+def is_unknown_id(label: str, ontology: Ontology) -> bool:
+    """Whether a label looks like the id of a term that the ontology does not have."""
+    is_id = _ONTOLOGY_ID.fullmatch(label.strip()) is not None
+    return is_id and bool(ontology.terms) and ontology.find(label.upper()) is None
+
+
+def _without_unknown(labels: list[str], source: str) -> list[str]:
+    kept = [label for label in labels if not is_unknown(label)]
+    if not kept:
+        where = "" if source in ("list", "dict") else f" in {source!r}"
+        raise UserError(f"No label but {labels[0]!r} was given{where}, which names cells without a call: give a type.")
+    return kept
+
+
+def _left_out(given: list[str], kept: list[str]) -> Iterable[str]:
+    for label in given:
+        if label not in kept:
+            yield f"{label!r} was left out of the labels: it names cells without a call"
 
 
 def _terms_and_names(labels: list[str], ontology: Ontology) -> tuple[list[Term | None], list[str]]:
@@ -147,7 +175,7 @@ def _terms_and_names(labels: list[str], ontology: Ontology) -> tuple[list[Term |
     return terms, names
 
 
-def _check(labels: list[str], source: str) -> None:
+def _check(labels: list[str], source: str, ontology: Ontology) -> None:
     where = "" if source in ("list", "dict") else f" in {source!r}"
     if not labels:
         raise UserError(f"No labels were given{where}: give at least one.")
@@ -157,6 +185,11 @@ def _check(labels: list[str], source: str) -> None:
         if not _can_be_stored(label):
             raise UserError(
                 f"Label {number}{where}, {label[:60]!r}, contains characters that cannot be written to a file (a zero byte, or half of a surrogate pair)."
+            )
+        if is_unknown_id(label, ontology):
+            release = f" {ontology.version}" if ontology.version else ""
+            raise UserError(
+                f"Label {number}{where}, {label.strip()}, is no term of the Cell Ontology{release}: give an id of it, or a name."
             )
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:

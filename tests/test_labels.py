@@ -83,6 +83,22 @@ def test_abbreviations_of_one_term_are_said_to_be_one(ontology):
     assert labels.notes == ("'Astrocyte1' and 'Astrocyte2' are the same Cell Ontology term (CL:0000127)",)
 
 
+@pytest.mark.parametrize("label", ["not a B cell", "non-T cell", "low quality B cell", "Mono/Mac"])
+def test_what_is_no_name_of_a_type_is_free_text(ontology, label):
+    labels = read_labels([label, "neuron"], ontology)
+
+    assert labels.term_ids[0] is None
+    assert labels.names[0] == label
+    assert "is not in the Cell Ontology and is used as free text" in labels.notes[0]
+
+
+def test_unknown_is_the_name_of_cells_without_a_call_and_left_out(ontology):
+    labels = read_labels({"Unknown": "who knows", "B cell": ""}, ontology)
+
+    assert labels.labels == ("B cell",)
+    assert labels.notes == ("'Unknown' was left out of the labels: it names cells without a call",)
+
+
 def test_a_label_may_be_as_long_as_a_description(ontology):
     labels = read_labels(["a cell that holds CD4 and more " * 2000, "T cell"], ontology)
 
@@ -151,6 +167,8 @@ def test_two_names_of_one_term_are_pointed_out(ontology):
         pytest.param(["B cell", " "], "Label 2", id="blank label"),
         pytest.param(["B cell", 3], "Label 2", id="number"),
         pytest.param(["B cell", "T cell", "B cell"], "given 2 times", id="duplicate"),
+        pytest.param(["B cell", "CL:9999999"], "CL:9999999, is no term of the Cell Ontology", id="no such id"),
+        pytest.param(["unknown"], "names cells without a call", id="unknown alone"),
         pytest.param("no/such/file.txt", "no label file", id="missing file"),
     ],
 )

@@ -4,14 +4,28 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import combinations, pairwise
 from typing import Any
 
-from .author_words_scmmgpt import ABBREVIATIONS, GENERIC, SAME_WORDS, T_CELL_STATES, TISSUES, UNASSIGNED
+from .author_words_scmmgpt import (
+    ABBREVIATIONS,
+    ALONE,
+    BETWEEN_TYPES,
+    DENIAL,
+    GENERIC,
+    SAME_WORDS,
+    T_CELL_STATES,
+    TISSUES,
+    UNASSIGNED,
+)
 from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name
 
 # How often each way found the right lineage, on labels of 20 development studies, before words of tissues came in.
 _BY_NAME, _BY_SYNONYM, _BY_ABBREVIATION, _BY_PART = 1.0, 0.97, 0.93, 0.9
 _LONGEST_NAME, _LONGEST_TEXT = 12, 100  # words
+# A part of a label of more words than this names the whole only if it has its share of them.
+_WORDS_OF_A_SENTENCE, _LEAST_SHARE = 6, 1 / 3
+_BEFORE_A_PLACE = frozenset(["at", "from", "in", "of", "with"])
 _BETWEEN_NAMES = frozenset(
     ["a", "an", "and", "at", "by", "for", "from", "in", "not", "of", "on", "or", "the", "to", "with", "without"]
 )
@@ -94,7 +108,7 @@ def by_name(label: str, ontology: Ontology, of_tissue: Mapping[str, str] | None 
     is_name = term is not None and (label.strip() == term.id or plain_name(label) == plain_name(term.label))
     if term is not None and is_name and term.id not in UNINFORMATIVE_TERMS:
         return _named(label, term, "name", _BY_NAME)
-    if not words or UNASSIGNED & set(words):
+    if not words or UNASSIGNED & set(words) or denies(label):
         return NamedTerm(label, how="no type")
     if _squeezed(plain_name(label)) not in of_tissue:
         if GENERIC.issuperset(words):
@@ -103,13 +117,40 @@ def by_name(label: str, ontology: Ontology, of_tissue: Mapping[str, str] | None 
             return _named(label, term, "synonym", _BY_SYNONYM)
     if len(words) > _LONGEST_NAME:  # a description, which may be as long as it likes
         return NamedTerm(label)
-    short = ABBREVIATIONS | dict(of_tissue)
+    short = ABBREVIATIONS | dict(of_tissue or ALONE)
     if (term := _whole(label, words, short, ontology)) is not None:
         return _named(label, term, "abbreviation", _BY_ABBREVIATION)
+    if _names_several(label, ontology, of_tissue):
+        return NamedTerm(label)
     for phrase in _phrases(words):
         if (term := _part(phrase, short, ontology)) is not None:
             return _named(label, term, "part", _BY_PART)
     return NamedTerm(label)
+
+
+def denies(label: str) -> bool:
+    """Whether a label says what cells are not."""
+    return re.search(DENIAL, plain_name(re.sub(r"[_./|:]", " ", label))) is not None
+
+
+def _names_several(label: str, ontology: Ontology, of_tissue: Mapping[str, str]) -> bool:
+    """Whether the sides of a slash or an "and" are types of which neither is above the other."""
+    *sides, last = re.split(BETWEEN_TYPES, label)
+    if not sides:
+        return False
+    noun = re.findall(r"\w+(?:\W+cells?)?$", last, re.IGNORECASE)
+    found = [by_name(last, ontology, of_tissue).term_id]
+    for side in sides:
+        written_out = by_name(f"{side} {noun[0]}" if noun else side, ontology, of_tissue)
+        is_whole = written_out.how in ("name", "synonym", "abbreviation")
+        found.append((written_out if is_whole else by_name(side, ontology, of_tissue)).term_id)
+    pairs = combinations(filter(None, found), 2)
+    return not all(are_kin(one, other, ontology) for one, other in pairs)
+
+
+def are_kin(one: str, other: str, ontology: Ontology) -> bool:
+    """Whether of two types one is the other, or above it."""
+    return one == other or one in ontology.ancestors(other) or other in ontology.ancestors(one)
 
 
 def _whole(label: str, words: Sequence[str], short: Mapping[str, str], ontology: Ontology) -> Term | None:
@@ -125,18 +166,18 @@ def _whole(label: str, words: Sequence[str], short: Mapping[str, str], ontology:
         for name in (phrase, f"{phrase} cell"):
             if len(phrase) > 3 and (term := ontology.find(name)) is not None:
                 return term
-    return ontology.of_words(written_out)
+    return ontology.of_words(written_out) if len(set(words)) == len(words) else None
 
 
 def _part(phrase: str, short: Mapping[str, str], ontology: Ontology) -> Term | None:
-    if (name := _in_short(phrase, short)) is not None:
+    if (name := _in_short(phrase, short)) is not None and phrase not in ALONE:
         return ontology.find(name)
     names = (phrase, f"{phrase} cell") if len(phrase) > 3 else (f"{phrase} cell",) if len(phrase) > 1 else ()
     return next((term for name in names if (term := ontology.find(name)) is not None), None)
 
 
 def _state_of_t_cell(words: Sequence[str]) -> str | None:
-    said = set(words)
+    said = {word for before, word in pairwise(["", *words]) if before != "non"}
     lineages = [number for number in ("4", "8") if f"cd{number}" in said]
     if len(lineages) != 1 or said & {"nk", "nkt", "monocyte", "dc"}:
         return None
@@ -162,6 +203,7 @@ def words_of(label: str) -> list[str]:
     """Words of a label, without cluster numbers, marker genes ("Stromal cell Acta2 high") and camel case."""
     label = re.sub(r"\b[A-Za-z0-9]+ (high|low|hi|lo)\b", " ", label)
     label = re.sub(r"(?<=[a-z]{3})(?=[A-Z][a-z]{2})", " ", label)
+    label = re.sub(r"(?<=\d)-(?=CD\d+[+-])", "- ", label)
     words = plain_name(re.sub(r"[_./|:]", " ", label)).split()
     words = [re.sub(r"(?<=[a-z]{3})\d+$", "", word) for word in words]
     lacking = {at for at, word in enumerate(words) if word == "negative"}
@@ -171,8 +213,15 @@ def words_of(label: str) -> list[str]:
 
 
 def _phrases(words: Sequence[str]) -> Iterable[str]:
-    """Runs of words, those that end last first, for the noun stands last; among these the longest first."""
+    """Runs of words, those that end last first, for the noun stands last; among these the longest first.
+
+    No run begins with what "non" denies, and in a sentence none is short.
+    """
+    places = [at for at, word in enumerate(words) if word in _BEFORE_A_PLACE]
+    num_words = min([*places, len(words)])
+    shortest = num_words * _LEAST_SHARE if num_words > _WORDS_OF_A_SENTENCE else 1
     for end in range(len(words), 0, -1):
         for start in range(end):
-            if not GENERIC.issuperset(words[start:end]):
+            is_denied = start > 0 and words[start - 1] == "non"
+            if not is_denied and end - start >= shortest and not GENERIC.issuperset(words[start:end]):
                 yield " ".join(words[start:end])

@@ -30,8 +30,10 @@ ABBREVIATIONS = {
     "cdc1": "CD141-positive myeloid dendritic cell",
     "cdc2": "CD1c-positive myeloid dendritic cell",
     "cholangio": "cholangiocyte",
+    "classicalmono": "classical monocyte",
     "clp": "common lymphoid progenitor",
     "cm": "cardiac muscle cell",
+    "cmono": "classical monocyte",
     "cmp": "common myeloid progenitor",
     "dc": "dendritic cell",
     "deltacell": "pancreatic D cell",
@@ -61,10 +63,13 @@ ABBREVIATIONS = {
     "hsc": "hematopoietic stem cell",
     "hspc": "hematopoietic precursor cell",
     "ilc": "innate lymphoid cell",
+    "imono": "intermediate monocyte",
     "inh": "GABAergic neuron",
     "inhibitory": "GABAergic neuron",
     "inhibitoryneuron": "GABAergic neuron",
     "inn": "GABAergic neuron",
+    "intermediatemono": "intermediate monocyte",
+    "intmono": "intermediate monocyte",
     "isc": "intestinal crypt stem cell",
     "lec": "endothelial cell of lymphatic vessel",
     "lymphaticendothelial": "endothelial cell of lymphatic vessel",
@@ -85,6 +90,7 @@ ABBREVIATIONS = {
     "muller": "Mueller cell",
     "mullerglia": "Mueller cell",
     "multiciliated": "multiciliated epithelial cell",
+    "ncmono": "non-classical monocyte",
     "neu": "neutrophil",
     "neuronal": "neuron",
     "neut": "neutrophil",
@@ -116,6 +122,8 @@ ABBREVIATIONS = {
     "treg": "regulatory T cell",
     "vsmc": "vascular associated smooth muscle cell",
 }
+# What means a type only where nothing stands beside it, and no tissue is named: blood may be "PB" as well.
+ALONE = {"pb": "plasmablast"}
 # Other words for the same, wherever they stand.
 SAME_WORDS = {"dividing": "cycling", "prolif": "cycling", "proliferating": "cycling", "proliferative": "cycling"}
 
@@ -221,14 +229,22 @@ GENERIC = frozenset(
     ["cell", "early", "immature", "late", "malignant", "mature", "negative", "positive", "precursor", "progenitor", "stem"]
 )  # fmt: skip
 UNASSIGNED = frozenset(
-    ["ambiguous", "doublet", "na", "nan", "none", "other", "unassigned", "undefined", "unknown", "unlabeled", "unlabelled"]
-)  # fmt: skip
+    [
+        *("ambiguous", "doublet", "na", "nan", "none", "other", "quality", "unassigned", "undefined", "unknown"),
+        *("unlabeled", "unlabelled"),
+    ]
+)
+# A plain name that says so of a type does not name it; "not otherwise specified" and "cluster no. 3" say nothing of the kind.
+DENIAL = r"\b(?:not(?! otherwise| further| specified)|no(?! \d)|neither|without|except|excluding|lacking)\b"
+# What stands between two types.
+BETWEEN_TYPES = r"\s*[/&]\s*|\s[+]\s|[\s_.](?:and|or)[\s_.]"
 
 
 def author_words() -> dict[str, Any]:
     """All of these words, for readers in other languages."""
     return {
         "abbreviations": ABBREVIATIONS,
+        "alone": ALONE,
         "same_words": SAME_WORDS,
         "t_cell_states": [[sorted(signs), name] for signs, name in T_CELL_STATES],
         "tissues": [
@@ -237,4 +253,6 @@ def author_words() -> dict[str, Any]:
         ],
         "generic": sorted(GENERIC),
         "unassigned": sorted(UNASSIGNED),
+        "denial": DENIAL,
+        "between_types": BETWEEN_TYPES,
     }

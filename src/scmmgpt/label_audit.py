@@ -22,6 +22,7 @@ from .embedding import EvidenceBatch
 from .errors import UserError, require
 from .processing.author_labels_scmmgpt import NamedTerm
 from .processing.encoding_scmmgpt import similarity_scale
+from .processing.labels_scmmgpt import is_unknown, is_unknown_id
 from .processing.ontology_scmmgpt import Ontology
 from .storage import Additions
 from .verb import Destination, Execution, Verb
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 MIN_CHANCE = 0.05  # a label with less is doubted; chosen on planted swaps, see docs/howto/audit.md
 MIN_CELLS_OF_LABEL = 10  # fewer teach a classifier nothing: such labels are not judged
 SURE_ENOUGH = 0.5  # of a term, to be used in place of the author's words
+NO_TYPE = "other"
 _FOLDS, _GENES, _COMPONENTS = 5, 2000, 50
 _CELLS_PER_COMMUNITY, _MOST_COMMUNITIES = 50, 40
 _MIXED_SHARE, _MIXED_CELLS = 0.15, 5
@@ -149,7 +151,7 @@ def _coded(column: pd.Series, label: str) -> tuple[list[str], np.ndarray]:
 
 def _own_reading(verb: Verb, mappings: Sequence[NamedTerm]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """What the model makes of each cell among the author's labels, (N, C); embeddings; which genes were read."""
-    words = [one.term if one.confidence >= SURE_ENOUGH else one.label for one in mappings]
+    words = [_words_for_cells(one, verb.loaded.ontology) for one in mappings]
     distinct = list(dict.fromkeys(words))
     annotator, loaded = verb.loaded.annotator, verb.loaded
     candidates = annotator.candidates(annotator.label_set(distinct), loaded.embed_texts)
@@ -160,6 +162,13 @@ def _own_reading(verb: Verb, mappings: Sequence[NamedTerm]) -> tuple[np.ndarray,
     places = [distinct.index(word) for word in words]
     chances = np.asarray(scorer.probabilities(slice(0, verb.cells.num_cells)))[:, places]
     return chances / chances.sum(axis=1, keepdims=True), np.asarray(cells["embeds"]), run.gene_account
+
+
+def _words_for_cells(named: NamedTerm, ontology: Ontology) -> str:
+    """What the model compares cells of a label with; a label that names no type is one of other cells."""
+    if named.confidence >= SURE_ENOUGH:
+        return named.term
+    return NO_TYPE if is_unknown(named.label) or is_unknown_id(named.label, ontology) else named.label
 
 
 def _expression(verb: Verb) -> np.ndarray:

@@ -5,11 +5,14 @@ import { type Ontology, plainName, type Term, UNINFORMATIVE_TERMS } from "./onto
 /** The words of processing/author_words_scmmgpt.py, which come with the page. */
 export interface AuthorWords {
   abbreviations: Record<string, string>;
+  alone: Record<string, string>;
   same_words: Record<string, string>;
   t_cell_states: [signs: string[], name: string][];
   tissues: { places: string[]; signs: string[]; names: Record<string, string> }[];
   generic: string[];
   unassigned: string[];
+  denial: string;
+  between_types: string;
 }
 
 export interface NamedTerm {
@@ -39,20 +42,43 @@ function byName(label: string, ontology: Ontology, ofTissue: Short): NamedTerm {
   const known = ontology.words, words = wordsOf(label, known), own = ownTerm(label, ontology);
   const isName = own && (label.trim() === own.id || plainName(label) === plainName(own.label));
   if (isName && !UNINFORMATIVE_TERMS.has(own.id)) return { term: own, how: "name" };
-  if (!words.length || words.some((word) => known.unassigned.includes(word))) return { term: null, how: "no type" };
+  const isNoType = !words.length || words.some((word) => known.unassigned.includes(word)) || denies(label, known);
+  if (isNoType) return { term: null, how: "no type" };
   if (!ofTissue.has(squeezed(plainName(label)))) {
     if (isGeneric(words, known)) return { term: null, how: "no type" };
     if (own) return { term: own, how: "synonym" };
   }
   if (words.length > LONGEST_NAME) return { term: null, how: "not found" }; // a description, which may be as long as it likes
-  const short: Short = new Map([...Object.entries(known.abbreviations), ...ofTissue]);
+  const short: Short = new Map([...Object.entries(known.abbreviations), ...(ofTissue.size ? ofTissue : Object.entries(known.alone))]);
   const whole = byWhole(label, words, short, ontology);
   if (whole) return { term: whole, how: "abbreviation" };
+  if (namesSeveral(label, ontology, ofTissue)) return { term: null, how: "not found" };
   for (const phrase of phrases(words, known)) {
     const term = byPart(phrase, short, ontology);
     if (term) return { term, how: "part" };
   }
   return { term: null, how: "not found" };
+}
+
+/** Whether a label says what cells are not. */
+const denies = (label: string, known: AuthorWords) => new RegExp(known.denial).test(plainName(label.replace(/[_./|:]/g, " ")));
+
+/** Whether the sides of a slash or an "and" are types of which neither is above the other. */
+function namesSeveral(label: string, ontology: Ontology, ofTissue: Short): boolean {
+  const sides = label.split(new RegExp(ontology.words.between_types)), last = sides.pop()!;
+  if (!sides.length) return false;
+  const noun = last.match(/[\p{L}\p{N}_]+(?:[^\p{L}\p{N}_]+cells?)?$/iu)?.[0];
+  const found = [byName(last, ontology, ofTissue).term, ...sides.map((side) => {
+    const writtenOut = byName(noun === undefined ? side : `${side} ${noun}`, ontology, ofTissue);
+    const isWhole = ["name", "synonym", "abbreviation"].includes(writtenOut.how);
+    return (isWhole ? writtenOut : byName(side, ontology, ofTissue)).term;
+  })].flatMap((term) => term?.id ?? []);
+  return found.some((one) => found.some((other) => !areKin(one, other, ontology)));
+}
+
+/** Whether of two types one is the other, or above it. */
+function areKin(one: string, other: string, ontology: Ontology): boolean {
+  return one === other || ontology.ancestors(other).includes(one) || ontology.ancestors(one).includes(other);
 }
 
 const LONGEST_NAME = 12, LONGEST_TEXT = 100; // words
@@ -103,19 +129,19 @@ function byWhole(label: string, words: string[], short: Short, ontology: Ontolog
     const term = phrase.length > 3 ? (ontology.find(phrase) ?? ontology.find(`${phrase} cell`)) : null;
     if (term) return term;
   }
-  return ontology.ofWords(writtenOut);
+  return new Set(words).size === words.length ? ontology.ofWords(writtenOut) : null;
 }
 
 /** Synonyms of two or three letters are those of other cells. */
 function byPart(phrase: string, short: Short, ontology: Ontology): Term | null {
   const name = inShort(phrase, short);
-  if (name !== undefined) return ontology.find(name);
+  if (name !== undefined && !(phrase in ontology.words.alone)) return ontology.find(name);
   const names = phrase.length > 3 ? [phrase, `${phrase} cell`] : phrase.length > 1 ? [`${phrase} cell`] : [];
   return names.map((one) => ontology.find(one)).find((term) => term !== null) ?? null;
 }
 
 function stateOfTCell(words: string[], known: AuthorWords): string | null {
-  const said = new Set(words);
+  const said = new Set(words.filter((_, at) => words[at - 1] !== "non"));
   const lineages = ["4", "8"].filter((number) => said.has(`cd${number}`));
   if (lineages.length !== 1 || ["nk", "nkt", "monocyte", "dc"].some((other) => said.has(other))) return null;
   if (said.has("effector") && said.delete("memory")) said.add("tem");
@@ -128,6 +154,7 @@ function wordsOf(label: string, known: AuthorWords): string[] {
   const spaced = label
     .replace(/\b[A-Za-z0-9]+ (high|low|hi|lo)\b/g, " ")
     .replace(/(?<=[a-z]{3})(?=[A-Z][a-z]{2})/g, " ")
+    .replace(/(?<=\d)-(?=CD\d+[+-])/g, "- ")
     .replace(/[_./|:]/g, " ");
   const words = plainName(spaced).split(" ").filter(Boolean).map((word) => word.replace(/(?<=[a-z]{3})\d+$/, ""));
   const kept = words.filter((word, at) => word !== "negative" && words[at + 1] !== "negative");
@@ -135,12 +162,22 @@ function wordsOf(label: string, known: AuthorWords): string[] {
   return named.map((word) => known.same_words[word] ?? word);
 }
 
-/** Runs of words, those that end last first, for the noun stands last; among these the longest first. */
+// A part of a label of more words than this names the whole only if it has its share of them.
+const WORDS_OF_A_SENTENCE = 6, LEAST_SHARE = 1 / 3;
+const BEFORE_A_PLACE = ["at", "from", "in", "of", "with"];
+
+/**
+ * Runs of words, those that end last first, for the noun stands last; among these the longest first. No run begins with what
+ * "non" denies, and in a sentence none is short.
+ */
 function* phrases(words: string[], known: AuthorWords): Generator<string> {
+  const place = words.findIndex((word) => BEFORE_A_PLACE.includes(word)), numWords = place < 0 ? words.length : place;
+  const shortest = numWords > WORDS_OF_A_SENTENCE ? numWords * LEAST_SHARE : 1;
   for (let end = words.length; end > 0; end--) {
     for (let start = 0; start < end; start++) {
       const run = words.slice(start, end);
-      if (!isGeneric(run, known)) yield run.join(" ");
+      const isDenied = words[start - 1] === "non";
+      if (!isDenied && run.length >= shortest && !isGeneric(run, known)) yield run.join(" ");
     }
   }
 }

@@ -21,10 +21,14 @@ export interface LabelSet {
 }
 
 /** Labels, one a line; "name: description" gives a description of one's own. */
-export function readLabels(names: string[], ontology: Ontology, given: Record<string, string> = {}): LabelSet {
-  if (!names.length) throw new UserError("No labels were given: write at least one.");
-  const repeated = names.find((name, place) => names.indexOf(name) < place);
+export function readLabels(asked: string[], ontology: Ontology, given: Record<string, string> = {}): LabelSet {
+  if (!asked.length) throw new UserError("No labels were given: write at least one.");
+  const repeated = asked.find((name, place) => asked.indexOf(name) < place);
   if (repeated !== undefined) throw new UserError(`The label “${repeated}” is given twice.`);
+  const strange = asked.find((name) => isUnknownId(name, ontology));
+  if (strange !== undefined) throw new UserError(`${strange} is no term of the Cell Ontology ${ontology.version}: write an id of it, or a name.`);
+  const names = asked.filter((name) => !isUnknown(name)), leftOut = asked.filter(isUnknown);
+  if (!names.length) throw new UserError(`No label but “${asked[0]}” was given, which names cells without a call: write a type.`);
   const { terms, said } = termsAndNames(names, ontology);
   const read = names.flatMap((name, place) => (name === said[place] ? [] : [`“${name}” as “${said[place]}”`]));
   const notes = names.flatMap((name, place) => {
@@ -38,8 +42,17 @@ export function readLabels(names: string[], ontology: Ontology, given: Record<st
     termIds: terms.map((term) => term?.id ?? null),
     descriptions: names.map((name, place) => given[name] || terms[place]?.definition || ""),
     source: "list",
-    notes: [...(read.length ? [`read as types of the Cell Ontology: ${read.slice(0, 20).join(", ")}`] : []), ...notes.slice(0, 20)],
+    notes: [...leftOut.map(leftOutNote), ...(read.length ? [`read as types of the Cell Ontology: ${read.slice(0, 20).join(", ")}`] : []), ...notes.slice(0, 20)],
   };
+}
+
+/** Whether a label is the name of cells without a call, which no cell can be called. */
+const isUnknown = (label: string) => label.trim().toLowerCase() === UNKNOWN;
+const leftOutNote = (label: string) => `“${label}” was left out of the labels: it names cells without a call`;
+
+/** Whether a label looks like the id of a term that the ontology does not have. */
+function isUnknownId(label: string, ontology: Ontology): boolean {
+  return /^(CL:\d+|[A-Z]+:\d{7,8})$/i.test(label.trim()) && ontology.terms.size > 0 && !ontology.find(label.toUpperCase());
 }
 
 /** What has a name of its own goes before abbreviations; abbreviations of one term keep their words, which may part them. */

@@ -26,11 +26,18 @@ describe("texts", () => {
     expect(labelText(label, said, tissue)).toBe(text);
   });
 
-  it.each(golden.label_sets as { labels: string[]; names: string[]; term_ids: (string | null)[] }[])("authors' words $labels mean the same", async (expected) => {
+  it.each(golden.label_sets as { given: string[]; labels: string[]; names: string[]; term_ids: (string | null)[] }[])("authors' words $given mean the same", async (expected) => {
     const { annotator } = await goldenTables();
-    const found = readLabels(expected.labels, annotator.ontology);
+    const found = readLabels(expected.given, annotator.ontology);
+    expect(found.labels).toEqual(expected.labels);
     expect(found.termIds).toEqual(expected.term_ids);
     expect(found.names).toEqual(expected.names);
+  });
+
+  it("an id that the ontology does not have, and unknown alone, are refused", async () => {
+    const { annotator } = await goldenTables();
+    expect(() => readLabels(["B cell", "CL:9999999"], annotator.ontology)).toThrow("CL:9999999 is no term");
+    expect(() => readLabels(["unknown"], annotator.ontology)).toThrow("cells without a call");
   });
 
   it.each(golden.queries as [string, string][])("%s is searched as %s", async (text, named) => {
