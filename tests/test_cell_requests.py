@@ -65,6 +65,10 @@ def test_texts_get_their_share_of_the_cells(ontology, text, proportions, expecte
         pytest.param(["B cell", "monocyte"], ["much", "little"], "must be numbers", id="words"),
         pytest.param({"B cell": 1.0}, [1.0], "not in both", id="both"),
         pytest.param("60 % B cell, monocyte, 30 % T cell and platelets", None, "add up", id="a part without one"),
+        pytest.param("50 % B cell 50 % monocyte", None, "by commas", id="no comma"),
+        pytest.param("not a B cell", None, "which cells are not meant", id="not a type"),
+        pytest.param("cells other than the monocyte", None, "which cells are not meant", id="all but a type"),
+        pytest.param("non-T cells", None, "which cells are not meant", id="non"),
         pytest.param("CL:9999999", None, "CL:9999999 is no term", id="no such id"),
     ],
 )
@@ -124,6 +128,72 @@ def test_what_is_extrapolated_is_said(ontology, seen, text, warning):
     (request,) = read_requests(text, 1, None, ontology)
 
     assert warning in " ".join(concerns(request, seen, ontology))
+
+
+@pytest.mark.parametrize(
+    ("text", "made", "others"),
+    [
+        pytest.param("B cell, monocyte", "B cell", "monocyte", id="a list"),
+        pytest.param("a B cell or a T cell", "B cell", "T cell", id="or"),
+        pytest.param("one third B cell, two thirds monocyte", "B cell", "monocyte", id="shares in words"),
+        pytest.param("B cells of human blood and monocytes of human blood", "B cell", "monocyte", id="with places"),
+        pytest.param("B cell 60 %, monocyte 40 %", "B cell", "monocyte", id="shares behind"),
+        pytest.param("Mono, B cells", "B cell", "monocyte", id="an abbreviation"),
+    ],
+)
+def test_of_several_types_one_is_made_and_that_is_said(ontology, seen, text, made, others):
+    (request,) = read_requests(text, 1, None, ontology)
+
+    warning = concerns(request, seen, ontology)[0]
+
+    assert f"names {others} beside {made}: {made} alone is made" in warning
+    assert '"60 % B cell, 40 % monocyte"' in warning
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a naive B cell, a lymphocyte from blood",
+        "T cells and not B cells",
+        "B cells of a patient with lupus and monocyte leukemia",
+        "CD8-positive, alpha-beta T cell, lymph node",
+        "a T cell that kills B cells",
+        "neuron, retina or brain, human or mouse",
+    ],
+)
+def test_one_type_with_whatever_is_said_of_it_is_one(ontology, seen, text):
+    (request,) = read_requests(text, 1, None, ontology)
+
+    assert not [note for note in concerns(request, seen, ontology) if "beside" in note]
+
+
+def test_no_name_of_the_ontology_names_several_types_or_what_is_not_meant(ontology, seen):
+    labels = sorted(
+        term.label for term in ontology.terms.values() if set(term.label) & set(",/") or " and " in term.label
+    )
+    every = sorted(term.label for term in ontology.terms.values())[::100]
+
+    for label in [*labels[::10], *every]:
+        (request,) = read_requests(f"a {label} from human blood", 1, None, ontology)
+        assert not [note for note in concerns(request, seen, ontology) if "beside" in note or "can be made" in note], (
+            label
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_said"),
+    [
+        ("a zebrafish hepatocyte", True),
+        ("a rat neuron", True),
+        ("a B cell of a chicken", True),
+        ("a mouse neuron", False),
+        ("a human B cell", False),
+    ],
+)
+def test_a_species_that_cannot_be_made_is_said_to_be_human(ontology, seen, text, is_said):
+    (request,) = read_requests(text, 1, None, ontology)
+
+    assert ("human cells are made" in " ".join(concerns(request, seen, ontology))) == is_said
 
 
 def test_a_tissue_in_the_name_of_a_type_is_not_where_its_cells_are_from(ontology):

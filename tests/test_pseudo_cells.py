@@ -73,6 +73,13 @@ def test_words_of_a_person_name_the_type_too(blood):
     )
 
 
+def test_of_two_types_one_is_made_and_the_cells_keep_that_it_was_said():
+    with pytest.warns(UserWarning, match="B cell alone is made"):
+        cells = made("B cell, monocyte", 2)
+
+    assert "B cell alone is made" in str(cells.uns["scmmgpt"]["generate"]["notes"])
+
+
 def test_a_platform_has_a_depth_and_genes_of_its_own():
     smart, droplets = (made("a B cell from mouse spleen", platform=name) for name in ("Smart-seq2", "10x"))
 

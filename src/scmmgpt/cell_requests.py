@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from .claims import SPECIES_WORDS, ClaimReader
 from .errors import UserError
-from .processing.author_labels_scmmgpt import in_names_of_types
+from .processing.author_labels_scmmgpt import are_kin, in_names_of_types
+from .processing.author_words_scmmgpt import ABBREVIATIONS
 from .processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name
 
 SHARE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*(?:of\s+)?(.+)$", re.DOTALL)
@@ -32,6 +34,19 @@ NO_PLACE = {
     "healthy",
     "donor",
     "patient",
+}
+
+HOW_TO_MIX = '"60 % B cell, 40 % monocyte"'
+_SHARE_WITHIN = re.compile(r"\d\s*%\s*(?:of\s+)?[^\W\d]")
+# What stands between several types, what ends the name of one, and what says that it is not meant.
+_BETWEEN = re.compile(r"[,;/&+]|\b(?:and|or|plus|versus|vs)\b", re.IGNORECASE)
+_AFTER_A_NAME = re.compile(r"\s(?:from|in|of|with|at|by|near|that|which|for)\s|[\d.]+\s*%|[()]", re.IGNORECASE)
+_DENIED = re.compile(
+    r"\b(?:not|no|non|without|except(?:\s+for)?|anything\s+but|other\s+than)[\s-]+(?:(?:an?|the|any)\s+)?$", re.I
+)
+MADE_SPECIES = ("human", "mouse")
+OTHER_SPECIES = {name: words for name, words in SPECIES_WORDS.items() if name not in MADE_SPECIES} | {
+    name: (name,) for name in ("chicken", "cow", "dog", "drosophila", "rabbit", "sheep", "xenopus")
 }
 
 Texts = str | Sequence[str] | Mapping[str, float]
@@ -67,10 +82,21 @@ def read_requests(
     for one, share in zip(texts, shares, strict=True):
         named = _with_names(one.strip(), ontology)
         merged[named] = merged.get(named, 0.0) + share
-    return [
+    requests = [
         CellRequest(one, number, *in_names_of_types(one, ontology))
         for one, number in zip(merged, numbers_of(list(merged.values()), num_cells), strict=True)
     ]
+    for request in requests:
+        _refuse_denial(request, ontology)
+    return requests
+
+
+def _refuse_denial(request: CellRequest, ontology: Ontology) -> None:
+    words, term = request.words, request.term
+    if term is None:
+        words, term = in_names_of_types(re.sub(r"\b(non)-", r"\1 ", words, flags=re.IGNORECASE), ontology)
+    if term is not None and _DENIED.search(words[: words.index(term.label)]):
+        raise UserError(f"{request.text!r} says which cells are not meant: name the type that is to be made.")
 
 
 def _texts_and_shares(text: Texts, proportions: Sequence[float] | None) -> tuple[list[str], list[float]]:
@@ -85,6 +111,8 @@ def _texts_and_shares(text: Texts, proportions: Sequence[float] | None) -> tuple
         ]
         if all(parts) and proportions is None:
             found = [part for part in parts if part is not None]
+            if any(_SHARE_WITHIN.search(part[2]) for part in found):
+                raise UserError(f"Separate the parts of {text!r} by commas, as in {HOW_TO_MIX}.")
             return [part[2].strip() for part in found], _checked_shares([float(part[1]) for part in found], len(found))
         if any(parts) and proportions is None:
             raise UserError(f"Some of {text!r} has a share in % and some has none: give each part one.")
@@ -165,7 +193,7 @@ def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> 
     """What about a request the model has to extrapolate, each in a sentence."""
     place = named_tissue(_beside_type(request), seen.tissues)
     strange = unknown_place(request.words, seen.tissues)
-    found = []
+    found = [*_other_types(request, ontology), *_other_species(request)]
     if strange:
         found.append(
             f"The tissue {strange!r} was not seen in training: it changes the cells in ways that mean nothing."
@@ -187,6 +215,46 @@ def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> 
             f"No {term.label} from {place} was seen in training: such cells are extrapolated, and may not exist."
         )
     return found
+
+
+def _other_types(request: CellRequest, ontology: Ontology) -> list[str]:
+    """That one type is made where a list names several, none of which is above another."""
+    if request.term is None:
+        return []
+    reader = ClaimReader(ontology, frozenset())
+    rest = request.words.replace(request.term.label, "", 1)
+    named = (_type_named_by(part, reader) for part in _BETWEEN.split(rest))
+    others = [term.label for term in named if term and not are_kin(term.id, request.term.id, ontology)]
+    if not others:
+        return []
+    also = " and ".join(dict.fromkeys(others))
+    return [
+        f"{request.text!r} names {also} beside {request.term.label}: {request.term.label} alone is made; for several types "
+        f"give each its share, as in {HOW_TO_MIX}."
+    ]
+
+
+def _type_named_by(part: str, reader: ClaimReader) -> Term | None:
+    """The type whose name ends a part of a list, but for its place and the like."""
+    name = _AFTER_A_NAME.split(f" {part} ")[0].strip()
+    if re.match(r"(?:but\s+)?(?:not|no|without)\b", name, re.IGNORECASE):
+        return None
+    if (short := ABBREVIATIONS.get(plain_name(name).removesuffix(" cell").replace(" ", ""))) is not None:
+        return reader.ontology.find(short)
+    return next((term for _, stop, term in reader.types_in(name) if not name[stop:].strip(" .!?")), None)
+
+
+def _other_species(request: CellRequest) -> list[str]:
+    """That human cells are made where only a species is named that cannot be made."""
+    beside = _beside_type(request)
+
+    def are_named(words: Iterable[str]) -> bool:
+        return any(f" {plain_name(word)} " in beside for word in words)
+
+    asked = [species for species, words in OTHER_SPECIES.items() if are_named(words)]
+    if not asked or any(are_named(SPECIES_WORDS[species]) for species in MADE_SPECIES):
+        return []
+    return [f"No cells of {asked[0]} can be made, only of {' and '.join(MADE_SPECIES)}: human cells are made."]
 
 
 def _beside_type(request: CellRequest) -> str:
