@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import anndata as ad
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from input_variants import adata_of, counts_of, gene_tokenizer
@@ -497,10 +499,21 @@ def test_a_large_dense_matrix_is_read_in_pieces(processor):
     assert matrix.most_bytes < 128 * 1024**2
 
 
-def test_half_precision_is_read_as_what_it_holds(processor):
+@pytest.mark.parametrize("kind", ["dense", "csr", "csc"])
+def test_half_precision_is_read_as_what_it_holds(processor, kind, tmp_path):
     genes = processor.feature_extractor.genes
-    counts = np.random.default_rng(0).poisson(2, (5, len(genes)))
+    counts = np.random.default_rng(0).poisson(2, (5, len(genes))).astype(np.float32)
+    matrix = counts if kind == "dense" else sparse.csr_matrix(counts).asformat(kind)
+    cells = ad.AnnData(matrix, var=pd.DataFrame(index=genes))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        name = "X" if kind == "dense" else "X/data"
+        values, attributes = file[name][:], dict(file[name].attrs)
+        del file[name]
+        file[name] = values.astype(np.float16)
+        file[name].attrs.update(attributes)
 
-    half, single = (processor.feature_extractor((counts.astype(kind), genes)) for kind in (np.float16, np.float32))
+    half, single = (processor.feature_extractor(one) for one in (tmp_path / "cells.h5ad", cells))
 
+    np.testing.assert_array_equal(half["gene_ids"], single["gene_ids"])
     np.testing.assert_array_equal(half["gene_values"], single["gene_values"])

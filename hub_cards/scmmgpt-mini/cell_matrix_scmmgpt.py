@@ -127,13 +127,20 @@ def as_csr_rows(block: Any) -> CsrRows:
         block = block.compute()
     if not sparse.issparse(block):
         block = np.atleast_2d(np.asarray(block))
-        if block.dtype == np.float16:  # of which scipy makes no sparse matrix
-            block = block.astype(np.float32)
+    if block.dtype == np.float16:
+        block = _in_single_precision(block)
     check_values(block)
     csr = sparse.csr_matrix(block)
     if not csr.has_canonical_format:  # the same entry stored twice; never the caller's own matrix, see `in_memory`
         csr.sum_duplicates()
     return CsrRows(csr.indptr.astype(np.int64), csr.indices.astype(np.int32, copy=False), csr.data)
+
+
+def _in_single_precision(block: Any) -> Any:
+    """Values of half precision, with which scipy cannot compute; files have them all the same."""
+    if not sparse.issparse(block):
+        return block.astype(np.float32)
+    return type(block)((block.data.astype(np.float32), block.indices, block.indptr), shape=block.shape)
 
 
 def parts(num_cells: int, start: int = 0, size: int = CELLS_PER_PART) -> Iterator[slice]:
