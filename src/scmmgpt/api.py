@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .arguments import shared_arguments
-from .cells import column_of
+from .cells import check_column, column_of
 from .embedding import embed_batch
 from .errors import UserError
 from .loading import LoadedModel, ModelSource, load
@@ -162,6 +162,7 @@ def annotate(
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress, engine, address, workers)
+    check_column(adata, library_key)
     verb = Verb.begin(
         "annotate", adata, model, execution, destination, keys=Additions(obs=dict.fromkeys([*names, keys.candidates]))
     )
@@ -325,6 +326,7 @@ def describe(
     added = Additions(obs={keys.description: None}, obsm={} if choices is None else {keys.choice_probability: None})
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress)
+    check_column(adata, cluster_key)
     model = language_source(model)
     verb = Verb.begin("describe", adata, model, execution, destination, keys=added, generative=True)
     clusters = _clusters(verb.cells.obs, cluster_key)
@@ -431,7 +433,8 @@ def chat(
         Withhold what the cells contradict, where scmmgpt-chat speaks; False gives the raw text.
     """
     from .chat_model import language_source
-    from .conversation import begin_conversation
+    from .conversation import begin_conversation, check_chosen
 
+    check_chosen(adata, cluster_key, select)
     verb = Verb.begin("chat", adata, language_source(model), Execution(device, batch_size), generative=True)
     return begin_conversation(verb, cluster_key, select, checked=checked)

@@ -142,10 +142,8 @@ def annotate(
 ) -> None:
     """Annotate each cell with a cell-type label and a calibrated confidence."""
     from .lean_start import api
-    from .cells import check_column  # isort: skip - after the lean start
     from .summary import annotation_summary
 
-    check_column(cells, library_key)
     how: dict[str, Any] = {"tissue": tissue, "min_confidence": min_confidence, "cluster_key": cluster_key}
     how |= {"smooth": smooth, "rerank": rerank, "consensus": consensus, "proteins": proteins}
     how |= {"spatial": spatial, "library_key": library_key}

@@ -36,7 +36,6 @@ def describe(
 ) -> None:
     """Write a description of each cell or cluster by the language model; its claims are checked in the cells."""
     from . import api
-    from .cells import check_column
     from .processing.result_keys_scmmgpt import ResultKeys
 
     about: dict[str, Any] = {"model": model, "cluster_key": cluster_key, "checked": not unchecked}
@@ -48,7 +47,6 @@ def describe(
         where["execution"] = Execution(device, batch_size)
         adata = describe_by_server(cells, LlmServer(server, server_model), **about, **where)
     else:
-        check_column(cells, cluster_key)
         how: dict[str, Any] = {"key_added": key_added, "overwrite": overwrite, "device": device}
         how |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         adata = api.describe(cells, output=output, **about, **how)
@@ -73,7 +71,7 @@ def chat(
 ) -> None:
     """Talk about cells or clusters; earlier turns are kept."""
     from . import api
-    from .conversation import check_chosen, talk_at_the_terminal
+    from .conversation import talk_at_the_terminal
     from .errors import UserError
 
     about: dict[str, Any] = {"cluster_key": cluster_key, "select": select, "checked": not unchecked}
@@ -85,7 +83,6 @@ def chat(
 
         conversation = converse(cells, LlmServer(server, server_model), ask, **about, model=model, device=device)
     else:
-        check_chosen(cells, cluster_key, select)
         conversation = api.chat(cells, **about, model=model, device=device)
     if not ask:
         talk_at_the_terminal(conversation)

@@ -119,8 +119,8 @@ def call_study(verb: Verb, labels: Labels | None = None, asked: Asked = Asked())
     calls = annotator.call(scorer, min_confidence=least, clusters=asked.clusters)
     evidence, support = evidence_of(verb, calls)
     turned_away = np.asarray(cells.is_implausible)
-    found = turned_away.mean(), support, scorer.profile_reach, run.variation, run.gene_account
-    if together and least > 0 and (reason := why_no_study(*found)):
+    reason = why_no_study(turned_away.mean(), support, scorer.profile_reach, run.variation, run.gene_account)
+    if together and least > 0 and reason:
         verb.warn(
             f"All cells are called unknown: {reason}. Check genes and values; min_confidence=0 names them anyway."
         )
