@@ -45,7 +45,6 @@ def write_files(folder: Path) -> None:
     cells = cells[np.argsort(cells.obs["cell_type"].astype(str).to_numpy(), kind="stable")][::10].copy()
     cells.obs["leiden"] = (np.arange(cells.n_obs) % 3).astype(str)
     cells.layers["counts"] = cells.X.copy()
-    # The picture of the report takes what is there, which spares the test a UMAP.
     cells.obsm["X_umap"] = np.random.default_rng(0).normal(size=(cells.n_obs, 2)).astype(np.float32)
     cells.write_h5ad(folder / "cells.h5ad")
     cells.write_h5ad(folder / "atlas.h5ad")

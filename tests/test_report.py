@@ -13,7 +13,6 @@ from scmmgpt.report import (
     cluster_unknown,
     drawn_cells,
     find_embedding,
-    lay_out,
     points_of,
     type_rows,
 )
@@ -138,14 +137,6 @@ def test_the_data_bring_their_own_map_when_they_have_one():
     assert find_embedding(["X_pca", "X_umap", "X_scVI"]) == "X_umap"
     assert find_embedding(["X_pca"]) == "X_pca"
     assert find_embedding(["X_scVI"]) is None
-
-
-@pytest.mark.parametrize("num_cells", [1, 3, 40])
-def test_any_number_of_cells_can_be_laid_out(num_cells):
-    coordinates, _ = lay_out(np.random.default_rng(0).normal(size=(num_cells, 8)).astype(np.float32))
-
-    assert coordinates.shape == (num_cells, 2)
-    assert np.isfinite(coordinates).all()
 
 
 def test_the_same_cells_are_drawn_every_time():

@@ -9,17 +9,17 @@ import numpy as np
 
 from .context_report import map_of_labels
 from .evidence import genes_of_groups
+from .layout import lay_out
 from .processing.back_off_scmmgpt import Calls
 from .processing.calling_scmmgpt import Scorer
 from .processing.labels_scmmgpt import UNKNOWN
 from .protein_evidence import protein_line
 from .report import (
-    MAX_POINTS_FOR_UMAP,
+    MAX_POINTS_LAID_OUT,
     Report,
     cluster_unknown,
     drawn_cells,
     find_embedding,
-    lay_out,
     points_of,
     type_rows,
 )
@@ -95,8 +95,8 @@ def _points(verb: Verb, embeds: np.ndarray, calls: Calls) -> dict[str, Any]:
         rows = drawn_cells(len(embeds))
         coordinates, source = verb.cells.embedding(key)[rows], f"obsm[{key!r}]"
     else:
-        rows = drawn_cells(len(embeds), MAX_POINTS_FOR_UMAP)
-        coordinates, source = lay_out(np.asarray(embeds[rows]))
+        rows = drawn_cells(len(embeds), MAX_POINTS_LAID_OUT)
+        coordinates, source = lay_out(np.asarray(embeds[rows])), "UMAP of the model's embedding"
     return points_of(coordinates, source, calls.labels[rows], calls.confidence[rows])
 
 

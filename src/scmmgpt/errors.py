@@ -34,7 +34,6 @@ _EXTRA_OF_MODULE = {
     "tiledbsoma": "census",
     "trackio": "track",
     "trl": "train",
-    "umap": "eval",
     "uvicorn": "serve",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,7 @@ from .processing.labels_scmmgpt import UNKNOWN
 from .storage import written_by_rename
 
 MAX_POINTS = 20_000
-MAX_POINTS_FOR_UMAP = 5_000
-_UMAP_EPOCHS, _UMAP_SEARCHES_FROM = 200, 4096
+MAX_POINTS_LAID_OUT = 5_000
 _SEED = 0
 
 
@@ -103,39 +101,6 @@ def find_embedding(keys: Sequence[str]) -> str | None:
             if kind in key.lower():
                 return key
     return None
-
-
-def lay_out(embeds: np.ndarray) -> tuple[np.ndarray, str]:
-    """Two coordinates per cell from the model's vectors: a UMAP, or principal components without that package."""
-    try:
-        from umap import UMAP
-    except ImportError:
-        centred = embeds - embeds.mean(0)
-        _, _, axes = np.linalg.svd(centred[:: max(1, len(centred) // 2000)], full_matrices=False)
-        return _two_columns(centred @ axes[:2].T), "principal components of the model's embedding"
-    if len(embeds) < 10:
-        return _two_columns(np.asarray(embeds)[:, :2]), "first two axes of the model's embedding"
-    embeds, number = np.asarray(embeds, np.float32), min(15, len(embeds) - 1)
-    about = {"metric": "cosine", "init": "pca", "n_epochs": _UMAP_EPOCHS, "random_state": _SEED, "n_jobs": 1}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*transforming new data")  # there is none
-        layout = UMAP(number, precomputed_knn=_exact_neighbours(embeds, number), **about).fit_transform(embeds)
-    return layout, "UMAP of the model's embedding"
-
-
-def _exact_neighbours(embeds: np.ndarray, number: int) -> tuple:
-    """What umap would search for by a way that takes half a minute to compile; nothing where it searches as we would."""
-    if len(embeds) < _UMAP_SEARCHES_FROM:
-        return (None, None, None)
-    from sklearn.neighbors import NearestNeighbors
-
-    distances, neighbours = NearestNeighbors(n_neighbors=number, metric="cosine").fit(embeds).kneighbors(embeds)
-    return neighbours, distances.astype(np.float32), None
-
-
-def _two_columns(coordinates: np.ndarray) -> np.ndarray:
-    missing = max(0, 2 - coordinates.shape[1])
-    return np.pad(coordinates, ((0, 0), (0, missing)))[:, :2]
 
 
 def points_of(coordinates: np.ndarray, source: str, labels: np.ndarray, confidence: np.ndarray) -> dict[str, Any]:
