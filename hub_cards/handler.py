@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any
@@ -31,15 +32,15 @@ from transformers import (
 
 if TYPE_CHECKING or __package__:
     from scmmgpt.processing.encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
-    from scmmgpt.processing.prompting_scmmgpt import generation_text, query_text
+    from scmmgpt.processing.prompting_scmmgpt import asks_for_shares, generation_text, query_text
 
-    from .request_cells_scmmgpt import opened_cells
+    from .request_cells_scmmgpt import on_panel_of_expressed, opened_cells
     from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 else:  # in a repository every file lies beside this one
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
-    from prompting_scmmgpt import generation_text, query_text
-    from request_cells_scmmgpt import opened_cells
+    from prompting_scmmgpt import asks_for_shares, generation_text, query_text
+    from request_cells_scmmgpt import on_panel_of_expressed, opened_cells
     from schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 
 CELLS_PER_BATCH = 128
@@ -127,6 +128,8 @@ class EndpointHandler:
 
     def _generate(self, request: Any, cells: None) -> dict[str, Any]:
         self._require_language_model()
+        if asks_for_shares(request.text):
+            raise BadRequest("text: shares of several texts are one request each; ask for every text by itself.")
         inputs = self._process(text=[generation_text(request.text)])
         gene_tokenizer = self.processor.gene_tokenizer
         output = self.model.generate_cells(
@@ -171,11 +174,14 @@ class EndpointHandler:
         """Model inputs of one question about each cell of the request."""
         self._require_language_model()
         question = self.processor.cell_prompt(request.prompt)
-        with _explained(), opened_cells(request.cells) as source:
-            inputs = self._process(cells=source, text=question)
-        num_cells = len(inputs["gene_ids"])
+        cells, _ = self._tokenize(request.cells)
+        num_cells = len(cells)
         if num_cells > MAX_CELLS_TO_DESCRIBE:
             raise BadRequest(f"{num_cells} cells are too many to describe; at most {MAX_CELLS_TO_DESCRIBE} are taken.")
+        with _explained(), self._tokenizing:
+            inputs = self.processor.prompts(question, num_cells, return_tensors="pt")
+        inputs.update({name: torch.from_numpy(values) for name, values in self._padded(cells).items()})
+        inputs = inputs.to(self.device)
         room = getattr(self.model.config.text_config, "max_position_embeddings", 1 << 20)
         num_tokens = inputs["input_ids"].shape[1] + request.max_new_tokens
         if num_tokens > room:
@@ -210,21 +216,29 @@ class EndpointHandler:
     def _tokenize(self, cells: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
         """(gene ids, values) of each cell, and the account of what was read."""
         gene_tokenizer = copy(self.processor.gene_tokenizer)  # whose account no other thread replaces
+        names_expressed_alone = isinstance(cells, list) and gene_tokenizer.panel_scaling
+        if names_expressed_alone:
+            gene_tokenizer.panel_scaling = False
         with _explained(), opened_cells(cells) as source:
             features = gene_tokenizer(source, packed=True)
         ids, values = np.ravel(features["gene_ids"]), np.ravel(features["gene_values"])
         bounds = np.asarray(features["cell_cu_seqlens"])
-        pairs = zip(bounds[:-1], bounds[1:], strict=True)
-        return [(ids[start:stop], values[start:stop]) for start, stop in pairs], gene_tokenizer.account
+        tokens = [(ids[start:stop], values[start:stop]) for start, stop in pairwise(bounds)]
+        if names_expressed_alone:
+            tokens = [(ids, on_panel_of_expressed(gene_tokenizer, ids, values)) for ids, values in tokens]
+        return tokens, gene_tokenizer.account
+
+    def _padded(self, tokens: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+        ids, values = zip(*tokens, strict=True)
+        lengths = [len(one) for one in ids]
+        return self.processor.gene_tokenizer.pad_tokens(np.concatenate(ids), np.concatenate(values), lengths)
 
     def _forward(self, cells: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays of `CellEvidence`, computed in batches of cells of like length."""
         order = np.argsort([len(ids) for ids, _ in cells], kind="stable")
         batches = []
         for start in range(0, len(order), CELLS_PER_BATCH):
-            ids, values = zip(*(cells[index] for index in order[start : start + CELLS_PER_BATCH]), strict=True)
-            lengths = [len(one) for one in ids]
-            tokens = self.processor.gene_tokenizer.pad_tokens(np.concatenate(ids), np.concatenate(values), lengths)
+            tokens = self._padded([cells[index] for index in order[start : start + CELLS_PER_BATCH]])
             inputs = {name: torch.from_numpy(array).to(self.device) for name, array in tokens.items()}
             with torch.inference_mode():
                 embeds = self.model.get_cell_features(**inputs).pooler_output.float().cpu().numpy()

@@ -13,9 +13,10 @@ from transformers import AutoModel, AutoModelForMultimodalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
+from .errors_scmmgpt import UserError
 from .labels_scmmgpt import Labels
 from .processing_scmmgpt import ScMMGPTProcessor
-from .prompting_scmmgpt import generation_text, query_text
+from .prompting_scmmgpt import asks_for_shares, generation_text, query_text
 from .result_keys_scmmgpt import ResultKeys
 
 CELLS_AT_A_TIME = 256
@@ -58,6 +59,8 @@ class CellPipeline(Pipeline):
 
     def preprocess(self, cells: Any, chunk_size: int = CELLS_AT_A_TIME, **options) -> Iterator[dict]:
         """Tensors of some cells at a time."""
+        if chunk_size < 1:
+            raise UserError(f"chunk_size must be at least 1, got {chunk_size}.")
         for chunk in self.processor.gene_tokenizer.iter_chunks(cells, chunk_size, return_tensors="pt", **options):
             yield dict(chunk)
 
@@ -123,6 +126,8 @@ class CellAnnotationPipeline(CellPipeline):
 
     def postprocess(self, outputs: list[dict], cells: Any, min_confidence: float | None = None) -> Any:
         """The call, its ontology term and confidence, and the second choice of each cell."""
+        if min_confidence is not None and not 0 <= min_confidence <= 1:
+            raise UserError(f"min_confidence must lie between 0 and 1, got {min_confidence}.")
         arrays = [{"embeds": output["embeds"].float().numpy(), **output["evidence"]} for output in outputs]
         evidence = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
         question = outputs[0]["question"]
@@ -146,9 +151,13 @@ class CellRetrievalPipeline(CellPipeline):
     def _forward(self, chunk: dict) -> dict:
         return {"embeds": self.cell_embeds(chunk)}
 
-    def postprocess(self, outputs: list[dict], cells: Any, query: str | Sequence[str], top: int = 20) -> list:
+    def postprocess(self, outputs: list[dict], cells: Any, query: str | Sequence[str] = "", top: int = 20) -> list:
         """Rows with the cell's place, its name where it has one, and its cosine similarity."""
         queries = [query] if isinstance(query, str) else list(query)
+        if not queries or any(not one.strip() for one in queries):
+            raise UserError("The text to look for is empty: name it in query=.")
+        if top < 1:
+            raise UserError(f"top must be at least 1, got {top}.")
         embeds = torch.cat([output["embeds"] for output in outputs])
         scores = self.embed_texts([query_text(one) for one in queries]) @ embeds.float().numpy().T
         names = list(getattr(cells, "obs_names", range(len(embeds))))
@@ -198,6 +207,10 @@ class TextToCellPipeline(CellPipeline):
     def preprocess(self, texts: str | Sequence[str], **options) -> Iterator[dict]:
         """The request, in the words of training."""
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if any(map(asks_for_shares, texts)):
+            raise UserError(
+                "Shares of several texts are read by `scmmgpt.generate_cells`; here ask for each text by itself."
+            )
         yield dict(self.processor(text=[generation_text(text) for text in texts], **options))
 
     def _forward(self, inputs: dict, num_cells: int = 1, **kwargs) -> dict:

@@ -122,6 +122,8 @@ class ScMMGPTProcessor(ProcessorMixin):
             raise UserError("scmmgpt takes cells and text, no images, videos or audio.")
         if cells is None and text is None:
             raise UserError("Nothing to process: pass `cells=`, `text=`, or both.")
+        if text is not None and (not text or not (isinstance(text, str) or _are_texts(text))):
+            raise UserError(f"`text` must be one text or a list of texts, got {text!r:.80}.")
         cell_options = {name: option for name, option in kwargs.items() if name in CELL_OPTIONS}
         text_options = {name: option for name, option in kwargs.items() if name not in CELL_OPTIONS}
         options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **text_options)
@@ -337,6 +339,10 @@ class ScMMGPTProcessor(ProcessorMixin):
 
 
 QFORMER_NAMES = ("input_ids", "attention_mask")
+
+
+def _are_texts(texts: Any) -> bool:
+    return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
 
 
 def _num_cells(features: dict) -> int:

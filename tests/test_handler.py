@@ -71,6 +71,30 @@ def test_a_cell_is_the_same_cell_as_dict_as_csr_and_as_h5ad(handler, tmp_path):
     np.testing.assert_allclose(first, third, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def embedded():
+    """The model that is shipped, which scales values by the panel that was measured."""
+    return EndpointHandler(str(scmmgpt.EMBEDDED_MODEL), device="cpu")
+
+
+def test_a_cell_of_expressed_genes_is_the_same_whatever_else_is_in_the_request(embedded):
+    cells = anndata.read_h5ad(Path(__file__).parent / "data" / "pbmc_facs_300.h5ad")[::30]
+    listed = [dict(zip(cells.var_names[cell.indices], cell.data.tolist(), strict=True)) for cell in cells.X]
+
+    together = ask(embedded, "embed", cells=listed)["embeddings"]
+    alone = [ask(embedded, "embed", cells=[cell])["embeddings"][0] for cell in listed]
+
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    # What was measured is guessed well enough from what is expressed.
+    named = ask(embedded, "embed", cells=as_csr(cells))["embeddings"]
+    assert (np.array(together) * named).sum(1).min() > 0.97
+
+
+def test_shares_of_several_texts_are_no_single_request(handler):
+    with pytest.raises(BadRequest, match="ask for every text by itself"):
+        ask(handler, "generate", text="60 % B cell, 40 % monocyte", num_cells=2)
+
+
 def test_embeddings_are_those_of_the_package(handler, repository):
     cells = tiny_cells(6)
 

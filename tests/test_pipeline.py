@@ -115,6 +115,26 @@ def test_the_same_seed_gives_the_same_cells(pipe):
     assert (first.X != second.X).nnz == 0
 
 
+@pytest.mark.parametrize(
+    ("task", "given", "options", "reason"),
+    [
+        (
+            "cell-annotation",
+            None,
+            {"labels": ["a", "b"], "min_confidence": 7},
+            "min_confidence must lie between 0 and 1",
+        ),
+        ("cell-annotation", None, {"labels": ["a", "b"], "chunk_size": 0}, "chunk_size must be at least 1"),
+        ("cell-retrieval", None, {}, "The text to look for is empty"),
+        ("cell-retrieval", None, {"query": "a B cell", "top": 0}, "top must be at least 1"),
+        ("text-to-cell", "50 % B cell, 50 % monocyte", {}, "ask for each text by itself"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(pipe, task, given, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        pipe(task)(tiny_cells(3) if given is None else given, **options)
+
+
 def test_every_task_has_a_pipeline():
     assert set(PIPELINES) == {"cell-annotation", "cell-retrieval", "cell-to-text", "text-to-cell"}
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 CELL_TOKEN = "<cell>"
+_SHARE = re.compile(r"^\s*\d+(?:\.\d+)?\s*%")
 _ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
 MISSING = frozenset({"", "unknown", "na", "n/a", "nan", "none", "null", "not applicable", "unassigned", "other"})
 
@@ -176,6 +177,17 @@ def generation_text(text: str) -> str:
     'Generate a naive B cell.'
     """
     return cell_request({"cell_type": _ARTICLE.sub("", text.strip())})
+
+
+def asks_for_shares(text: str) -> bool:
+    """Whether a text is of several, each with its share, which is more than one request.
+
+    Examples
+    --------
+    >>> asks_for_shares("60 % B cell, 40 % monocyte"), asks_for_shares("a B cell")
+    (True, False)
+    """
+    return bool(_SHARE.match(text))
 
 
 def query_text(text: str) -> str:

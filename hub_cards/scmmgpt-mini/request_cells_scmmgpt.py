@@ -27,6 +27,9 @@ except ImportError:  # only h5ad files need it
     h5py = None
 
 _TEXTS_PER_READ = 16
+# What the expressed genes of a cell hold of the reference mass of all that were measured: .42 to .50 in five studies of
+# 1,300 to 21,600 genes.
+EXPRESSED_SHARE_OF_PANEL = 0.45
 SECONDS_TO_CHECK = 30
 
 
@@ -59,6 +62,17 @@ def _from_dicts(counts: list[dict[str, float]]) -> tuple[sparse.csr_matrix, list
     data = np.fromiter((value for cell in counts for value in cell.values()), dtype=np.float32, count=indptr[-1])
     matrix = sparse.csr_matrix((data, indices, indptr), shape=(len(counts), len(column_of)))
     return matrix, list(column_of)
+
+
+def on_panel_of_expressed(gene_tokenizer: Any, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The log1p values of one cell of which expressed genes alone are known, scaled by the panel that these speak for.
+
+    They were written without panel scaling. What was measured is guessed from the cell itself, so that no other cell of
+    a request has a say.
+    """
+    genes = ids[gene_tokenizer.is_gene(ids)]
+    share = np.float32(min(gene_tokenizer.panel_share(genes) / EXPRESSED_SHARE_OF_PANEL, 1))
+    return np.log1p(np.expm1(values) * share) if share < 1 else values
 
 
 def _decode(text: str) -> bytes:
