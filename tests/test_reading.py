@@ -13,9 +13,10 @@ from scmmgpt.cell_context import plain_words, raised_genes, study_of, tissue_of
 from scmmgpt.chat_model import assembled
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
+from scmmgpt.medical_advice import asks_for_advice
 from scmmgpt.processing import ScMMGPTGeneTokenizer
 from scmmgpt.processing.prompting_scmmgpt import with_article
-from scmmgpt.reading import asks_for_advice, asks_for_type, check, is_question, plain_question, whole_sentences
+from scmmgpt.reading import asks_for_type, check, is_question, plain_question, whole_sentences
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,12 @@ def test_unchecked_text_is_what_the_model_wrote(chat, cells):
         "What treatment do you recommend?",
         "Should we treat him with another drug?",
         "Am I ill?",
+        "How should I treat my lupus?",
+        "Do these cells mean I have leukemia?",
+        "Should this patient get chemotherapy?",
+        "Which drug should this patient take?",
+        "What dose of prednisone is right for me?",
+        "Is it safe to stop my medicine?",
     ],
 )
 def test_a_request_for_medical_advice_is_answered_with_the_limit(chat, cells, question):
@@ -157,6 +164,11 @@ def test_a_request_for_medical_advice_is_answered_with_the_limit(chat, cells, qu
         "Compare the two clusters.",
         "Which cells respond to the treatment with interferon?",
         "Are the cells of these patients activated at this dose?",
+        "Which of my melanoma samples hold T cells?",
+        "How should I treat these cells?",
+        "Should I cluster these cells again?",
+        "Do these genes show that they are B cells?",
+        "Does this mean that it is a B cell?",
     ],
 )
 def test_a_question_about_cells_is_no_request_for_advice(question):

@@ -14,7 +14,7 @@ from .embedding import embed_batch, run_chunk
 from .errors import UserError
 from .processing.prompting_scmmgpt import conversation
 from .spatialdata_tables import table_of
-from .text_generation import checked_question, generate_ids, tokenize_prompt
+from .text_generation import check_num_tokens, checked_question, generate_ids, tokenize_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +60,7 @@ class Conversation:
         """The answer in pieces, as it is written; the turn is kept when it is complete."""
         from transformers import TextIteratorStreamer
 
+        check_num_tokens(max_new_tokens)
         messages, input_ids = self._prompt(checked_question(self.loaded, question), max_new_tokens)
         streamer = TextIteratorStreamer(self.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
@@ -163,12 +164,16 @@ def _chosen_clusters(verb: Verb, key: str, select: Sequence[str] | None) -> tupl
 def _chosen_names(obs: pd.DataFrame, key: str | None, select: Sequence[str] | None) -> list[str]:
     """Names of cells, or with a key of the clusters in that column."""
     present = list(obs.index.astype(str)) if key is None else sorted(set(column_of(obs, key)))
+    if isinstance(select, str):
+        select = [select]
     names = list(present[: 1 if key is None else MAX_CELLS] if select is None else select)
     _check_names(names, set(present), "cells" if key is None else f"clusters of {key!r}")
     return names
 
 
 def _check_names(names: list[str], present: set[str], what: str) -> None:
+    if not names:
+        raise UserError(f"No {what} are chosen: name some in select=, or leave it out.")
     if len(names) > MAX_CELLS:
         raise UserError(f"At most {MAX_CELLS} {what} fit into one conversation, got {len(names)}.")
     unknown = [name for name in names if name not in present]

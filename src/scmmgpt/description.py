@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .embedding import Arrays, Compute, embed_batch, run_chunk
+from .errors import UserError
+from .medical_advice import NO_ADVICE, asks_for_advice
 from .processing.gene_layout_scmmgpt import padded_cells
 from .processing.prompting_scmmgpt import annotation_question, description_question
 from .text_generation import (
     answer_probabilities,
     answers_tree,
+    check_num_tokens,
     checked_question,
     decode,
     embed_prompt,
@@ -54,6 +57,9 @@ def describe_cells(
     checked: bool = True,
 ) -> Descriptions:
     """Describe every cell, or only the most typical cell of each cluster, for all of its cells."""
+    if prompt and asks_for_advice(prompt):
+        raise UserError(NO_ADVICE)
+    check_num_tokens(max_new_tokens)
     if verb.loaded.reads_contexts and choices is None:
         return _describe_in_context(verb, clusters, prompt, max_new_tokens, checked)
     asked = prompt or (annotation_question() if choices else description_question())

@@ -230,7 +230,8 @@ class ServerConversation:
 
     def ask(self, question: str) -> str:
         """The answer to a question; earlier turns are kept."""
-        from .reading import NO_ADVICE, NO_QUESTION, asks_for_advice, check, is_question
+        from .medical_advice import NO_ADVICE, asks_for_advice
+        from .reading import NO_QUESTION, check, is_question
 
         if asks_for_advice(question):
             return NO_ADVICE

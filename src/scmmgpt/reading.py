@@ -32,28 +32,13 @@ CELLS_OF_GROUP, CELLS_AT_ONCE = 16, 256
 MAX_QUESTION_LETTERS = 4_000
 WHAT_IS_IT, WHAT_ARE_THEY = "What type of cell is this?", "What are these cells?"
 DESCRIBE_BY = ("Which genes speak for that?", "What does such a cell do?")
-NO_ADVICE = "I cannot give medical advice: I describe cells for research. Please ask a physician."
 NO_QUESTION = "I did not understand the question. You can ask for the type, the genes or the function of these cells."
-# Research speaks of treatments, doses and patients, too: only who is to be told what to do, or what somebody has, is asked.
-_ADVICE = re.compile(
-    r"\b(?:diagnose|diagnosis for|prognosis|prescri\w*|medication|medical advice|(?:see|ask) a (?:doctor|physician))\b"
-    r"|\b(?:recommend|suggest|should (?:i|we|he|she|they|the patient))\b[^.?!]*\b(?:drug|treatment|therap\w*|dose|dosage)\b"
-    r"|\b(?:drug|treatment|therap\w*|dose|dosage)\b[^.?!]*\b(?:recommend|suggest|should (?:i|we|he|she|they|the patient))\b"
-    r"|\bmy (?:disease|illness|cancer|symptoms?|health|tumou?r|results?)\b"
-    r"|\b(?:do i|does (?:he|she|(?:the|this|my|our) patient)) have\b|\bshould (?:i|we) (?:take|worry)\b|\bam i (?:ill|sick)\b",
-    re.IGNORECASE,
-)
 _WHAT_IS_IT = re.compile(
     r"^\W*(?:(?:what|which)(?: (?:cell )?(?:types?|kinds?)(?: of cells?)?)? (?:is|are) (?:this|these|they|it|the)(?: cells?)?|"
     r"(?:name|identify)(?: the (?:cell )?types?(?: of)?)? ?(?:this|these|the)? ?cells?)\W*$",
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"[a-z]{2,}", re.IGNORECASE)
-
-
-def asks_for_advice(question: str) -> bool:
-    """Whether a question wants what only a physician may answer."""
-    return bool(_ADVICE.search(question))
 
 
 def is_question(text: str) -> bool:

@@ -10,14 +10,13 @@ import numpy as np
 
 from .claims import CheckedText, without_marks
 from .conversation import MAX_NEW_TOKENS, Conversation
+from .medical_advice import NO_ADVICE, asks_for_advice
 from .processing.labels_scmmgpt import UNKNOWN
 from .processing.prompting_scmmgpt import reading
 from .reading import (
-    NO_ADVICE,
     NO_QUESTION,
     ReadGroups,
     asked,
-    asks_for_advice,
     asks_for_type,
     is_question,
     plain_question,

@@ -21,11 +21,19 @@ NOT_DETECTED = "[not detected]"
 
 def checked_question(loaded: LoadedModel, question: str) -> str:
     """The question; refused when it is empty or places cells itself."""
+    if not isinstance(question, str):
+        raise UserError(f"The question must be text, got {type(question).__name__}.")
     if not question.strip():
         raise UserError("The question is empty.")
     if loaded.processor.cell_token in question:
         raise UserError(f"The question must not hold {loaded.processor.cell_token!r}: the cells are put before it.")
     return question
+
+
+def check_num_tokens(max_new_tokens: int) -> None:
+    """Refuse an answer of no length."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
 
 
 def tokenize_prompt(loaded: LoadedModel, prompt: str) -> torch.Tensor:
