@@ -334,6 +334,15 @@ def test_one_format_becomes_the_other(file, model, tmp_path):
     assert "X_scmmgpt" in anndata.read_zarr(tmp_path / "out.zarr").obsm
 
 
+@pytest.mark.parametrize("table", ["obs", "var"])
+def test_backed_cells_that_were_changed_in_memory_are_refused(file, model, table):
+    backed = anndata.read_h5ad(file, backed="r")
+    getattr(backed, table)["more"] = 1
+
+    with pytest.raises(UserError, match=f"`{table}` of the backed AnnData was changed"):
+        scmmgpt.embed(backed, model=model)
+
+
 def test_backed_cells_give_the_same_as_cells_in_memory(file, cells, model):
     backed = scmmgpt.embed(anndata.read_h5ad(file, backed="r"), model=model)
 

@@ -111,3 +111,38 @@ def test_cells_lie_between_given_cells_and_a_text(blood):
 def test_what_was_never_seen_is_said():
     with pytest.warns(UserWarning, match="from blood was seen in training: such cells are extrapolated"):
         made("an astrocyte from blood", number=2)
+
+
+def test_the_reference_is_never_written_over(tmp_path):
+    reference = tmp_path / "reference.h5ad"
+    reference.write_bytes(CELLS.read_bytes())
+
+    with pytest.raises(UserError, match="The output is the input"):
+        made("a B cell", number=2, reference=reference, output=reference)
+
+    assert reference.read_bytes() == CELLS.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        ({"depth": float("inf")}, "depth must lie between 1 and"),
+        ({"depth": 1e12}, "depth must lie between 1 and"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must lie between"),
+        ({"cell": "cells.h5ad"}, "cell must be an AnnData"),
+        ({"cell": read_h5ad(CELLS)[:0]}, "no cells to start from"),
+        ({"number": 1.5}, "whole number"),
+    ],
+)
+def test_wishes_that_nobody_can_grant_are_refused_in_words(wish, reason):
+    with pytest.raises(UserError, match=reason):
+        made("a B cell", **{"number": 2, **wish})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a B cell that is a neuron", "names neuron beside B cell"), ("a human mouse B cell", "human and mouse")],
+)
+def test_what_contradicts_itself_is_said(text, said):
+    with pytest.warns(UserWarning, match=said):
+        made(text, number=2)

@@ -26,7 +26,7 @@ from .processing.result_keys_scmmgpt import ResultKeys
 from .protein_evidence import StudyProteins, with_proteins
 from .scoring import Asked, call_study, label_set_of
 from .spatial import COORDINATES, scores_with_neighbours, spatial_reader, split_query
-from .storage import Additions, check_output
+from .storage import Additions, check_input, check_not_input, check_output
 from .verb import Destination, Execution, Verb, storable
 
 if TYPE_CHECKING:
@@ -399,6 +399,8 @@ def generate_cells(
     from .storage import save_cells
 
     target = check_output(output) if output is not None else None
+    if target is not None and isinstance(reference, str | os.PathLike):
+        check_not_input(target, check_input(reference))
     wish = Wish(depth, platform, cell, strength, reference, reference_key, seed, guidance_scale)
     loaded = load(model, device=device, generative=True)
     execution = Execution(device, batch_size, progress)

@@ -39,7 +39,7 @@ NO_PLACE = {
 HOW_TO_MIX = '"60 % B cell, 40 % monocyte"'
 _SHARE_WITHIN = re.compile(r"\d\s*%\s*(?:of\s+)?[^\W\d]")
 # What stands between several types, what ends the name of one, and what says that it is not meant.
-_BETWEEN = re.compile(r"[,;/&+]|\b(?:and|or|plus|versus|vs)\b", re.IGNORECASE)
+_BETWEEN = re.compile(r"[,;/&+]|\b(?:and|or|plus|versus|vs|that (?:is|are)|which (?:is|are))\b", re.IGNORECASE)
 _AFTER_A_NAME = re.compile(r"\s(?:from|in|of|with|at|by|near|that|which|for)\s|[\d.]+\s*%|[()]", re.IGNORECASE)
 _DENIED = re.compile(
     r"\b(?:not|no|non|without|except(?:\s+for)?|anything\s+but|other\s+than)[\s-]+(?:(?:an?|the|any)\s+)?$", re.I
@@ -74,8 +74,8 @@ def read_requests(
     [('B cell', 6), ('monocyte', 4)]
     """
     texts, shares = _texts_and_shares(text, proportions)
-    if num_cells < 1:
-        raise UserError(f"num_cells must be at least 1, got {num_cells}.")
+    if not isinstance(num_cells, int | np.integer) or num_cells < 1:
+        raise UserError(f"num_cells must be a whole number of at least 1, got {num_cells}.")
     if not texts or any(not isinstance(one, str) or not one.strip() for one in texts):
         raise UserError("The text to generate cells from is empty.")
     merged: dict[str, float] = {}
@@ -251,6 +251,10 @@ def _other_species(request: CellRequest) -> list[str]:
     def are_named(words: Iterable[str]) -> bool:
         return any(f" {plain_name(word)} " in beside for word in words)
 
+    if all(are_named(SPECIES_WORDS[species]) for species in MADE_SPECIES):
+        return [
+            f"{request.text!r} names {' and '.join(MADE_SPECIES)}: name one species, or the cells are between the two."
+        ]
     asked = [species for species, words in OTHER_SPECIES.items() if are_named(words)]
     if not asked or any(are_named(SPECIES_WORDS[species]) for species in MADE_SPECIES):
         return []

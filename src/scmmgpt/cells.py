@@ -36,8 +36,20 @@ def open_cells(data: AnnData | MuData | str | os.PathLike) -> CellsInMemory | Ce
     if data.isbacked:
         if data.is_view:
             raise UserError("A view of backed AnnData cannot be read in parts; call `.to_memory()` on it first.")
-        return CellsInFile(Path(data.filename))
+        return _as_in_its_file(data)
     return CellsInMemory(data)
+
+
+def _as_in_its_file(data: AnnData) -> CellsInFile:
+    """The file of backed AnnData, unless its tables say something else by now: results would not be those of the object."""
+    cells = CellsInFile(Path(data.filename))
+    for name, own, read in (("obs", data.obs, cells.obs), ("var", data.var, cells.var)):
+        if not own.equals(read):
+            raise UserError(
+                f"`{name}` of the backed AnnData was changed since it was read from {cells.path}: write it to a file, or call "
+                "`.to_memory()` on it."
+            )
+    return cells
 
 
 class CellsInMemory:
@@ -86,7 +98,7 @@ class CellsInFile:
             with open_store(path) as store:
                 is_tenx = isinstance(store, dict)
                 self.obs: pd.DataFrame = store["obs"] if is_tenx else read_elem(store["obs"])
-                self._var: pd.DataFrame = store["var"] if is_tenx else read_elem(store["var"])
+                self.var: pd.DataFrame = store["var"] if is_tenx else read_elem(store["var"])
                 obsm = set(store["obsm"]) if "obsm" in store else set()
                 self.has_graph: bool = "obsp" in store and GRAPH in store["obsp"]
         except UserError as error:
@@ -98,7 +110,7 @@ class CellsInFile:
 
     def rows(self, rows: slice | np.ndarray) -> AnnData:
         with open_store(self.path) as store:
-            tables = {"obs": self.obs.iloc[rows].copy(), "var": self._var.copy()}
+            tables = {"obs": self.obs.iloc[rows].copy(), "var": self.var.copy()}
             return anndata_of(store, lambda matrix: _read_rows(matrix, rows), tables)
 
     def embedding(self, key: str) -> np.ndarray:

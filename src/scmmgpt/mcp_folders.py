@@ -63,6 +63,8 @@ class Folders:
     def file_to_write(self, name: str, suffixes: tuple[str, ...] = (".h5ad", ".zarr")) -> Path:
         """A new file inside."""
         path = check_output(self.inside(name), suffixes=suffixes)
+        if any(folder.suffix == ".zarr" for folder in path.parents):
+            raise UserError(f"{_short(name)} lies in a zarr file: choose another folder.")
         if path.exists():
             raise UserError(f"{_short(name)} exists; choose another name, nothing is replaced here.")
         return path

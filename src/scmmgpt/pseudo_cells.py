@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 CELLS_PER_BATCH = 64
+# The deepest cells that were ever counted have a few million; far above, counts would leave int32.
+MOST_COUNTS = 100_000_000
+MOST_GUIDANCE = 100
 HYPOTHESIS = "Cells between given cells and a text are a hypothesis of the model, not data."
 
 
@@ -45,8 +48,14 @@ class Wish:
     guidance_scale: float | None = None
 
     def __post_init__(self):
-        if self.depth is not None and not self.depth >= 1:
-            raise UserError(f"depth must be at least 1, got {self.depth}.")
+        if self.depth is not None and not 1 <= self.depth <= MOST_COUNTS:
+            raise UserError(f"depth must lie between 1 and {MOST_COUNTS:,} counts a cell, got {self.depth}.")
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= MOST_GUIDANCE:
+            raise UserError(f"guidance_scale must lie between 0 and {MOST_GUIDANCE}, got {self.guidance_scale}.")
+        if self.cell is not None and not hasattr(self.cell, "n_obs"):
+            raise UserError(f"cell must be an AnnData of the cells to start from, got {type(self.cell).__name__}.")
+        if self.cell is not None and not self.cell.n_obs:
+            raise UserError("cell holds no cells to start from.")
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength must lie between 0 and 1, got {self.strength}.")
 

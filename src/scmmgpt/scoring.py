@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .cell_requests import SeenInTraining, named_tissue
 from .chromatin import activity_scorer, is_gene_activity
 from .consensus import MIN_CELLS, NUM_NEIGHBOURS, over_neighbours
 from .embedding import CellRun, EvidenceBatch
@@ -165,6 +166,15 @@ def _decides_together(verb: Verb, asked: Asked, labels: LabelSet) -> bool:
     return wanted and is_possible and verb.cells.num_cells >= MIN_CELLS
 
 
+def _warn_of_strange_tissue(verb: Verb, tissue: str) -> None:
+    seen = SeenInTraining.of(verb.loaded.training_summary)
+    if seen is not None and named_tissue(tissue, seen.tissues) is None:
+        verb.warn(
+            f"The tissue {tissue!r} was not seen in training: it may change names in ways that mean nothing. Leave it out, or "
+            f"name one of {', '.join(sorted(seen.tissues)[:5])}, ..."
+        )
+
+
 def _score(verb: Verb, labels: LabelSet, asked: Asked, together: bool) -> tuple[CellRun, CellEvidence, Scorer]:
     """The run, what it found of each cell, and the scores of the labels; warns of cells that look like none."""
     loaded, annotator = verb.loaded, verb.loaded.annotator
@@ -174,6 +184,8 @@ def _score(verb: Verb, labels: LabelSet, asked: Asked, together: bool) -> tuple[
         tissue=asked.tissue,
         with_profiles=asked.prior_share != 0,
     )
+    if asked.tissue is not None:
+        _warn_of_strange_tissue(verb, asked.tissue)
     texts = labels.texts(asked.tissue) if asked.rerank else []
     run = verb.start_run(texts=texts or None, rerank=asked.rerank, types=candidates.profiles)
     cells = CellEvidence(**run.compute("annotate", EvidenceBatch(candidates, texts, asked.rerank)))

@@ -54,8 +54,8 @@ def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: 
         suffixes = (*suffixes, ".h5mu")
     if path.suffix not in suffixes:
         raise UserError(f"The output {str(path)!r} must end in {' or '.join(suffixes)}.")
-    if source is not None and path.exists() and path.samefile(source):
-        raise UserError(f"The output is the input ({path}): choose another name, the input is never overwritten.")
+    if source is not None:
+        check_not_input(path, source)
     if path.is_dir() and path.suffix != ".zarr":
         raise UserError(f"The output {str(path)!r} is a folder.")
     if not path.parent.is_dir():
@@ -66,6 +66,12 @@ def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: 
     except OSError as error:
         raise UserError(f"Nothing can be written to {str(path.parent)!r}: {error.strerror}.") from error
     return path
+
+
+def check_not_input(path: Path, source: Path) -> None:
+    """Refuse an output that is one of the files that are read."""
+    if path.exists() and path.samefile(source):
+        raise UserError(f"The output is the input ({path}): choose another name, the input is never overwritten.")
 
 
 @contextmanager
