@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from tiny_corpus import gene_tokenizer
+from tiny_models import QFORMER
 from tiny_run import CONFIG, build_tiny_corpus, run_in_processes, without_dropout, write_recipe
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, Trainer
 
@@ -288,6 +289,41 @@ def test_a_corpus_made_with_another_vocabulary_is_refused(corpus):
 
     with pytest.raises(RecipeError, match=r"another vocabulary.*'GENE0'.*--processor my-model"):
         check_vocabulary(other, corpus, "my-model")
+
+
+@pytest.mark.parametrize(("name", "value"), [("include_zero_genes", True), ("target_sum", 1000.0)])
+def test_a_corpus_of_other_tokens_than_the_model_reads_is_refused(tmp_path, name, value):
+    corpus = build_tiny_corpus(tmp_path, value_mode="log1p")
+    settings = read_recipe(write_recipe(tmp_path, corpus), Stage1Settings)
+    processor = assemble_processor(settings, corpus)
+    processor.feature_extractor = processor.gene_tokenizer.with_settings(**{name: value})
+
+    with pytest.raises(RecipeError, match=f"tokens made with {name}.*reads cells with {value!r}"):
+        cell_collator(settings, corpus, processor)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"start_from": "/no/such/folder"},
+        {"tokenizer": "/no/such/folder"},
+        {"attention": "foo"},
+        {"config": {**CONFIG, "qformer_config": {**QFORMER, "num_attention_heads": 7}}},
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused_in_a_sentence(corpus, tmp_path, model):
+    recipe = yaml.safe_load(write_recipe(tmp_path, corpus).read_text())
+    recipe["model"] |= model
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(recipe))
+
+    with pytest.raises(RecipeError, match=r"cannot be made: |`model.config`: "):
+        main(["--config", str(tmp_path / "wrong.yaml")])
+
+
+def test_evaluating_changes_nothing_of_what_is_learnt(finished, corpus, tmp_path):
+    main(["--config", str(write_recipe(tmp_path, corpus, training={"eval_steps": 2}))])
+
+    assert losses(tmp_path / "run") == losses(finished)
 
 
 def test_too_few_rows_for_a_step_are_counted(corpus, tmp_path):

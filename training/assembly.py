@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
+from scmmgpt.errors import UserError
 from scmmgpt.modeling_scmmgpt import (
     ScMMGPTConfig,
     ScMMGPTForConditionalGeneration,
@@ -47,6 +50,21 @@ DEFINITION_SHARE = 0.5
 
 
 # ---- processor
+
+# What a token is, beside its value's mode and the number of them.
+TOKEN_SETTINGS = ("target_sum", "num_bins", "gene_order", "panel_scaling", "include_zero_genes")
+
+
+@contextmanager
+def made_from_recipe() -> Iterator[None]:
+    """What a library says of a folder, a size or a kind of attention that a recipe names, in its first sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, StrictDataclassError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RecipeError(f"The model of the recipe cannot be made: {reason}") from error
 
 
 def assemble_processor(settings: RunSettings, corpus: Corpus) -> ScMMGPTProcessor:
@@ -92,6 +110,18 @@ def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) ->
         f"{corpus.path} was made with another vocabulary ({len(theirs)} genes) than {model} has ({len(ours)}); the "
         f"first that differs is {first!r}. Build it again with `scmmgpt corpus build ... --processor {model}`."
     )
+
+
+def check_tokens(genes: ScMMGPTGeneTokenizer, corpus: Corpus) -> None:
+    """Raise an error if a corpus of tokens holds others than the model will read of the same cells."""
+    stored = corpus.gene_tokenizer()
+    for name in TOKEN_SETTINGS:
+        ours, theirs = getattr(genes, name), getattr(stored, name)
+        if ours != theirs:
+            raise RecipeError(
+                f"{corpus.path} holds tokens made with {name} {theirs!r}, and the model reads cells with {ours!r}. Build the "
+                f"corpus with `tokens: {{value_mode: counts}}`, which serves every setting, or with {ours!r}."
+            )
 
 
 def check_reading(genes: ScMMGPTGeneTokenizer, model: ModelSettings) -> None:
@@ -217,12 +247,14 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
     data, genes, stored = settings.data, processor.gene_tokenizer, corpus.manifest["value_mode"]
     if stored == "counts" and genes.value_mode != "counts":
         return TokenizingCollator(genes, packed=data.packed)
+    check_tokens(genes, corpus)
     if stored != genes.value_mode:
         raise RecipeError(
             f"{corpus.path} holds values of mode {stored!r} and the model reads {genes.value_mode!r}. Build the corpus "
             f"with `tokens: {{value_mode: counts}}`, which serves every mode, or with {genes.value_mode!r}."
         )
-    return CellCollator(stored, packed=data.packed, max_genes=data.max_genes)
+    limits = [limit for limit in (data.max_genes, genes.max_genes) if limit is not None]
+    return CellCollator(stored, packed=data.packed, max_genes=min(limits, default=None))
 
 
 def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, arguments: TrainingArguments) -> RowOrder:

@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from scmmgpt.training.corpus.reading import Corpus, Selection
+from scmmgpt.training.strict_yaml import RecipeError
 
 # `datasets` divides blocks without reading in vain when their number is a multiple of that of the processes.
 _FEW_BLOCKS, _MANY_BLOCKS = 8, 64
@@ -53,7 +54,7 @@ class BatchSettings:
     def __post_init__(self):
         for name in ("batch_size", "run_rows", "block_rows"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     @property
     def is_weighted(self) -> bool:
@@ -171,7 +172,7 @@ def _row_weights(corpus: Corpus, selection: Selection, settings: BatchSettings) 
     """(sources, cell types) how often a row appears in an epoch of as many rows: rare types repeat, common ones thin."""
     unknown = sorted(set(settings.source_weights) - set(corpus.names("source")))
     if unknown:
-        raise ValueError(
+        raise RecipeError(
             f"source_weights names {', '.join(unknown)}; the corpus has {', '.join(corpus.names('source'))}."
         )
     shape = len(corpus.names("source")), len(corpus.names("cell_type"))

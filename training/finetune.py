@@ -120,7 +120,7 @@ def finetune(  # noqa: PLR0913 - what a person can choose, each by its name
     trained = trainer.accelerator.unwrap_model(trainer.model).eval()
     after = _score(trained, held_out)
     with room_on_disk(Path(output)):
-        _write(Path(output), base, trained, processor, cells, has_adapters=lora)
+        _write(Path(output), base, trained, processor, cells, has_adapters="lora" in asdict(settings.towers).values())
     if text is not None:
         _learn_to_describe(Path(output), settings, cells, train_rows, ontology)
     shutil.rmtree(settings.output)

@@ -28,6 +28,7 @@ from scmmgpt.training.assembly import (
     assemble_pretraining_model,
     assemble_processor,
     cell_collator,
+    made_from_recipe,
     row_order,
     text_encoder,
 )
@@ -129,8 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = training_arguments(settings, TrainingArguments)
     seed_everything(training)
     corpus = Corpus.open(settings.data.corpus)
-    processor = assemble_processor(settings, corpus)
-    model = assemble_pretraining_model(settings, assemble_config(settings, processor))
+    with made_from_recipe():
+        processor = assemble_processor(settings, corpus)
+        model = assemble_pretraining_model(settings, assemble_config(settings, processor))
     rows = rows_of(settings, corpus, processor, training)
     if command.dry_run:
         print(*make_plan(settings, training, model, rows, stage_1_flops).lines(), sep="\n")

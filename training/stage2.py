@@ -33,6 +33,7 @@ from scmmgpt.training.assembly import (
     assemble_generative_model,
     assemble_processor,
     cell_collator,
+    made_from_recipe,
     new_token_ids,
     row_order,
 )
@@ -224,8 +225,9 @@ def parts_of(
 ) -> tuple[ScMMGPTProcessor, ScMMGPTForConditionalGeneration, Rows]:
     """What a run is made of: the processor, the model as it begins, and its rows."""
     seed_everything(arguments)
-    processor = assemble_processor(settings, corpus)
-    model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
+    with made_from_recipe():
+        processor = assemble_processor(settings, corpus)
+        model = assemble_generative_model(settings, assemble_config(settings, processor), processor)
     return processor, model, rows_of(settings, corpus, processor, arguments)
 
 

@@ -105,13 +105,19 @@ class RunTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, **kwargs):
-        output = super().evaluation_loop(*args, **kwargs)
+        # What is drawn to evaluate must not change what is drawn to train on.
+        with torch.random.fork_rng(self._devices_that_draw):
+            output = super().evaluation_loop(*args, **kwargs)
         metrics = (output.metrics or {}) | self.eval_meter.drain(self.accelerator, is_training=False)
         if self.rows.scores is not None:
             model = self.accelerator.unwrap_model(self.model).eval()
             with torch.no_grad():
                 metrics |= {f"eval_{name}": value for name, value in self.rows.scores(model).items()}
         return output._replace(metrics=metrics)
+
+    @property
+    def _devices_that_draw(self) -> list[torch.device]:
+        return [self.args.device] if self.args.device.type == "cuda" else []
 
     def create_optimizer(self, model=None):
         """With a learning rate for each tower that asks for its own."""
