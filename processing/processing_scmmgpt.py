@@ -122,7 +122,7 @@ class ScMMGPTProcessor(ProcessorMixin):
             raise UserError("scmmgpt takes cells and text, no images, videos or audio.")
         if cells is None and text is None:
             raise UserError("Nothing to process: pass `cells=`, `text=`, or both.")
-        if text is not None and (not text or not (isinstance(text, str) or _are_texts(text))):
+        if text is not None and not (isinstance(text, str) or _are_texts(text)) or (text == [] and cells is None):
             raise UserError(f"`text` must be one text or a list of texts, got {text!r:.80}.")
         cell_options = {name: option for name, option in kwargs.items() if name in CELL_OPTIONS}
         text_options = {name: option for name, option in kwargs.items() if name not in CELL_OPTIONS}
@@ -156,6 +156,8 @@ class ScMMGPTProcessor(ProcessorMixin):
         with_offsets = text_options.pop("return_text_replacement_offsets", False) or options.get(
             "return_text_replacement_offsets", False
         )
+        if num_cells is not None:  # an answer begins where its prompt ends
+            text_options.setdefault("padding_side", "left")
         texts = self._place_cells(text, num_cells)
         features = dict(self.tokenizer([self.expand_cell_tokens(one) for one in texts], **text_options))
         if with_offsets:  # without them `return_assistant_tokens_mask=True` marks the wrong tokens
@@ -225,8 +227,7 @@ class ScMMGPTProcessor(ProcessorMixin):
 
         The training summary in the model's `config` names the types to choose from where no labels are given.
         """
-        summary = getattr(config, "training_summary", None) or {}
-        return CellAnnotator.of_files(self.annotation_files, summary.get("cell_types") or ())
+        return CellAnnotator.of_files(self.annotation_files, getattr(config, "training_summary", None))
 
     def post_process_annotation(
         self, scores: Any, labels: Sequence[str], num_choices: int = 2

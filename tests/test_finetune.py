@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from tiny_models import tiny_cells, write_tiny_model
 from transformers import AutoModel, AutoModelForMultimodalLM, AutoModelForPreTraining, AutoProcessor, pipeline
 
@@ -13,7 +14,7 @@ from peft import PeftModel
 
 import scmmgpt
 from scmmgpt.errors import UserError
-from scmmgpt.training.finetune import BalancedOrder, finetune, split_cells
+from scmmgpt.training.finetune import RECIPE, BalancedOrder, finetune, split_cells
 
 LABELS = np.array(["glowing cells", "dim cells"])
 QUICK = {"max_steps": 2, "disable_tqdm": True}
@@ -132,6 +133,25 @@ def test_full_training_writes_no_adapters(base, cells, tmp_path):
         embed(AutoModel.from_pretrained(tmp_path / "out"), cell_inputs(base)),
         embed(AutoModel.from_pretrained(base), cell_inputs(base)),
     )
+
+
+def test_a_recipe_without_adapters_gives_a_model_too(base, cells, tmp_path):
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["towers"] = {"cell_encoder": "freeze", "qformer": "full", "heads": "full"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+
+    finetune(cells, label="kind", model=base, output=tmp_path / "out", recipe=tmp_path / "own.yaml", training=QUICK)
+
+    assert not (tmp_path / "out" / "adapter").exists()
+    assert AutoModel.from_pretrained(tmp_path / "out").config.training_summary["finetuned_labels"]
+
+
+def test_the_labels_of_the_training_are_those_to_choose_from(finetuned):
+    output, _ = finetuned
+
+    calls = scmmgpt.annotate(tiny_cells(20), model=output, min_confidence=0, progress=False).obs["scmmgpt_cell_type"]
+
+    assert set(calls) <= set(LABELS)
 
 
 def test_descriptions_of_your_own_are_learnt_by_the_language_model(base, cells, tmp_path):

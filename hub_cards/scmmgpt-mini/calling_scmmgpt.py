@@ -116,28 +116,29 @@ class CellEvidence:
 class CellAnnotator:
     """What one model directory says about reading its scores.
 
-    `trained_types` are names or ids of the types that the model was trained on: the candidates when none are given.
+    Candidates where none are given: `own_labels`, which it was fine-tuned on, else `trained_types`, names or ids.
     """
 
     ontology: Ontology = EMPTY
     calibration: Calibration = Calibration()
     type_profiles: TypeProfiles | None = None
     trained_types: tuple[str, ...] = ()
+    own_labels: tuple[str, ...] = ()
 
     @classmethod
-    def of_files(cls, files: Mapping[str, str | Path], trained_types: Sequence[str] = ()) -> "CellAnnotator":
-        """Read from {name: path} of those `ANNOTATION_FILES` that a model has."""
+    def of_files(cls, files: Mapping[str, str | Path], summary: Mapping[str, Any] | None = None) -> "CellAnnotator":
+        """Read from {name: path} of those `ANNOTATION_FILES` that a model has, and its training summary."""
         states = ((name, str(path), Path(path).stat().st_mtime_ns) for name, path in sorted(files.items()))
-        annotator = _read(tuple(states))
-        return replace(annotator, trained_types=tuple(trained_types))
-
-    # ---- before the cells
+        types, own = ((summary or {}).get(name) or () for name in ("cell_types", "finetuned_labels"))
+        return replace(_read(tuple(states)), trained_types=tuple(types), own_labels=tuple(own))
 
     def label_set(self, labels: Labels | None = None, *, of_study: bool = False) -> LabelSet:
         """The labels that a person gave; without any the types of the training, else the whole ontology.
 
         `of_study` adds all types that have a profile: profiles speak where a study is called as a whole.
         """
+        if labels is None and self.own_labels:
+            return replace(read_labels(self.own_labels, self.ontology), notes=())
         if labels is not None:
             return read_labels(labels, self.ontology)
         if not self.trained_types:

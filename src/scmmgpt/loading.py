@@ -57,7 +57,7 @@ class LoadedModel:
         """How its scores become names; a directory without an ontology uses the embedded model's."""
         files = annotation_files(EMBEDDED_MODEL)
         own = {ONTOLOGY_FILE: files[ONTOLOGY_FILE], **annotation_files(self.directory)}
-        return CellAnnotator.of_files(own, (self.training_summary or {}).get("cell_types") or ())
+        return CellAnnotator.of_files(own, self.training_summary)
 
     @property
     def ontology(self) -> Ontology:
