@@ -174,6 +174,16 @@ def test_a_hub_that_cannot_be_reached_is_tried_once(monkeypatch, caplog):
     assert not caplog.records
 
 
+def test_a_base_llm_that_is_named_and_not_there_is_said_though_one_is_assembled(
+    cache, repository, llm, monkeypatch, tmp_path
+):
+    assembled(repository, llm)
+    monkeypatch.setenv(base_llm.PATH_VARIABLE, str(tmp_path / "nope"))
+
+    with pytest.raises(UserError, match="holds no language model"):
+        assembled(repository)
+
+
 def test_a_base_llm_can_be_named_by_the_environment(cache, repository, llm, monkeypatch):
     monkeypatch.setenv(base_llm.PATH_VARIABLE, str(llm))
 

@@ -333,6 +333,11 @@ def test_too_few_rows_for_a_step_are_counted(corpus, tmp_path):
         main(["--config", str(recipe)])
 
 
+def test_a_source_that_is_not_there_is_named(corpus, tmp_path):
+    with pytest.raises(RecipeError, match=r"no sources \['nope'\]; it has "):
+        main(["--config", str(write_recipe(tmp_path, corpus, data={"sources": ["nope"]}))])
+
+
 def test_a_training_argument_that_does_not_exist_is_refused_with_the_nearest(corpus, tmp_path):
     recipe = write_recipe(tmp_path, corpus, training={"learning_rat": 1})
 

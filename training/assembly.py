@@ -272,6 +272,8 @@ def row_order(settings: RunSettings, corpus: Corpus, selection: Selection, argum
         drop_last=True,
     )
     order = RowOrder(CorpusBatchSampler(corpus, selection, batches))
+    if unknown := sorted(set(selection.sources) - set(corpus.names("source"))):
+        raise RecipeError(f"{corpus.path} has no sources {unknown}; it has {', '.join(corpus.names('source'))}.")
     if len(order) < global_batch:
         raise RecipeError(
             f"{corpus.path} has {len(order)} rows to train on, one step of all processes takes {global_batch}: lower "

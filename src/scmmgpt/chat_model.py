@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .atomic_files import is_no_room, remove, rename
-from .base_llm import BaseLLM, NoBaseLLMError
+from .base_llm import PATH_VARIABLE, BaseLLM, NoBaseLLMError
 from .errors import UserError, first_line
 from .hashes import hash_of_files
 from .hub_cards import CHAT_MODEL, EMBEDDED_MODEL
@@ -80,7 +80,8 @@ def assembled(directory: Path | None = None, base: str | os.PathLike | None = No
     if not is_chat_repository(directory):
         raise UserError(f"{str(directory)!r} holds no adapters of a chat model: it has no {SETTINGS_FILE}.")
     repository = ChatRepository(directory)
-    if base is None and (ready := _ready(repository)) is not None:
+    is_named = base is not None or os.environ.get(PATH_VARIABLE)
+    if not is_named and (ready := _ready(repository)) is not None:
         return ready
     found = repository.base.find(base, download=download)
     place = folder() / f"{directory.name}-{repository.key(found)}"
