@@ -5,8 +5,9 @@
 
 Real cells over and over (SCMMGPT_DATA names them), each run in a process of its own that reads the file, names every
 cell and writes the copy with the names; `--folder` says where the files may lie (12 KB a cell), `--engine ray` uses a
-cluster. `--report-cells` says of how many the command is timed, its start and its report included. The rival's way, on a few hundred of the same cells: its matching head is
-asked about every cell and every label, as LangCell's is, so that time grows with the labels.
+cluster. `--report-cells` says of how many the command is timed, its start and its report included. The rival's way, on
+a few hundred of the same cells: its matching head is asked about every cell and every label, as LangCell's is, so that
+time grows with the labels.
 """
 
 from __future__ import annotations

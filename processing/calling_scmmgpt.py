@@ -41,7 +41,7 @@ from .cell_matrix_scmmgpt import parts
 from .errors_scmmgpt import UserError
 from .held_labels_scmmgpt import Lineages, held_labels, names_of_held
 from .label_sets_scmmgpt import ROOT, Groups, label_sets
-from .labels_scmmgpt import TRAINED_TYPES, Labels, LabelSet, ontology_labels, read_labels
+from .labels_scmmgpt import FINETUNED_LABELS, TRAINED_TYPES, Labels, LabelSet, ontology_labels, read_labels
 from .ontology_scmmgpt import EMPTY, UNINFORMATIVE_TERMS, Ontology
 from .ontology_scmmgpt import FILE_NAME as ONTOLOGY_FILE
 from .plausibility_scmmgpt import resembles_a_type, saturated
@@ -133,12 +133,12 @@ class CellAnnotator:
         return replace(_read(tuple(states)), trained_types=tuple(types), own_labels=tuple(own))
 
     def label_set(self, labels: Labels | None = None, *, of_study: bool = False) -> LabelSet:
-        """The labels that a person gave; without any the types of the training, else the whole ontology.
+        """The labels that a person gave; without any those it learnt, else the whole ontology.
 
         `of_study` adds all types that have a profile: profiles speak where a study is called as a whole.
         """
         if labels is None and self.own_labels:
-            return replace(read_labels(self.own_labels, self.ontology), notes=())
+            return replace(read_labels(self.own_labels, self.ontology), source=FINETUNED_LABELS, notes=())
         if labels is not None:
             return read_labels(labels, self.ontology)
         if not self.trained_types:

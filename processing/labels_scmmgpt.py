@@ -14,6 +14,7 @@ from .ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term
 from .prompting_scmmgpt import cell_text
 
 CELL_ONTOLOGY = "cell-ontology"
+FINETUNED_LABELS = "labels of the fine-tuning"
 TRAINED_TYPES = "trained types"  # the source of the labels where nobody gave any
 UNKNOWN = "unknown"
 # Spelling suggestions cost a search over all names each; nobody reads hundreds of them.

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,8 +122,10 @@ class ScMMGPTProcessor(ProcessorMixin):
             raise UserError("scmmgpt takes cells and text, no images, videos or audio.")
         if cells is None and text is None:
             raise UserError("Nothing to process: pass `cells=`, `text=`, or both.")
-        if text is not None and not (isinstance(text, str) or _are_texts(text)) or (text == [] and cells is None):
-            raise UserError(f"`text` must be one text or a list of texts, got {text!r:.80}.")
+        if text is not None and not isinstance(text, str):
+            text = _list_of_texts(text)
+            if not text and cells is None:
+                raise UserError("`text` is an empty list.")
         cell_options = {name: option for name, option in kwargs.items() if name in CELL_OPTIONS}
         text_options = {name: option for name, option in kwargs.items() if name not in CELL_OPTIONS}
         options = self._merge_kwargs(OPTIONS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **text_options)
@@ -160,6 +162,8 @@ class ScMMGPTProcessor(ProcessorMixin):
             text_options.setdefault("padding_side", "left")
         texts = self._place_cells(text, num_cells)
         features = dict(self.tokenizer([self.expand_cell_tokens(one) for one in texts], **text_options))
+        if (fast := getattr(self.tokenizer, "backend_tokenizer", None)) is not None:
+            fast.no_padding()  # which it would remember, and save
         if with_offsets:  # without them `return_assistant_tokens_mask=True` marks the wrong tokens
             features["text_replacement_offsets"] = [self._replacements(one) for one in texts]
         if self.qformer_tokenizer is not None and num_cells is None:
@@ -342,8 +346,11 @@ class ScMMGPTProcessor(ProcessorMixin):
 QFORMER_NAMES = ("input_ids", "attention_mask")
 
 
-def _are_texts(texts: Any) -> bool:
-    return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+def _list_of_texts(texts: Any) -> list[str]:
+    found = list(texts) if isinstance(texts, Iterable) else [texts]
+    if all(isinstance(text, str) for text in found):
+        return found
+    raise UserError(f"`text` must be one text or a list of texts, got {texts!r:.80}.")
 
 
 def _num_cells(features: dict) -> int:

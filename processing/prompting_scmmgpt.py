@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 CELL_TOKEN = "<cell>"
-_SHARE = re.compile(r"^\s*\d+(?:\.\d+)?\s*%")
+_SHARES = re.compile(r"\d\s*%.*\d\s*%", re.DOTALL)
 _ARTICLE = re.compile(r"^(an?|the|some)\s+", re.IGNORECASE)
 MISSING = frozenset({"", "unknown", "na", "n/a", "nan", "none", "null", "not applicable", "unassigned", "other"})
 
@@ -187,7 +187,7 @@ def asks_for_shares(text: str) -> bool:
     >>> asks_for_shares("60 % B cell, 40 % monocyte"), asks_for_shares("a B cell")
     (True, False)
     """
-    return bool(_SHARE.match(text))
+    return bool(_SHARES.search(text))
 
 
 def query_text(text: str) -> str:

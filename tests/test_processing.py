@@ -517,3 +517,22 @@ def test_half_precision_is_read_as_what_it_holds(processor, kind, tmp_path):
 
     np.testing.assert_array_equal(half["gene_ids"], single["gene_ids"])
     np.testing.assert_array_equal(half["gene_values"], single["gene_values"])
+
+
+def test_prompts_of_unequal_length_end_where_the_answer_begins_and_leave_no_trace(processor, cells, tmp_path):
+    prompts = processor(cells=cells[:2], text=["What?", "What is it, and where from?"], padding=True)
+
+    assert [row[-1] for row in prompts["attention_mask"]] == [1, 1]
+    processor.save_pretrained(tmp_path)
+    assert ScMMGPTProcessor.from_pretrained(tmp_path).tokenizer.padding_side == processor.tokenizer.padding_side
+
+
+@pytest.mark.parametrize("texts", [np.array(["a", "b"]), pd.Series(["a", "b"]), ("a", "b")])
+def test_texts_may_come_in_any_sequence(processor, texts):
+    assert len(processor(text=texts)["input_ids"]) == 2
+
+
+@pytest.mark.parametrize("texts", [5, [5], [], ()])
+def test_what_is_no_text_is_refused_in_words(processor, texts):
+    with pytest.raises(ValueError, match="text"):
+        processor(text=texts)

@@ -51,8 +51,9 @@ DEFINITION_SHARE = 0.5
 
 # ---- processor
 
-# What a token is, beside its value's mode and the number of them.
-TOKEN_SETTINGS = ("target_sum", "num_bins", "gene_order", "panel_scaling", "include_zero_genes")
+# What decides about tokens, beside their number and their values' mode; and what decides about values of a mode.
+TOKEN_SETTINGS = ("gene_order", "add_cls", "include_zero_genes")
+SETTINGS_OF_MODE = {"log1p": ("target_sum", "panel_scaling"), "bins": ("num_bins",)}
 
 
 @contextmanager
@@ -115,7 +116,7 @@ def check_vocabulary(genes: ScMMGPTGeneTokenizer, corpus: Corpus, model: str) ->
 def check_tokens(genes: ScMMGPTGeneTokenizer, corpus: Corpus) -> None:
     """Raise an error if a corpus of tokens holds others than the model will read of the same cells."""
     stored = corpus.gene_tokenizer()
-    for name in TOKEN_SETTINGS:
+    for name in (*TOKEN_SETTINGS, *SETTINGS_OF_MODE.get(genes.value_mode, ())):
         ours, theirs = getattr(genes, name), getattr(stored, name)
         if ours != theirs:
             raise RecipeError(
@@ -253,7 +254,8 @@ def cell_collator(settings: RunSettings, corpus: Corpus, processor: ScMMGPTProce
             f"{corpus.path} holds values of mode {stored!r} and the model reads {genes.value_mode!r}. Build the corpus "
             f"with `tokens: {{value_mode: counts}}`, which serves every mode, or with {genes.value_mode!r}."
         )
-    limits = [limit for limit in (data.max_genes, genes.max_genes) if limit is not None]
+    read = None if genes.max_genes is None else genes.max_genes + genes.add_cls
+    limits = [limit for limit in (data.max_genes, read) if limit is not None]
     return CellCollator(stored, packed=data.packed, max_genes=min(limits, default=None))
 
 

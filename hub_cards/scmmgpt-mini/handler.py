@@ -34,13 +34,13 @@ if TYPE_CHECKING or __package__:
     from scmmgpt.processing.encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
     from scmmgpt.processing.prompting_scmmgpt import asks_for_shares, generation_text, query_text
 
-    from .request_cells_scmmgpt import on_panel_of_expressed, opened_cells
+    from .request_cells_scmmgpt import names_expressed_genes, on_panel_of_expressed, opened_cells
     from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 else:  # in a repository every file lies beside this one
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
     from prompting_scmmgpt import asks_for_shares, generation_text, query_text
-    from request_cells_scmmgpt import on_panel_of_expressed, opened_cells
+    from request_cells_scmmgpt import names_expressed_genes, on_panel_of_expressed, opened_cells
     from schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 
 CELLS_PER_BATCH = 128
@@ -216,7 +216,7 @@ class EndpointHandler:
     def _tokenize(self, cells: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
         """(gene ids, values) of each cell, and the account of what was read."""
         gene_tokenizer = copy(self.processor.gene_tokenizer)  # whose account no other thread replaces
-        names_expressed_alone = isinstance(cells, list) and gene_tokenizer.panel_scaling
+        names_expressed_alone = gene_tokenizer.panel_scaling and names_expressed_genes(cells)
         if names_expressed_alone:
             gene_tokenizer.panel_scaling = False
         with _explained(), opened_cells(cells) as source:

@@ -64,12 +64,19 @@ def _from_dicts(counts: list[dict[str, float]]) -> tuple[sparse.csr_matrix, list
     return matrix, list(column_of)
 
 
+def names_expressed_genes(cells: Any) -> bool:
+    """Whether cells are {gene: count} without a zero, which would say what else was measured."""
+    return isinstance(cells, list) and all(all(cell.values()) for cell in cells)
+
+
 def on_panel_of_expressed(gene_tokenizer: Any, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The log1p values of one cell of which expressed genes alone are known, scaled by the panel that these speak for.
 
     They were written without panel scaling. What was measured is guessed from the cell itself, so that no other cell of
     a request has a say.
     """
+    if gene_tokenizer.value_mode != "log1p" or not len(ids):
+        return values
     genes = ids[gene_tokenizer.is_gene(ids)]
     share = np.float32(min(gene_tokenizer.panel_share(genes) / EXPRESSED_SHARE_OF_PANEL, 1))
     return np.log1p(np.expm1(values) * share) if share < 1 else values

@@ -12,6 +12,7 @@ import numpy as np
 from .cells import column_of, open_cells
 from .embedding import embed_batch, run_chunk
 from .errors import UserError
+from .medical_advice import NO_ADVICE, asks_for_advice
 from .processing.prompting_scmmgpt import conversation
 from .spatialdata_tables import table_of
 from .text_generation import check_num_tokens, checked_question, generate_ids, tokenize_prompt
@@ -61,6 +62,9 @@ class Conversation:
         from transformers import TextIteratorStreamer
 
         check_num_tokens(max_new_tokens)
+        if isinstance(question, str) and asks_for_advice(question):
+            yield NO_ADVICE
+            return
         messages, input_ids = self._prompt(checked_question(self.loaded, question), max_new_tokens)
         streamer = TextIteratorStreamer(self.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []

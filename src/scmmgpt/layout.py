@@ -14,7 +14,7 @@ from scipy import sparse
 from .smoothing import nearest_neighbours
 
 NUM_NEIGHBOURS, ROUNDS, REPELLED, SEED = 15, 200, 5, 0
-FIRST_WIDTH, MOST_FORCE = 10.0, 4.0
+FIRST_WIDTH, MOST_FORCE, STEP = 10.0, 4.0, 2.0
 # The curve of UMAP for a least distance of 0.3: 1 / (1 + A d^2B).
 A, B = 0.992, 1.112
 
@@ -40,6 +40,10 @@ class _Ties:
     weight: np.ndarray
     num_cells: int
 
+    def __post_init__(self):
+        # All cells move at once, so those with many ties would overshoot: each takes the mean of its forces.
+        self.total = np.maximum(np.bincount(self.cell, self.weight, self.num_cells), 1)[:, None]
+
     @classmethod
     def of(cls, embeds: np.ndarray) -> _Ties:
         """UMAP's fuzzy union of what each cell says of its neighbours."""
@@ -59,18 +63,15 @@ class _Ties:
         felt = random.random(len(self.weight), dtype=np.float32) < self.weight
         cell, other = self.cell[felt], self.other[felt]
         gap, square = _gaps(places, cell, other)
-        pull = 2 * -2 * A * B * np.maximum(square, 1e-6) ** (B - 1) / (1 + A * square**B)
-        pulled = self._sums(cell, np.clip(pull * gap, -2 * MOST_FORCE, 2 * MOST_FORCE))
+        pull = -2 * A * B * np.maximum(square, 1e-6) ** (B - 1) / (1 + A * square**B)
+        pulled = 2 * self._sums(
+            cell, np.clip(pull * gap, -MOST_FORCE, MOST_FORCE)
+        )  # by what ties it, and by what it ties
         cell = np.repeat(cell, REPELLED)
         gap, square = _gaps(places, cell, random.integers(self.num_cells, size=len(cell)))
         push = 2 * B / ((0.001 + square) * (1 + A * square**B))
         pushed = self._sums(cell, np.clip(push * gap, -MOST_FORCE, MOST_FORCE))
-        return 2 * (pulled + pushed) / np.maximum(self._total, 1)
-
-    @property
-    def _total(self) -> np.ndarray:
-        """All cells move at once, so those with many ties would overshoot: each takes the mean of its forces."""
-        return np.bincount(self.cell, self.weight, self.num_cells)[:, None]
+        return STEP * (pulled + pushed) / self.total
 
     def _sums(self, cell: np.ndarray, forces: np.ndarray) -> np.ndarray:
         return np.stack([np.bincount(cell, axis, self.num_cells) for axis in forces.T], axis=1)

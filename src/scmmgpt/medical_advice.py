@@ -9,32 +9,32 @@ import re
 
 NO_ADVICE = "I cannot give medical advice: I describe cells for research. Please ask a physician."
 
-_CURES = r"(?:drugs?|treatments?|therap\w*|chemo\w*|medicines?|medications?|doses?|dosages?|pills?|surgery|radiation|vaccin\w*)"
-_PERSON = r"(?:i|me|we|us|he|him|she|her|they|(?:the|this|that|a|my|our) patients?|my \w+)"
+_CURES = r"(?:drugs?|treatments?|therap\w*|chemo\w*|medicines?|medications?|doses?|dosages?|pills?|surgery|radiation)"
+_PATIENT = r"(?:(?:the|this|that|a|my|our) patients?|my (?:\w+ )?(?:mother|father|son|daughter|wife|husband|child|sister|brother))"
+_PERSON = rf"(?:i|me|we|us|he|him|she|her|they|{_PATIENT})"
 _ILLNESS = (
-    r"(?:disease|illness|cancer|symptoms?|health|tumou?r|lupus|diabetes|asthma|hiv|covid\S*|infection|pain|"
-    r"\w+(?:itis|osis|emia|aemia|oma|pathy))"
+    r"(?:(?:an? )?(?:\w+ )?(?:disease|illness|cancer|symptoms?|tumou?r|lupus|diabetes|asthma|hiv|covid\S*|infection|pain|"
+    r"\w+(?:itis|emia|aemia|oma|pathy|sclerosis|fibrosis|cirrhosis)))"
 )
-_OF_RESEARCH = (
-    r"(?!\s+(?:cells?|samples?|data\w*|biops\w+|cohorts?|model|mice|mouse|tissues?|sections?|cultures?|lines?))"
-)
+_OF_RESEARCH = r"(?!\s+(?:cells?|samples?|data\w*|biops\w+|cohorts?|model|mice|mouse|tissues?|sections?|cultures?|lines?|is\b|are\b))"
 _ADVICE = re.compile(
     "|".join(
         (
-            r"\b(?:diagnose|diagnosis for|prognosis|prescri\w*|medical advice|(?:see|ask) a (?:doctor|physician))\b",
+            r"\b(?:diagnose|diagnosis for|prognosis|prescri\w*|medication|medical advice|(?:see|ask) a (?:doctor|physician))\b",
             # What should somebody take?
-            rf"\b(?:recommend|suggest|should {_PERSON})\b[^.?!]*\b{_CURES}\b",
-            rf"\b{_CURES}\b[^.?!]*\b(?:recommend|suggest|should {_PERSON})\b",
-            rf"\b{_CURES}\b[^.?!]*\b(?:for|help|cure) (?:me|us|him|her|(?:this|the|my|our) patient)\b",
+            rf"\b(?:recommend|do you suggest|should {_PERSON})\b[^.?!]*\b{_CURES}\b",
+            rf"\b{_CURES}\b[^.?!]*\b(?:recommend|do you suggest|should {_PERSON})\b",
+            rf"\b{_CURES}\b[^.?!]*\b(?:for|help|cure) (?:me|us|him|her|{_PATIENT})\b",
+            rf"\bdo(?:es)? {_PERSON} need\b[^.?!]*\b{_CURES}\b",
             r"\bshould (?:i|we) (?:take|worry)\b",
             # How is it cured?
-            rf"\b(?:how|can|should|could|do) (?:\w+ )?{_PERSON} (?:treat|cure|heal)\b(?! (?:\w+ )?(?:cells?|cultures?|samples?|mice))",
-            r"\b(?:start|stop|skip|increase|reduce|continue) (?:taking )?my \w+",
+            rf"\b(?:treat|cure|heal) (?:{_PATIENT}|him\b|her\b|me\b|(?:my |the |this )?{_ILLNESS}{_OF_RESEARCH})",
+            rf"\b(?:start|stop|skip|increase|reduce|continue) (?:taking \w+|my {_CURES})\b",
             # What does somebody have?
-            rf"\bmy (?:\w+ )?{_ILLNESS}\b{_OF_RESEARCH}",
-            r"\bmy (?:results?|medicines?|medications?|pills?|doctor)\b",
-            r"\b(?:do i|does (?:he|she|(?:the|this|my|our) patient)) have\b|\bam i (?:ill|sick|healthy)\b",
-            rf"\b(?:mean|means|say|says|show|shows|tell|suggest|suggests|if|whether)\b (?:that )?(?:i|he|she|{_PERSON}) (?:have|has|am|is)\b",
+            rf"\bmy {_ILLNESS}\b{_OF_RESEARCH}",
+            r"\bmy (?:results?|medicines?|medications?|pills?|doctor|health)\b",
+            rf"\b(?:do i|does (?:he|she|{_PATIENT})) have\b|\bam i (?:ill|sick|healthy)\b",
+            rf"\b{_PERSON} (?:have|has) (?:got )?{_ILLNESS}\b{_OF_RESEARCH}",
         )
     ),
     re.IGNORECASE,

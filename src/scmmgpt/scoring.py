@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -169,9 +170,10 @@ def _decides_together(verb: Verb, asked: Asked, labels: LabelSet) -> bool:
 def _warn_of_strange_tissue(verb: Verb, tissue: str) -> None:
     seen = SeenInTraining.of(verb.loaded.training_summary)
     if seen is not None and named_tissue(tissue, seen.tissues) is None:
+        near = get_close_matches(tissue.lower(), seen.tissues, 3)
         verb.warn(
-            f"The tissue {tissue!r} was not seen in training: it may change names in ways that mean nothing. Leave it out, or "
-            f"name one of {', '.join(sorted(seen.tissues)[:5])}, ..."
+            f"The tissue {tissue!r} was not seen in training: it may change names in ways that mean nothing. Leave it out"
+            f"{f', or name {near[0]!r}' if near else ''}."
         )
 
 
@@ -184,7 +186,7 @@ def _score(verb: Verb, labels: LabelSet, asked: Asked, together: bool) -> tuple[
         tissue=asked.tissue,
         with_profiles=asked.prior_share != 0,
     )
-    if asked.tissue is not None:
+    if asked.tissue:
         _warn_of_strange_tissue(verb, asked.tissue)
     texts = labels.texts(asked.tissue) if asked.rerank else []
     run = verb.start_run(texts=texts or None, rerank=asked.rerank, types=candidates.profiles)
