@@ -16,10 +16,11 @@ import numpy as np
 import scmmgpt
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards.request_cells_scmmgpt import check_h5ad_apart
+from scmmgpt.layout import lay_out
 from scmmgpt.loading import LoadedModel
 from scmmgpt.processing.prompting_scmmgpt import query_text
 from scmmgpt.processing.result_keys_scmmgpt import ResultKeys
-from scmmgpt.report import GroupGenes, find_embedding, lay_out, points_of
+from scmmgpt.report import GroupGenes, find_embedding, points_of
 
 MAX_CELLS = 20_000
 MAX_UPLOAD_MB = 100
@@ -77,7 +78,7 @@ class Session:
         self.adata = scmmgpt.embed(self.adata, model=self.model, overwrite=True, progress=False)
         key = find_embedding([key for key in self.adata.obsm if key != KEYS.embedding])
         given = self.adata.obsm[key] if key is not None else None
-        self.coordinates = np.asarray(given)[:, :2] if given is not None else lay_out(self.embeds)[0]
+        self.coordinates = np.asarray(given)[:, :2] if given is not None else lay_out(self.embeds)
 
     @property
     def embeds(self) -> np.ndarray:
