@@ -170,7 +170,7 @@ def _decides_together(verb: Verb, asked: Asked, labels: LabelSet) -> bool:
 def _warn_of_strange_tissue(verb: Verb, tissue: str) -> None:
     seen = SeenInTraining.of(verb.loaded.training_summary)
     if seen is not None and named_tissue(tissue, seen.tissues) is None:
-        near = get_close_matches(tissue.lower(), seen.tissues, 3)
+        near = get_close_matches(tissue.lower(), sorted(seen.tissues), 1)
         verb.warn(
             f"The tissue {tissue!r} was not seen in training: it may change names in ways that mean nothing. Leave it out"
             f"{f', or name {near[0]!r}' if near else ''}."
