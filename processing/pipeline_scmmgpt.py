@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForMultimodalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .back_off_scmmgpt import check_min_confidence
 from .encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
 from .errors_scmmgpt import UserError
 from .labels_scmmgpt import Labels
@@ -126,8 +127,7 @@ class CellAnnotationPipeline(CellPipeline):
 
     def postprocess(self, outputs: list[dict], cells: Any, min_confidence: float | None = None) -> Any:
         """The call, its ontology term and confidence, and the second choice of each cell."""
-        if min_confidence is not None and not 0 <= min_confidence <= 1:
-            raise UserError(f"min_confidence must lie between 0 and 1, got {min_confidence}.")
+        check_min_confidence(min_confidence)
         arrays = [{"embeds": output["embeds"].float().numpy(), **output["evidence"]} for output in outputs]
         evidence = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
         question = outputs[0]["question"]

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import sparse
 
 from .cell_matrix_scmmgpt import parts
+from .errors_scmmgpt import UserError
 from .label_sets_scmmgpt import Groups
 from .labels_scmmgpt import UNKNOWN, LabelSet
 from .ontology_scmmgpt import Ontology
@@ -33,6 +34,12 @@ class Calls(NamedTuple):
             term_ids=np.where(rows, UNKNOWN, self.term_ids),
             confidence=np.where(rows, np.float32(0), self.confidence),
         )
+
+
+def check_min_confidence(min_confidence: float | None) -> None:
+    """Refuse what is no probability; None leaves the choice to the model."""
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise UserError(f"min_confidence must lie between 0 and 1, got {min_confidence}.")
 
 
 class BackOff:

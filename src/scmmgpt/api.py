@@ -20,6 +20,7 @@ from .embedding import embed_batch
 from .errors import UserError
 from .loading import LoadedModel, ModelSource, load
 from .processing.author_labels_scmmgpt import in_names_of_types
+from .processing.back_off_scmmgpt import check_min_confidence
 from .processing.labels_scmmgpt import Labels
 from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
@@ -157,8 +158,7 @@ def annotate(
     """
     keys = ResultKeys(key_added)
     names = [keys.cell_type, keys.term_id, keys.confidence, keys.second_choice]
-    if min_confidence is not None and not 0 <= min_confidence <= 1:
-        raise UserError(f"min_confidence must lie between 0 and 1, got {min_confidence}.")
+    check_min_confidence(min_confidence)
     page = check_output(report, suffixes=(".html", ".htm")) if report is not None else None
     destination = Destination(output, key_added, overwrite, inplace, summary_only)
     execution = Execution(device, batch_size, progress, engine, address, workers)
