@@ -28,7 +28,7 @@ from scmmgpt.processing import ScMMGPTGeneTokenizer, gene_kernels_scmmgpt
 from scmmgpt.processing.cell_matrix_scmmgpt import in_memory
 from scmmgpt.processing.gene_identity_scmmgpt import GeneNames
 from scmmgpt.processing.gene_kernels_scmmgpt import order_genes_with_numpy
-from scmmgpt.processing.gene_layout_scmmgpt import padded_cells
+from scmmgpt.processing.gene_layout_scmmgpt import CELLS_AT_ONCE, padded_cells
 from scmmgpt.processing.gene_vocabulary_scmmgpt import SPECIAL_TOKENS
 
 NUM_GENES = 400
@@ -266,6 +266,20 @@ def test_sampling_takes_seeded_random_genes_and_keeps_their_values(tokenizer, co
     values = dict(zip(whole["gene_ids"][0].tolist(), whole["gene_values"][0].tolist(), strict=True))
     for gene, value in zip(sample[0]["gene_ids"][0].tolist(), sample[0]["gene_values"][0].tolist(), strict=True):
         assert values[gene] == value
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_many_cells_are_laid_out_as_few(tokenizers, mode):
+    tokenizer, cells = tokenizers[mode], counts_of(CELLS_AT_ONCE * 2 + 9, NUM_GENES, seed=5)
+    sources = [(cells[:5], tokenizer.genes), (cells[5:], tokenizer.genes)]
+
+    padded, packed = (tokenizer(sources, max_genes=10, sample_seed=1, packed=packed) for packed in (False, True))
+
+    again = tokenizer.pad_tokens(packed["gene_ids"][0], packed["gene_values"][0], np.diff(packed["cell_cu_seqlens"]))
+    assert_same_tokens(again, padded)
+    whole, last = tokenizer(sources), tokenizer((cells[-1:], tokenizer.genes))
+    length = int(last["gene_mask"].sum())
+    assert_same_tokens({name: values[-1:, :length] for name, values in whole.items()}, last)
 
 
 def test_log1p_values_are_log_of_counts_scaled_to_the_target(tokenizer, counts):

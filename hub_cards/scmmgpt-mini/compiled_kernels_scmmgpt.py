@@ -223,4 +223,20 @@ def _write_bins(items, raw, quantiles, shown):
         top = bottom + 1
 
 
-COMPILED = (count_expressed, order_genes) if HAS_NUMBA else None
+@njit(nogil=True, cache=True)
+def write_rows(ids, values, begins, lengths, row_ids, row_values, row_mask):
+    for row in range(len(begins)):
+        tokens, place = slice(begins[row], begins[row] + lengths[row]), slice(lengths[row])
+        from_ids, to_ids = ids[tokens], row_ids[row][place]
+        from_values, to_values = values[tokens], row_values[row][place]
+        mask = row_mask[row][place]
+        # Plain loops, one after another: numba first makes sure of an assigned slice that it does not overlap.
+        for token in range(len(to_ids)):
+            to_ids[token] = from_ids[token]
+        for token in range(len(to_values)):
+            to_values[token] = from_values[token]
+        for token in range(len(mask)):
+            mask[token] = 1
+
+
+COMPILED = (count_expressed, order_genes, write_rows) if HAS_NUMBA else None

@@ -53,8 +53,23 @@ def order_genes(  # noqa: PLR0913 - a kernel takes plain arrays
     return (compiled[1] if compiled else order_genes_with_numpy)(*arguments)
 
 
-def _compiled(more_entries: int = 0) -> tuple[Callable, Callable] | None:
-    """`count_expressed` and `order_genes` in numba, once so many entries were seen that it pays; None without numba."""
+def write_rows(
+    ids: np.ndarray,
+    values: np.ndarray,
+    begins: np.ndarray,
+    lengths: np.ndarray,
+    row_ids: np.ndarray,
+    row_values: np.ndarray,
+    row_mask: np.ndarray,
+) -> None:
+    """Copy cells that lie in flat arrays to rows of their own, and mark in `row_mask` where their tokens are."""
+    compiled = _compiled()
+    arguments = ids, values, begins, lengths, row_ids, row_values, row_mask
+    (compiled[2] if compiled else write_rows_with_numpy)(*arguments)
+
+
+def _compiled(more_entries: int = 0) -> tuple[Callable, Callable, Callable] | None:
+    """The three functions above in numba, once so many entries were seen that it pays; None without numba."""
     global _entries_seen
     _entries_seen += more_entries
     if _entries_seen <= ENTRIES_WITHOUT_NUMBA:
@@ -106,3 +121,11 @@ def bins_with_numpy(cell: np.ndarray, raw: np.ndarray, quantiles: np.ndarray) ->
         right = np.searchsorted(np.floor(position), last - counts + 1, side="left")
         bins[start:stop] = ((left + right + 1) // 2)[inverse]
     return bins
+
+
+def write_rows_with_numpy(ids, values, begins, lengths, row_ids, row_values, row_mask):
+    """The same without numba."""
+    for row, (begin, length) in enumerate(zip(begins.tolist(), lengths.tolist(), strict=True)):
+        row_ids[row, :length] = ids[begin : begin + length]
+        row_values[row, :length] = values[begin : begin + length]
+        row_mask[row, :length] = 1
