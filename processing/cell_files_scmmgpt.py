@@ -29,6 +29,7 @@ except ImportError:
 RNA_NAMES = ("rna", "gex", "gene expression", "mrna")
 # Entries of a column-wise matrix that are turned into rows at a time: about 200 MB.
 WINDOW_ENTRIES = 16_000_000
+MOST_LEVELS = 100  # of groups within groups
 
 
 def rna_modality(modalities: Any) -> str:
@@ -56,7 +57,7 @@ def open_path(path: str) -> Cells:
         if os.path.isdir(path):
             group: Any = zarr.open_group(path, mode="r")
         else:
-            group = h5py.File(path, "r")
+            group = open_hdf5(path)
             close = group.close
         if is_tenx_file(group):
             return _from_tenx(group, close)
@@ -69,6 +70,36 @@ def open_path(path: str) -> Cells:
         raise UserError(
             f"{path} cannot be read as h5ad, zarr, h5mu or 10x h5; it may be truncated ({error})."
         ) from error
+
+
+def open_hdf5(path: str | os.PathLike) -> Any:
+    """A file, opened for reading, whose groups can be followed to their ends.
+
+    HDF5 lets a group lie in itself. Whoever follows it meets the limit of recursion inside of h5py, which then keeps its
+    lock: all other threads of the process would wait for ever at their next file.
+    """
+    file = h5py.File(path, "r")
+    try:
+        _refuse_loops(file, ())
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _refuse_loops(group: Any, above: tuple[Any, ...]) -> None:
+    place = h5py.h5o.get_info(group.id)
+    above = (*above, (place.fileno, place.addr))
+    if above[-1] in above[:-1] or len(above) > MOST_LEVELS:
+        raise UserError(
+            f"Group {group.name!r} lies in itself, or {MOST_LEVELS} groups deep: nobody can read all of it."
+        )
+    for name in group:
+        inner = None
+        with suppress(KeyError, OSError, RuntimeError, ValueError):  # what is damaged is said where it is needed
+            inner = group[name]
+        if isinstance(inner, h5py.Group):
+            _refuse_loops(inner, above)
 
 
 def _from_tenx(file: Any, close: Callable[[], None] | None) -> Cells:

@@ -6,8 +6,10 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from threading import Thread
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,8 +19,9 @@ from scipy import sparse
 from tiny_models import GENES, as_dicts, make_repository, tiny_cells, write_tiny_model
 
 import scmmgpt
+from scmmgpt.cells import CellsInFile
 from scmmgpt.errors import UserError
-from scmmgpt.storage import read_summary
+from scmmgpt.storage import read_cells, read_summary
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 from damage import EVIL, ODD_VALUES, damage_hdf5, damaged_bytes, damaged_json, damaged_table
@@ -133,6 +136,39 @@ def annotate_to_file(path: Path, model) -> None:
     assert set(named.obs["scmmgpt_cell_type"]) <= {*LABELS, "unknown"}
     assert np.isfinite(named.obs["scmmgpt_confidence"]).all()
     output.unlink()
+
+
+def _led_back(file: h5py.File) -> None:
+    file["var/feature_types/again"] = h5py.SoftLink("/var")
+
+
+def _in_itself(file: h5py.File) -> None:
+    file["uns/again"] = file["uns"]
+
+
+def _too_deep(file: h5py.File) -> None:
+    file.create_group("uns/" + "/".join(["level"] * 1_000))
+
+
+@pytest.mark.parametrize("twist", [_led_back, _in_itself, _too_deep])
+@pytest.mark.parametrize("read", ["tokens", "cells", "summary", "table"])
+def test_groups_without_an_end_are_refused_and_no_thread_waits_for_them(twist, read, cells, model, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    categories = cells.copy()
+    categories.strings_to_categoricals()
+    categories.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        twist(file)
+
+    reads = {"tokens": model.processor.gene_tokenizer, "cells": read_cells, "summary": read_summary}
+    with pytest.raises(UserError, match=r"cells\.h5ad.*(lies in itself|groups deep)") as refused:
+        reads.get(read, CellsInFile)(path)
+    # The reason is still at hand, as in a notebook, and with it whatever its frames hold.
+    elsewhere = Thread(target=lambda: h5py.File(path).close(), daemon=True)
+    elsewhere.start()
+    elsewhere.join(timeout=20)
+    assert not elsewhere.is_alive()
+    assert is_one_sentence(str(refused.value))
 
 
 # ---- arguments of an agent

@@ -19,7 +19,7 @@ from scipy import sparse
 from . import atomic_files
 from .errors import UserError, first_line
 from .hdf5_writing import hdf5_to_write
-from .processing.cell_files_scmmgpt import open_rows, rna_modality
+from .processing.cell_files_scmmgpt import open_hdf5, open_rows, rna_modality
 from .processing.tenx_files_scmmgpt import TenxCells, is_tenx_file, is_tenx_folder, read_tenx_file, read_tenx_folder
 
 if TYPE_CHECKING:
@@ -256,6 +256,7 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
                 return _whole(store) if isinstance(store, dict) else read_elem(store)
         if path.suffix == ".zarr":
             return _read_zarr_but_matrices(path) if backed else anndata.read_zarr(path)
+        open_hdf5(path).close()
         return anndata.read_h5ad(path, backed="r" if backed else None)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
@@ -322,9 +323,7 @@ def open_store(path: Path, mode: Literal["r", "r+"] = "r") -> Iterator[Any]:
         if mode != "r":
             zarr.consolidate_metadata(path)
         return
-    import h5py
-
-    with h5py.File(path) if mode == "r" else hdf5_to_write(path, mode) as store:
+    with open_hdf5(path) if mode == "r" else hdf5_to_write(path, mode) as store:
         yield _tenx_store(read_tenx_file(store)) if is_tenx_file(store) else _of_rna(store)
 
 

@@ -15,13 +15,12 @@ from functools import cached_property
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from scmmgpt.errors import UserError, require
-from scmmgpt.processing.cell_files_scmmgpt import rna_modality
+from scmmgpt.processing.cell_files_scmmgpt import open_hdf5, rna_modality
 from scmmgpt.processing.cell_reading_scmmgpt import Cells, ChosenMatrix, Matrix, choose_matrix, open_cells
 from scmmgpt.processing.features_scmmgpt import only_genes
 
@@ -101,7 +100,7 @@ class FileSource(CellSource):
             import zarr
 
             return zarr.open_group(self.uri, mode="r")
-        file = h5py.File(self.uri, "r")
+        file = open_hdf5(self.uri)
         return file["mod"][rna_modality(file["mod"])] if "mod" in file else file
 
     @cached_property
