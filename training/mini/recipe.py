@@ -153,6 +153,31 @@ class FactorPart:
 
 
 @dataclass(config=CHECKED, frozen=True)
+class ProjectionPart:
+    """The last matrix of the cells' embeddings, moved by single cells.
+
+    Attributes
+    ----------
+    cells_per_source
+        No source gives more cells than these.
+    counted_share
+        Share of the cells drawn at a step that were counted; the others were simulated.
+    temperature
+        Of the contrast between cells of one type and of others.
+    profile_weight
+        Of how far the likeness of two cells may be from the mean of what it was and of what type profiles say.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    cells_per_source: int = 6_000
+    counted_share: float = 0.5
+    temperature: float = 0.1
+    profile_weight: float = 100.0
+
+
+@dataclass(config=CHECKED, frozen=True)
 class MiniRecipe:
     """Every number of the embedded model's training.
 
@@ -171,6 +196,7 @@ class MiniRecipe:
     stage1: tuple[Stage1Part, ...]
     stage2: Stage2Part
     factors: FactorPart
+    projection: ProjectionPart
     tissue_names: dict[str, str] = Field(default_factory=dict)
     tissue_parts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     disease_names: dict[str, str] = Field(default_factory=dict)
@@ -186,6 +212,7 @@ class MiniRecipe:
             stage1=tuple(replace(part, training=_cut(part.training, steps)) for part in self.stage1),
             stage2=replace(self.stage2, training=_cut(self.stage2.training, steps)),
             factors=replace(self.factors, training=_cut(self.factors.training, steps), num_texts=texts),
+            projection=replace(self.projection, steps=min(self.projection.steps, steps)),
         )
 
     def stage1_run(self, number: int, output: Path) -> Stage1Settings:
