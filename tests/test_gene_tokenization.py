@@ -348,6 +348,15 @@ def test_some_packed_cells_are_padded_as_they_are_by_themselves(tokenizer, count
     }
 
 
+@pytest.mark.parametrize("entries", [-1, float("inf")], ids=["numba", "numpy"])
+@pytest.mark.parametrize("lengths", [[3, 3], [6, -1]])
+def test_cells_longer_than_their_tokens_are_refused(tokenizer, lengths, entries, monkeypatch):
+    monkeypatch.setattr(gene_kernels_scmmgpt, "ENTRIES_WITHOUT_NUMBA", entries)
+
+    with pytest.raises(IndexError, match="of 5 ids and 5 values"):
+        tokenizer.pad_tokens(np.arange(5), np.ones(5, np.float32), lengths)
+
+
 def test_chunks_may_be_packed(tokenizer, counts, tmp_path):
     adata_of(counts, tokenizer.genes).write_h5ad(tmp_path / "cells.h5ad")
     whole = tokenizer((counts, tokenizer.genes), packed=True)

@@ -63,6 +63,9 @@ def write_rows(
     row_mask: np.ndarray,
 ) -> None:
     """Copy cells that lie in flat arrays to rows of their own, and mark in `row_mask` where their tokens are."""
+    ends = begins + lengths
+    if min(begins.min(initial=0), lengths.min(initial=0)) < 0 or ends.max(initial=0) > min(len(ids), len(values)):
+        raise IndexError(f"The cells end at token {ends.max(initial=0)}, of {len(ids)} ids and {len(values)} values.")
     compiled = _compiled()
     arguments = ids, values, begins, lengths, row_ids, row_values, row_mask
     (compiled[2] if compiled else write_rows_with_numpy)(*arguments)
