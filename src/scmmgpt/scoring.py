@@ -100,7 +100,7 @@ class CalledStudy:
         if is_root.mean() > MOST_OF_ROOT:
             found.append(
                 f"{is_root.mean():.0%} of the cells might be nearly anything (their candidates are `{ROOT}`): the model may not know "
-                "their types, or too few of their genes were measured."
+                "their types, too few of their genes were measured, or they are of one kind and there is nothing to compare them with."
             )
         return found
 
