@@ -171,6 +171,19 @@ def test_groups_without_an_end_are_refused_and_no_thread_waits_for_them(twist, r
     assert is_one_sentence(str(refused.value))
 
 
+def test_a_group_that_many_links_lead_to_is_followed_once(cells, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        inner = file.create_group("aside/last")
+        for level in range(40):  # twice as many ways at each: 2 ** 40 in all
+            outer = file.create_group(f"aside/{level}")
+            outer["left"] = outer["right"] = inner
+            inner = outer
+
+    assert read_summary(path).n_obs == cells.n_obs
+
+
 # ---- arguments of an agent
 
 

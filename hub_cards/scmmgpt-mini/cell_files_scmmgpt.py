@@ -80,26 +80,30 @@ def open_hdf5(path: str | os.PathLike) -> Any:
     """
     file = h5py.File(path, "r")
     try:
-        _refuse_loops(file, ())
+        _refuse_loops(file, (), set())
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _refuse_loops(group: Any, above: tuple[Any, ...]) -> None:
-    place = h5py.h5o.get_info(group.id)
-    above = (*above, (place.fileno, place.addr))
-    if above[-1] in above[:-1] or len(above) > MOST_LEVELS:
+def _refuse_loops(group: Any, above: tuple[Any, ...], followed: set[Any]) -> None:
+    """`followed` are groups that ended: many links may lead to one."""
+    info = h5py.h5o.get_info(group.id)
+    place = info.fileno, info.addr
+    if place in above or len(above) >= MOST_LEVELS:
         raise UserError(
             f"Group {group.name!r} lies in itself, or {MOST_LEVELS} groups deep: nobody can read all of it."
         )
+    if place in followed:
+        return
     for name in group:
         inner = None
         with suppress(KeyError, OSError, RuntimeError, ValueError):  # what is damaged is said where it is needed
             inner = group[name]
         if isinstance(inner, h5py.Group):
-            _refuse_loops(inner, above)
+            _refuse_loops(inner, (*above, place), followed)
+    followed.add(place)
 
 
 def _from_tenx(file: Any, close: Callable[[], None] | None) -> Cells:

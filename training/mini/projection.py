@@ -3,10 +3,10 @@
     python -m scmmgpt.training.mini.projection MODEL_DIR
 
 Stage 1 knows cells and texts alone. Here labelled cells of the recipe's sources pass through the towers once, and the
-matrices behind their queries and summaries follow three wishes in equal parts: cells of one type lie nearer than those
-of others; cells are as alike as their type profiles say; no cell says anything else of the types' texts than before.
-Queries, pooled tokens and texts stay. A model that was trained with --development leaves the development studies out.
-After `type_profiles.py`, whose file it reads.
+matrices behind their queries and summaries follow three wishes: cells of one type lie nearer than those of others;
+cells are as alike as their type profiles say; no cell says anything else of the types' texts than before. Queries,
+pooled tokens and texts stay. A model that was trained with --development leaves the development studies out. After
+`type_profiles.py`, whose file it reads.
 """
 
 from __future__ import annotations
