@@ -108,6 +108,34 @@ def test_a_text_is_read_in_the_words_of_the_training(ontology):
     assert request.words == "fetal pulmonary alveolar type 2 cell, from a human lung"
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "left_out"),
+    [
+        ("a B cell stimulated with interferon beta", "a B cell", "stimulated with interferon beta"),
+        ("an LPS-treated B cell from blood", "a B cell from blood", "LPS-treated"),
+        ("a B cell, treated with a drug, from human blood", "a B cell, from human blood", "treated with a drug"),
+        (
+            "a B cell that was exposed to heat in vitro from blood",
+            "a B cell from blood",
+            "that was exposed to heat in vitro",
+        ),
+        (
+            "B cells after 24 hours of stimulation with LPS in blood",
+            "B cell in blood",
+            "after 24 hours of stimulation with LPS",
+        ),
+        ("a CD19-knockout B cell", "a B cell", "CD19-knockout"),
+        ("a B cell with CD19 knocked out", "a B cell", "with CD19 knocked out"),
+        ("a B cell of a patient with COVID-19", "a B cell of a patient with COVID-19", ""),
+    ],
+)
+def test_what_was_done_to_cells_is_left_out_and_said(ontology, seen, text, words, left_out):
+    (request,) = read_requests(text, 1, None, ontology)
+
+    assert (request.words, request.left_out) == (words, left_out)
+    assert ("is left out" in " ".join(concerns(request, seen, ontology))) == bool(left_out)
+
+
 def test_what_was_seen_needs_no_warning(ontology, seen):
     (request,) = read_requests("a B cell from human blood", 1, None, ontology)
 

@@ -15,6 +15,7 @@ from .errors import UserError
 from .processing.author_labels_scmmgpt import are_kin, in_names_of_types
 from .processing.author_words_scmmgpt import ABBREVIATIONS
 from .processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name
+from .processing.prompting_scmmgpt import with_article
 
 SHARE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*(?:of\s+)?(.+)$", re.DOTALL)
 TERM_ID = re.compile(r"\bCL:\d+\b", re.IGNORECASE)
@@ -44,6 +45,16 @@ _AFTER_A_NAME = re.compile(r"\s(?:from|in|of|with|at|by|near|that|which|for)\s|[
 _DENIED = re.compile(
     r"\b(?:not|no|non|without|except(?:\s+for)?|anything\s+but|other\s+than)[\s-]+(?:(?:an?|the|any)\s+)?$", re.I
 )
+# What was done to cells: the decoder has seen nothing of the kind, and would take the words for another type.
+_DONE = r"(?:stimulated|treated|exposed|challenged|primed|perturbed|transfected|transduced|knocked[\s-]?(?:out|down))"
+_DOING = r"(?:stimulation|treatment|exposure|challenge|perturbation|transfection|transduction|knock[\s-]?(?:out|down))"
+_DONE_BEFORE = re.compile(rf"(?<!\S)(?:\S+-)?(?:{_DONE}|knock-?(?:out|down))\s", re.IGNORECASE)
+_DONE_AFTER = re.compile(
+    rf"[\s,]*\b(?:(?:(?:that|which)\s+)?(?:is|are|was|were|has\s+been|have\s+been)\s+)?(?:{_DONE}|overexpressing|"
+    rf"(?:after|upon|under|following)\s+(?:\S+\s+){{0,3}}?{_DOING}|with\s+\S+\s+knocked\s+(?:out|down))\b"
+    r".*?(?=[,;.](?:\s|$)|\s(?:from|in(?!\s+vi[tv]))\s|$)",
+    re.IGNORECASE,
+)
 MADE_SPECIES = ("human", "mouse")
 OTHER_SPECIES = {name: words for name, words in SPECIES_WORDS.items() if name not in MADE_SPECIES} | {
     name: (name,) for name in ("chicken", "cow", "dog", "drosophila", "rabbit", "sheep", "xenopus")
@@ -54,12 +65,27 @@ Texts = str | Sequence[str] | Mapping[str, float]
 
 @dataclass(frozen=True)
 class CellRequest:
-    """One text, the cells that it is asked for, the same in `words` of the training, and the type that these name."""
+    """One text, the cells that it is asked for, the same in `words` of the training, the type that these name, and what
+    was done to the cells, of which the training knows nothing: it is no part of the words."""
 
     text: str
     num_cells: int
     words: str
     term: Term | None
+    left_out: str = ""
+
+    @classmethod
+    def of(cls, text: str, num_cells: int, ontology: Ontology) -> CellRequest:
+        """What a text asks for."""
+        words, term = in_names_of_types(text, ontology)
+        if term is None:
+            return cls(text, num_cells, words, term)
+        before, name, after = words.partition(term.label)
+        done = [*_DONE_BEFORE.findall(before), *_DONE_AFTER.findall(after)]
+        if done:
+            before = re.sub(r"\ban? $", with_article(name).removesuffix(name), _DONE_BEFORE.sub("", before))
+            words = before + name + _DONE_AFTER.sub("", after)
+        return cls(text, num_cells, words, term, ", ".join(one.strip(" ,") for one in done))
 
 
 def read_requests(
@@ -83,7 +109,7 @@ def read_requests(
         named = _with_names(one.strip(), ontology)
         merged[named] = merged.get(named, 0.0) + share
     requests = [
-        CellRequest(one, number, *in_names_of_types(one, ontology))
+        CellRequest.of(one, number, ontology)
         for one, number in zip(merged, numbers_of(list(merged.values()), num_cells), strict=True)
     ]
     for request in requests:
@@ -194,6 +220,10 @@ def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> 
     place = named_tissue(_beside_type(request), seen.tissues)
     strange = unknown_place(request.words, seen.tissues)
     found = [*_other_types(request, ontology), *_other_species(request)]
+    if request.left_out:
+        found.append(
+            f"Nothing was learnt of what is done to cells: {request.left_out!r} is left out, and the cells are as without it."
+        )
     if strange:
         found.append(
             f"The tissue {strange!r} was not seen in training: it changes the cells in ways that mean nothing."
