@@ -46,9 +46,11 @@ _DENIED = re.compile(
     r"\b(?:not|no|non|without|except(?:\s+for)?|anything\s+but|other\s+than)[\s-]+(?:(?:an?|the|any)\s+)?$", re.I
 )
 # What was done to cells: the decoder has seen nothing of the kind, and would take the words for another type.
-_DONE = r"(?:stimulated|treated|exposed|challenged|primed|perturbed|transfected|transduced|knocked[\s-]?(?:out|down))"
+_DONE = (
+    r"(?:stimulated|treated|exposed|challenged|primed|perturbed|transfected|transduced|knock(?:ed)?[\s-]?(?:out|down))"
+)
 _DOING = r"(?:stimulation|treatment|exposure|challenge|perturbation|transfection|transduction|knock[\s-]?(?:out|down))"
-_DONE_BEFORE = re.compile(rf"(?<!\S)(?:\S+-)?(?:{_DONE}|knock-?(?:out|down))\s", re.IGNORECASE)
+_DONE_BEFORE = re.compile(rf"(?<!\S)(?:\S+-)?{_DONE}\s", re.IGNORECASE)
 _DONE_AFTER = re.compile(
     rf"[\s,]*\b(?:(?:(?:that|which)\s+)?(?:is|are|was|were|has\s+been|have\s+been)\s+)?(?:{_DONE}|overexpressing|"
     rf"(?:after|upon|under|following)\s+(?:\S+\s+){{0,3}}?{_DOING}|with\s+\S+\s+knocked\s+(?:out|down))\b"
