@@ -28,6 +28,8 @@ _CELLS_PER_COMMUNITY, _MIN_CELLS_OF_COMMUNITY = 10, 6
 _MIN_COMMUNITIES, _MAX_COMMUNITIES = 4, 60
 # Neighbours are looked for among so many cells that are alike, which keeps the search linear in the cells.
 CELLS_PER_BLOCK = 4096
+# So many are read from their file once and divided in memory: 75 MB.
+_CELLS_HELD = 16 * CELLS_PER_BLOCK
 _ROUNDS = 8
 
 # Makes an array to fill, in memory or on disk, from a name, a shape and a dtype.
@@ -100,11 +102,17 @@ def _neighbourhoods(embeds: np.ndarray, source: CellsInMemory | CellsInFile, num
             columns = np.unique(weights.indices)
             yield rows, weights[:, columns], columns
         return
-    for block in divided(embeds, 1, CELLS_PER_BLOCK):
-        for part in parts(len(block), size=CELLS_PER_BLOCK):  # more than one where cells cannot be told apart
-            rows = block[part]
-            places = np.asarray(scattered_rows(embeds, rows), dtype=np.float32)
-            yield rows, nearest_neighbours(places, num_neighbours), rows
+    for rows in _in_parts(divided(embeds, 1, _CELLS_HELD), _CELLS_HELD):
+        places = np.asarray(scattered_rows(embeds, rows), dtype=np.float32)
+        for block in _in_parts(divided(places, 1, CELLS_PER_BLOCK), CELLS_PER_BLOCK):
+            yield rows[block], nearest_neighbours(places[block], num_neighbours), rows[block]
+
+
+def _in_parts(groups: list[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Each group of rows; several parts of one whose cells cannot be told apart."""
+    for rows in groups:
+        for part in parts(len(rows), size=size):
+            yield rows[part]
 
 
 @dataclass
