@@ -429,19 +429,42 @@ def _generation_table(report: dict) -> str:
         "Beside real cells of the test studies, none of which taught the model:",
         markdown(["study", "cells of", *columns], studies, num_left=2),
     ]
-    if pairs := report.get("unseen_pairs"):
-        found = pairs["summary"]
+    if copies := report.get("copies"):
         parts.append(
-            f"Pairs of type and tissue left out of training: {found['nearer_own_mean']} of {found['pairs']} means are nearer to "
-            f"their own than to the type's elsewhere (p = {found['p_value']:g}; without the tissue in the text "
-            f"{found['nearer_own_mean_without_tissue']}); the tissue brings {found['tissue_brings_closer']} closer."
+            "Distance to the nearest of the cells that taught the decoder, over that of other cells of the same study (means "
+            "over its types; below 1 would be near-copies):"
         )
+        rows = [[one["study"], *(f"{ratio:.2f}" for ratio in one["mean"])] for one in copies]
+        parts.append(markdown(["study", *copies[0]["systems"]], rows))
+    if draws := report.get("unseen_pairs"):
+        parts.append(
+            "Pairs of type and tissue left out of training, whole, in several draws: how many means asked for in words are "
+            "nearer to the pair's own mean than to the type's elsewhere (in brackets: the same without the tissue in the "
+            "text), and how many the tissue brings closer."
+        )
+        heads = ["draw", "distances on", "pairs", "nearer to their own", "p", "closer by the tissue"]
+        parts.append(markdown(heads, [row for draw in draws for row in _pairs_of(draw)], num_left=2))
     if speed := report.get("speed"):
         parts.append(
             f"{speed['cells']:,} cells with their quality summary: {speed['processor_seconds']:.1f} s of one processor."
         )
     head = ["rare class of 100 a type", "padded with", "F1 of the rare class", "balanced accuracy"]
     return "\n\n".join([*parts, markdown(head, rare, num_left=2), _run(report["provenance"])])
+
+
+def _pairs_of(draw: dict) -> list[list[str]]:
+    """The rows of one draw of pairs that were left out."""
+    return [
+        [
+            str(draw["seed"]),
+            {"components": "30 components", "genes": "the 2,000 most different genes"}[space],
+            str(found["pairs"]),
+            f"{found['nearer_own_mean']} ({found['nearer_own_mean_without_tissue']})",
+            f"{found['p_value']:g}",
+            str(found["tissue_brings_closer"]),
+        ]
+        for space, found in draw["summary"].items()
+    ]
 
 
 def _real_shares(asked: dict) -> dict[str, float]:

@@ -42,10 +42,12 @@ from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 # How much more a kind counts than another whose state is one step of cosine further away.
 KIND_SHARPNESS = 12.0
-# The same of types whose cells lie in the place that a text names, and how much less those of another organism count.
-KIN_SHARPNESS, OTHER_ORGANISM = 3.0, 0.3
+# How much less the genes that are a population's own count in another organism.
+OTHER_ORGANISM = 0.3
 # Of the very population that is asked for, if it is known; what stands against all others where nothing matches.
 OWN_WEIGHT, NO_MATCH = 1e4, 1e-3
+# How sharply what is asked for counts as a known population or not: half-way between, they are mixed.
+KNOWN_SHARPNESS = 12.0
 # Newton steps from counts to a state: the third moves nothing in the second decimal.
 STATE_STEPS = 4
 # Copies of one molecule differ between molecules as a gamma of this shape does: Smart-seq2, genes seen once.
@@ -137,11 +139,12 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
     base_model_prefix = "cell_decoder"
     supports_gradient_checkpointing = False
     _no_split_modules = ["ScMMGPTFactorDecoder"]
-    random_parameters = ("gene_states", "gene_factors", "kind_states", "type_states")
+    random_parameters = ("gene_states", "gene_factors", "kind_states", "type_states", "type_levels")
     own_genes: torch.Tensor
     constant_parameters = {
         "population_facts": 1.0,
-        "population_shifts": 0.0,
+        "population_states": 0.0,
+        "place_states": 0.0,
         "own_shifts": 0.0,
         "gene_bias": 0.0,
         "gene_platforms": 0.0,
@@ -158,12 +161,15 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         vocab_size, platforms = cell_config.vocab_size, len(config.platforms)
         self.text_features = ScMMGPTTextFeatures(config, cell_config.hidden_size, text_hidden_size)
         self.request_reader = ScMMGPTRequestReader(config, cell_config.hidden_size)
-        # The mean state of each type in each organism, anywhere; for each known population which values of the facts it
-        # answers to, and how far its state lies from that of its type.
-        num_types, num_organisms = config.fact_sizes[:2]
+        # The mean state of each type in each organism, anywhere, and what is left of it without the places, stages and
+        # diseases that it was found in; what each of these adds; for each known population which values of the facts it
+        # answers to, and its state.
+        num_types, num_organisms, *of_place = config.fact_sizes
         self.type_states = nn.Parameter(torch.empty(num_types, num_organisms, config.num_states))
+        self.type_levels = nn.Parameter(torch.empty(num_types, num_organisms, config.num_states))
+        self.place_states = nn.Parameter(torch.empty(sum(of_place), num_organisms, config.num_states))
         self.population_facts = nn.Parameter(torch.empty(config.num_populations, sum(config.fact_sizes)))
-        self.population_shifts = nn.Parameter(torch.empty(config.num_populations, config.num_states))
+        self.population_states = nn.Parameter(torch.empty(config.num_populations, config.num_states))
         # What the states of a population leave out of its leading genes: a marker of one type is no direction of all.
         self.register_buffer("own_genes", torch.zeros(config.num_populations, config.num_own_genes, dtype=torch.int32))
         self.own_shifts = nn.Parameter(torch.empty(config.num_populations, config.num_own_genes))
@@ -195,24 +201,28 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         return torch.lerp(none.expand_as(states), states, guidance_scale)
 
     def composed(self, facts_NA: torch.Tensor) -> torch.Tensor:
-        """The states of what texts say: of the type, moved as the place, stage and disease move it.
+        """The states of what texts say: those of the type, or, where a place, stage or disease is named, of its cells there.
 
-        Where that population is known it is as it was found. Else it moves as the types most like it do there, and the
-        genes that are the type's own are as in the type elsewhere.
+        Where that population is known it is as it was found. Else what the type is anywhere and what the place does to
+        all types add up, and the genes that are the type's own are as in the type elsewhere.
         """
         known = self.population_facts.float().split(self.config.fact_sizes, 1)
         said = facts_NA.split(self.config.fact_sizes, 1)
         of_type, of_organism, *of_place = (facts @ population.T for facts, population in zip(said, known, strict=True))
         is_there = torch.stack(of_place).prod(0)
-        organism = of_organism + OTHER_ORGANISM * (1 - of_organism)
-        type_states = self.type_states.float()
-        home = torch.einsum("nt,no,tos->ns", said[0], said[1], type_states)
-        of_known = torch.einsum("kt,ko,tos->ks", known[0], known[1], type_states)
-        alike = F.normalize(home, dim=1, eps=1e-6) @ F.normalize(of_known, dim=1, eps=1e-6).T
-        weights = is_there * organism * ((KIN_SHARPNESS * (alike - 1)).exp() + OWN_WEIGHT * of_type * of_organism)
-        shift = weights @ self.population_shifts.float() / (weights.sum(1, keepdim=True) + NO_MATCH)
-        own = of_type * (organism + OWN_WEIGHT * of_organism * is_there)
-        return torch.cat([home + shift, own / (own.sum(1, keepdim=True) + NO_MATCH)], 1)
+        is_known = of_type * of_organism * is_there
+        number = is_known.sum(1, keepdim=True)
+        found = is_known @ self.population_states.float() / (number + 1e-6)
+        anywhere, level = (
+            torch.einsum("nt,no,tos->ns", said[0], said[1], states.float())
+            for states in (self.type_states, self.type_levels)
+        )
+        added = torch.einsum("np,no,pos->ns", torch.cat(said[2:], 1), said[1], self.place_states.float())
+        there = torch.lerp(level + added, found, (KNOWN_SHARPNESS * (number - 0.5)).sigmoid())
+        is_anywhere = torch.stack([values[:, 0] for values in said[2:]]).prod(0)[:, None]
+        own = of_type * (of_organism + OTHER_ORGANISM * (1 - of_organism) + OWN_WEIGHT * of_organism * is_there)
+        own = own / (own.sum(1, keepdim=True) + NO_MATCH)
+        return torch.cat([torch.lerp(there, anywhere, is_anywhere), own], 1)
 
     def log_shares(self, states: torch.Tensor, gene_ids: torch.Tensor) -> torch.Tensor:
         """Log shares (N, G) of states on the first platform, but for a constant."""

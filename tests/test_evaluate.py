@@ -251,6 +251,9 @@ def test_pseudo_cells_of_the_true_process_are_at_the_ceiling_and_shuffled_text_i
     assert values(records, "generation", control="shuffled text")["knn_5"] == 0
     floors = {r.system for r in records if "negative binomial" in r.system}
     assert floors == {"negative binomial of this study", "negative binomial of training cells"}
+    others = values(records, "generation", "real cells of training studies", control="none")
+    assert others["real_or_generated_auc_linear"] < 0.65
+    assert others["nearest_training_ratio"] == pytest.approx(0, abs=1e-3)  # they are the training cells
 
 
 def test_test_cells_that_stand_in_the_training_cells_are_found(study):

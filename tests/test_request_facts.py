@@ -66,19 +66,42 @@ def test_a_general_type_means_its_kinds_and_an_unknown_one_its_kin(table, ontolo
     assert HEPATOCYTE not in kinds_of([B_CELL], ontology)
 
 
-def test_states_of_populations_are_those_of_their_types_and_what_they_add(table):
+def test_populations_have_their_states_and_types_the_mean_of_theirs(table):
     states = np.random.default_rng(0).normal(size=(len(ROWS), 4))
     arrays = table.arrays(states)
 
-    home, facts, shifts = (arrays[name] for name in ("type_states", "population_facts", "population_shifts"))
+    home, facts, found = (arrays[name] for name in ("type_states", "population_facts", "population_states"))
     b_cell = table.values[0].index(B_CELL)
     np.testing.assert_allclose(home[b_cell, 0], states[:2].mean(0), atol=1e-6)
     assert facts.shape == (7, sum(table.sizes))
     for row, state in zip(ROWS, states, strict=True):
-        number = table.populations.index(row)
-        of = [table.values[place].index(row[place]) for place in (0, 1)]
-        np.testing.assert_allclose(home[tuple(of)] + shifts[number], state, atol=1e-6)
+        np.testing.assert_allclose(found[table.populations.index(row)], state, atol=1e-6)
     assert not np.isnan(home).any()
+
+
+def test_what_a_type_is_and_what_a_place_does_add_up_to_pairs_that_were_never_seen(ontology):
+    random = np.random.default_rng(0)
+    terms, tissues = sorted(ontology.terms)[200:212], ["blood", "lung", "skin", "spleen", "liver"]
+    of_type, of_tissue = random.normal(size=(len(terms), 3)), random.normal(size=(len(tissues), 3))
+    pairs = [(i, j) for i in range(len(terms)) for j in range(len(tissues)) if (i, j) != (0, 0)]
+    rows = [dict(zip(FACTS, (terms[i], "human", tissues[j], "", ""), strict=True)) for i, j in pairs]
+    table = FactTable.of(rows, ontology)
+
+    arrays = table.arrays(np.array([of_type[i] + of_tissue[j] for i, j in pairs]))
+
+    type_place, tissue_place = (table.values[fact].index(name) for fact, name in ((0, terms[0]), (2, tissues[0])))
+    level, place = arrays["type_levels"][type_place, 0], arrays["place_states"][tissue_place, 0]
+    anywhere = arrays["type_states"][type_place, 0]
+    moved, truth = level + place - anywhere, of_type[0] + of_tissue[0] - anywhere
+    assert moved @ truth > 0.9 * np.linalg.norm(moved) * np.linalg.norm(truth)
+    assert np.linalg.norm(moved - truth) < np.linalg.norm(truth)
+
+
+def test_what_a_type_s_only_place_does_to_it_stays_with_the_type(table):
+    arrays = table.arrays(np.random.default_rng(0).normal(size=(len(ROWS), 4)))
+
+    cd8, mouse = table.values[0].index(CD8), table.values[1].index("mouse")
+    np.testing.assert_allclose(arrays["type_levels"][cd8, mouse], arrays["type_states"][cd8, mouse])
 
 
 def test_every_population_answers_to_a_text_without_a_tissue(table):

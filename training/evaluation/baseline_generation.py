@@ -1,4 +1,5 @@
-"""Simple generators of cells of a type: a negative binomial per gene, independent or joined by a Gaussian copula."""
+"""Simple generators of cells of a type: a negative binomial per gene, independent or joined by a Gaussian copula; and real
+cells of other studies, handed out again."""
 
 from __future__ import annotations
 
@@ -114,3 +115,27 @@ class GaussianCopulaGenerator(NegativeBinomialGenerator):
         fitted = self.fitted[name]
         size = 1 / np.maximum(fitted.dispersion[genes], 1e-6)
         return size, size / (size + np.maximum(library * fitted.share[genes], 1e-12))
+
+
+class RealCells:
+    """Cells of a type as they were counted: what whoever knows other studies by heart would answer.
+
+    What they reach beside a study is what a model of other studies could hope for: no batch of the study is theirs.
+    """
+
+    def __init__(self, counts: sp.csr_matrix, types: Labels):
+        types, self.counts = np.asarray(types).astype(str), sp.csr_matrix(counts)
+        self.fitted = {name: np.flatnonzero(types == name) for name in np.unique(types)}
+
+    def sample(self, cell_type: str, num_cells: int, seed: int) -> sp.csr_matrix:
+        """`num_cells` cells of a type, none twice while there are others."""
+        return self._some(self.fitted[cell_type], num_cells, seed)
+
+    def sample_mixture(self, num_cells: int, seed: int) -> sp.csr_matrix:
+        """`num_cells` cells of any type."""
+        return self._some(np.arange(self.counts.shape[0]), num_cells, seed)
+
+    def _some(self, rows: np.ndarray, num_cells: int, seed: int) -> sp.csr_matrix:
+        rounds = -(-num_cells // len(rows))
+        generator = np.random.default_rng(seed)
+        return self.counts[np.concatenate([generator.permutation(rows) for _ in range(rounds)])[:num_cells]]

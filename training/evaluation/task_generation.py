@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from scmmgpt.errors import UserError
 
 from . import metrics_generation as measure
-from .baseline_generation import GaussianCopulaGenerator, NegativeBinomialGenerator
+from .baseline_generation import GaussianCopulaGenerator, NegativeBinomialGenerator, RealCells
 from .baselines import TrainingCells
 from .expression import holds_counts, linear_expression, log_normalised, on_genes, principal_space, upper_symbols
 from .results import Record, record_for
@@ -168,7 +168,10 @@ class _Space:
 
 
 def _floors(other: Study, training: TrainingCells | None, tree: TypeTree, types: list[str]) -> list[System]:
-    """Simple generators: of the training cells (the floors), and of this study's other third (what they could reach)."""
+    """Simple generators: of the training cells (the floors), and of this study's other third (what they could reach).
+
+    The training cells themselves say what could be known of the study's cells from other studies.
+    """
     floors = []
     if holds_counts(other.cells):
         counts = sp.csr_matrix(other.cells.X)
@@ -180,10 +183,11 @@ def _floors(other: Study, training: TrainingCells | None, tree: TypeTree, types:
         if len(meaning):
             for name, kind in GENERATORS.items():
                 floors.append(_floor(f"{name} of training cells", kind(counts, meaning), genes))
+            floors.append(_floor("real cells of training studies", RealCells(counts, meaning), genes))
     return floors
 
 
-def _floor(name: str, fitted: NegativeBinomialGenerator, genes: np.ndarray) -> System:
+def _floor(name: str, fitted: NegativeBinomialGenerator | RealCells, genes: np.ndarray) -> System:
     from anndata import AnnData
 
     def generate(text: str, num_cells: int, seed: int) -> AnnData:

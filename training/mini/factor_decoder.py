@@ -91,8 +91,8 @@ def fit_means(profiles: Profiles, wording: RequestTexts, part: FactorPart) -> Me
     space = state_space(logs, facts.population, part.num_states)
     arrays = {"gene_bias": space.mean, "gene_states": space.loadings, "gene_platforms": shifts.T}
     known = facts.arrays(space.states)
-    states = known["type_states"][tuple(facts.types_and_organisms.T)] + known["population_shifts"]
-    arrays |= known | own_genes(facts.means(logs), space.mean + states @ space.loadings.T, part.num_own_genes)
+    by_states = space.mean + known["population_states"] @ space.loadings.T
+    arrays |= known | own_genes(facts.means(logs), by_states, part.num_own_genes)
     return Means(arrays, table, space.states, facts)
 
 

@@ -3,8 +3,8 @@
     python -m scmmgpt.training.mini.pseudo_cell_figures --output docs/measured/generation.json [--only asked ...]
 
 Parts: `asked` (does a classifier trained on real cells of another study name them as asked?), `studies` (distances,
-covariance, real against made, copies, on the test studies), `speed`, `rare` (does padding a rare class help?). A file
-that exists keeps the parts that are not measured again. `mini/unseen_pairs.py` measures pairs that were left out.
+covariance, real against made, on the test studies), `copies` (of the cells that taught the decoder?), `speed`, `rare` (does
+padding a rare class help?). A file that exists keeps the parts that are not measured again. `mini/unseen_pairs.py` measures pairs that were left out.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ from scmmgpt.training.evaluation.expression import (
     log_normalised,
     most_variable,
     on_genes,
+    principal_space,
     upper_symbols,
 )
 from scmmgpt.training.evaluation.metrics import meant_types
+from scmmgpt.training.evaluation.metrics_generation import nearest_training_ratio
 from scmmgpt.training.evaluation.results import provenance
 from scmmgpt.training.evaluation.study import open_study
 from scmmgpt.training.evaluation.systems import System
@@ -107,6 +109,14 @@ STUDIES = {
     "../dev2/real/lymphoid_ref_spacexr.h5ad": ("a {} from human lymph node", "10x"),
     "../dev2/real/mouse_fetal_liver_su2017_screclassify.h5ad": ("a fetal mouse {} from liver", "Smart-seq2"),
 }
+# Studies that taught the decoder, in the same way.
+TAUGHT = {
+    "real/pbmc_facs_zheng2017.h5ad": ("a {} from human blood", "10x"),
+    "../dev2/real/pancreas_baron_human_came.h5ad": ("a {} from human pancreas", "inDrop"),
+    TABULA_MURIS: ("a mouse {}", "Smart-seq2"),
+    ZEISEL: ("a {} from mouse brain", "STRT"),
+}
+MOST_TYPES, FEWEST_CELLS = 6, 90
 
 
 def main(
@@ -125,6 +135,7 @@ def main(
     parts: dict[str, Callable[[], Any]] = {
         "asked": lambda: [as_asked(loaded, data, asked, tree) for asked in (*ASKED, SORTED_BLOOD)],
         "studies": lambda: {**known.get("studies", {}), **beside_studies(loaded, data, tree, studies)},
+        "copies": lambda: [near_copies(loaded, data, file) for file in TAUGHT],
         "speed": lambda: speed(loaded),
         "rare": lambda: [rare_class(loaded, data, rare, number) for rare in RARE for number in (5, 20)],
     }
@@ -249,6 +260,32 @@ def counted_training_cells(data: Path) -> TrainingCells:
     recipe = read_recipe(RECIPE)
     files = [source.file for source in recipe.sources if not source.simulated and source.table is None]
     return TrainingCells([cells for cells in (read_cells(data / file) for file in files) if holds_counts(cells)])
+
+
+def near_copies(loaded: LoadedModel, data: Path, file: str) -> dict[str, Any]:
+    """How far made cells lie from the nearest cell of a study that taught the decoder, beside other cells of that study.
+
+    Of each type a third of the cells is what may have been copied, a third is held out, and on a third the components
+    are fitted. Below one made cells lie nearer to the first third than real cells do that were not in it.
+    """
+    cells, (words, platform) = read_cells(data / file), TAUGHT[file]
+    types, counts, symbols = cells.obs.cell_type.astype(str).to_numpy(), sp.csr_matrix(cells.X), upper_symbols(cells)
+    depth, random = _depth(cells, loaded), np.random.default_rng(0)
+    names, numbers = np.unique(types, return_counts=True)
+    ratios: dict[str, list[float]] = {}
+    for name in names[numbers >= FEWEST_CELLS][:MOST_TYPES]:
+        taught, held, ruler = np.array_split(random.permutation(np.flatnonzero(types == name)), 3)
+        text = made(loaded, words, name, len(held), platform=platform, depth=depth)
+        genes = symbols[np.isin(symbols, upper_symbols(text))]
+        floor = NegativeBinomialGenerator(counts[taught], types[taught]).sample(name, len(held), 0)
+        shown = [(counts[rows], symbols) for rows in (ruler, taught, held)]
+        shown += [(linear_expression(text), upper_symbols(text)), (sp.csr_matrix(floor, dtype=np.float32), symbols)]
+        logs = [log_normalised(on_genes(values, own, genes)) for values, own in shown]
+        project = principal_space(logs[0])
+        _, first, others, *drawn = (project(one) for one in logs)
+        ratios[str(name)] = [round(nearest_training_ratio(one, others, first), 3) for one in drawn]
+    mean = np.mean(list(ratios.values()), axis=0).round(3).tolist()
+    return {"study": Path(file).stem, "systems": [MODEL, "negative binomial"], "mean": mean, "ratios": ratios}
 
 
 def speed(loaded: LoadedModel, number: int = 1000) -> dict[str, float]:
