@@ -42,8 +42,11 @@ from .tower_scmmgpt import ScMMGPTTower, with_rows
 
 # How much more a kind counts than another whose state is one step of cosine further away.
 KIND_SHARPNESS = 12.0
-# How much less the genes that are a population's own count in another organism.
-OTHER_ORGANISM = 0.3
+# The same of types whose cells lie in the place that a text names, and how much less those of another organism count.
+KIN_SHARPNESS, OTHER_ORGANISM = 3.0, 0.1
+# What stands against the types of a place, in cells of the very type, and how much further than their mean it moves cells:
+# what a place does is much the same for all types, and the fit takes some of it for the types'.
+PLACE_PRIOR, PLACE_STEP = 0.3, 1.5
 # Of the very population that is asked for, if it is known; what stands against all others where nothing matches.
 OWN_WEIGHT, NO_MATCH = 1e4, 1e-3
 # How sharply what is asked for counts as a known population or not: half-way between, they are mixed.
@@ -144,7 +147,6 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
     constant_parameters = {
         "population_facts": 1.0,
         "population_states": 0.0,
-        "place_states": 0.0,
         "own_shifts": 0.0,
         "gene_bias": 0.0,
         "gene_platforms": 0.0,
@@ -162,12 +164,10 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
         self.text_features = ScMMGPTTextFeatures(config, cell_config.hidden_size, text_hidden_size)
         self.request_reader = ScMMGPTRequestReader(config, cell_config.hidden_size)
         # The mean state of each type in each organism, anywhere, and what is left of it without the places, stages and
-        # diseases that it was found in; what each of these adds; for each known population which values of the facts it
-        # answers to, and its state.
-        num_types, num_organisms, *of_place = config.fact_sizes
+        # diseases that it was found in; for each known population which values of the facts it answers to, and its state.
+        num_types, num_organisms = config.fact_sizes[:2]
         self.type_states = nn.Parameter(torch.empty(num_types, num_organisms, config.num_states))
         self.type_levels = nn.Parameter(torch.empty(num_types, num_organisms, config.num_states))
-        self.place_states = nn.Parameter(torch.empty(sum(of_place), num_organisms, config.num_states))
         self.population_facts = nn.Parameter(torch.empty(config.num_populations, sum(config.fact_sizes)))
         self.population_states = nn.Parameter(torch.empty(config.num_populations, config.num_states))
         # What the states of a population leave out of its leading genes: a marker of one type is no direction of all.
@@ -203,26 +203,37 @@ class ScMMGPTFactorDecoder(ScMMGPTTower):
     def composed(self, facts_NA: torch.Tensor) -> torch.Tensor:
         """The states of what texts say: those of the type, or, where a place, stage or disease is named, of its cells there.
 
-        Where that population is known it is as it was found. Else what the type is anywhere and what the place does to
-        all types add up, and the genes that are the type's own are as in the type elsewhere.
+        Where that population is known it is as it was found. Else the type moves as the place moves other types, those most
+        like it before all, and the genes that are the type's own are as in the type elsewhere.
         """
         known = self.population_facts.float().split(self.config.fact_sizes, 1)
         said = facts_NA.split(self.config.fact_sizes, 1)
         of_type, of_organism, *of_place = (facts @ population.T for facts, population in zip(said, known, strict=True))
         is_there = torch.stack(of_place).prod(0)
+        organism = of_organism + OTHER_ORGANISM * (1 - of_organism)
         is_known = of_type * of_organism * is_there
         number = is_known.sum(1, keepdim=True)
         found = is_known @ self.population_states.float() / (number + 1e-6)
-        anywhere, level = (
-            torch.einsum("nt,no,tos->ns", said[0], said[1], states.float())
-            for states in (self.type_states, self.type_levels)
-        )
-        added = torch.einsum("np,no,pos->ns", torch.cat(said[2:], 1), said[1], self.place_states.float())
-        there = torch.lerp(level + added, found, (KNOWN_SHARPNESS * (number - 0.5)).sigmoid())
+        moved = self._moved(said, known, is_there * organism)
+        there = torch.lerp(moved, found, (KNOWN_SHARPNESS * (number - 0.5)).sigmoid())
+        anywhere = torch.einsum("nt,no,tos->ns", said[0], said[1], self.type_states.float())
         is_anywhere = torch.stack([values[:, 0] for values in said[2:]]).prod(0)[:, None]
-        own = of_type * (of_organism + OTHER_ORGANISM * (1 - of_organism) + OWN_WEIGHT * of_organism * is_there)
+        own = of_type * (organism + OWN_WEIGHT * of_organism * is_there)
         own = own / (own.sum(1, keepdim=True) + NO_MATCH)
         return torch.cat([torch.lerp(there, anywhere, is_anywhere), own], 1)
+
+    def _moved(self, said: Sequence[torch.Tensor], known: Sequence[torch.Tensor], is_there: torch.Tensor):
+        """(N, S) types moved to a place as the types that are known there are, of which `is_there` (N, K) says how much."""
+        levels = self.type_levels.float()
+        # What its only place does to a type cannot be told from the type itself.
+        times_seen = torch.einsum("kt,ko->to", known[0], known[1]).clamp(min=1)[..., None]
+        kept = torch.lerp(levels, self.type_states.float(), times_seen**-2)
+        level = torch.einsum("nt,no,tos->ns", said[0], said[1], kept)
+        of_known = torch.einsum("kt,ko,tos->ks", known[0], known[1], levels)
+        alike = F.normalize(level, dim=1, eps=1e-6) @ F.normalize(of_known, dim=1, eps=1e-6).T
+        weights = is_there * (KIN_SHARPNESS * (alike - 1)).exp()
+        shift = weights @ (self.population_states.float() - of_known) / (weights.sum(1, keepdim=True) + PLACE_PRIOR)
+        return level + PLACE_STEP * shift
 
     def log_shares(self, states: torch.Tensor, gene_ids: torch.Tensor) -> torch.Tensor:
         """Log shares (N, G) of states on the first platform, but for a constant."""

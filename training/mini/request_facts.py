@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scmmgpt.modeling_scmmgpt.modeling_factor_decoder import KIN_SHARPNESS
 from scmmgpt.processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, plain_name
 
 from .factor_fit import numbered
@@ -21,13 +22,9 @@ SHARE_OTHER_TYPES = 0.15
 SHARE_OTHER_PLACES = 0.5
 # A type with more profiled kinds than this is too general to be asked for.
 MOST_KINDS = 40
-# How much more a type counts than another whose state is one step of cosine further away.
-KIN_SHARPNESS = 3.0
 # What types, and places, stages and diseases, add to a state: shrinkage in populations, and how much a population of a
 # stage, a disease or an unknown place counts beside the others, which are better balanced.
-TYPE_RIDGE, PLACE_RIDGE, WEIGHT_OF_OTHERS = 0.1, 4.0, 0.01
-# How much further a tissue moves cells than the shrunk fit says; chosen on pairs that were left out, see LOG.md.
-TISSUE_STEP = 2.0
+TYPE_RIDGE, PLACE_RIDGE, WEIGHT_OF_OTHERS = 0.1, 1.0, 0.01
 
 
 @dataclass
@@ -87,7 +84,7 @@ class FactTable:
         return member @ values / member.sum(1, keepdims=True)
 
     def arrays(self, states: np.ndarray) -> dict[str, np.ndarray]:
-        """Mean states of types, what places add, and what is known of populations, from the states (P, S) of profiles."""
+        """Mean states of types, anywhere and without their places, and of populations, from the states (P, S) of profiles."""
         mean = self.means(states)
         home = np.full((*self.sizes[:2], states.shape[1]), np.nan)
         kind = self._kinds_of_populations()
@@ -103,38 +100,28 @@ class FactTable:
             if whole in self._places[TISSUE]:
                 is_part = np.isin([self.values[TISSUE][place] for place in kind[:, TISSUE]], parts)
                 facts[is_part, self._starts[TISSUE] + self._places[TISSUE][whole]] = 1
-        levels, places = self._levels_and_places(mean, kind)
-        # What a type's only place does to it cannot be told from the type itself.
-        levels += (home - levels) / self._number_of_tissues(kind)[..., None] ** 2
-        states_of_types = {"type_states": _in_all_organisms(home), "type_levels": _in_all_organisms(levels)}
-        return {**states_of_types, "place_states": places, "population_facts": facts, "population_states": mean}
+        of_types = {"type_states": home, "type_levels": self._levels(mean, kind)}
+        found = {name: _in_all_organisms(values) for name, values in of_types.items()}
+        return {**found, "population_facts": facts, "population_states": mean}
 
     def _kinds_of_populations(self) -> np.ndarray:
         """(K, number of facts) places of the values of each population."""
         return np.array([[self._places[place][one[place]] for place in range(len(FACTS))] for one in self.populations])
 
-    def _number_of_tissues(self, kind: np.ndarray) -> np.ndarray:
-        """(T, O) in how many tissues each type is known; one where it is not."""
-        number = np.ones(self.sizes[:2])
-        for term, organism in {tuple(pair) for pair in kind[:, :2]}:
-            mine = (kind[:, TYPE] == term) & (kind[:, ORGANISM] == organism) & (kind[:, TISSUE] > 0)
-            number[term, organism] = max(len(set(kind[mine, TISSUE])), 1)
-        return number
+    def _levels(self, states: np.ndarray, kind: np.ndarray) -> np.ndarray:
+        """What is left of types (T, O, S) without what places do, from the states (K, S) of populations; NaN where unseen.
 
-    def _levels_and_places(self, states: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What types (T, O, S), NaN where unseen, and tissues, stages and diseases (A, O, S) add to the states (K, S).
-
-        By ridge, all at once: a type is found in some places only, and a place holds some types only. What a tissue does
-        in an organism where it was not seen is what it does in the other.
+        By ridge, all at once: a type is found in some places only, and a place holds some types only.
         """
         num_organisms = self.sizes[ORGANISM]
         is_plain = (kind[:, STAGE] == 0) & (kind[:, DISEASE] == 0) & (kind[:, TISSUE] > 0)
+        type_and_organism, tissue_and_organism = (
+            kind[:, place] * num_organisms + kind[:, ORGANISM] for place in (TYPE, TISSUE)
+        )
         parts = [
-            (kind[:, TYPE] * num_organisms + kind[:, ORGANISM], self.sizes[TYPE] * num_organisms, TYPE_RIDGE),
-            (kind[:, TISSUE] * num_organisms + kind[:, ORGANISM], self.sizes[TISSUE] * num_organisms, PLACE_RIDGE),
-            (kind[:, TISSUE], self.sizes[TISSUE], PLACE_RIDGE),
-            (kind[:, STAGE], self.sizes[STAGE], PLACE_RIDGE),
-            (kind[:, DISEASE], self.sizes[DISEASE], PLACE_RIDGE),
+            (type_and_organism, self.sizes[TYPE] * num_organisms, TYPE_RIDGE),
+            (tissue_and_organism, self.sizes[TISSUE] * num_organisms, PLACE_RIDGE),
+            *((kind[:, place], self.sizes[place], PLACE_RIDGE) for place in (TISSUE, STAGE, DISEASE)),
         ]
         design = np.hstack([np.eye(size)[column] for column, size, _ in parts])
         ridge = np.concatenate([np.full(size, shrinkage) for _, size, shrinkage in parts])
@@ -143,12 +130,9 @@ class FactTable:
         fitted = np.linalg.solve(
             design.T @ (weight * design) + np.diag(ridge), design.T @ (weight * (states - middle))
         )
-        types, tissues, shared, stages, diseases = np.split(fitted, np.cumsum([size for _, size, _ in parts])[:-1])
-        levels = (types + middle).reshape(self.sizes[TYPE], num_organisms, -1)
-        levels[~(design[:, : len(types)].any(0).reshape(levels.shape[:2]))] = np.nan
-        of_tissue = tissues.reshape(self.sizes[TISSUE], num_organisms, -1) + shared[:, None]
-        others = np.concatenate([stages, diseases])[:, None].repeat(num_organisms, 1)
-        return levels, np.concatenate([TISSUE_STEP * of_tissue, others])
+        levels = fitted[: parts[0][1]] + middle
+        levels[~design[:, : len(levels)].any(0)] = np.nan
+        return levels.reshape(self.sizes[TYPE], num_organisms, -1)
 
     def tissues_of_types(self) -> dict[str, list[str]]:
         """By term the tissues that its profiles come from, as texts call them."""
