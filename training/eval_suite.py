@@ -146,7 +146,8 @@ def run_suite(
     for part in suite.parts:
         chosen = [study for study in part.studies if not studies or study.name in studies]
         if chosen:
-            learns = not WITHOUT_TRAINING.issuperset(_tasks_of(suite, part, only))
+            wanted = {task for study in chosen for task in _tasks_of(suite, part, only, study.name)}
+            learns = not WITHOUT_TRAINING.issuperset(wanted)
             training = training_cells(suite, recipe.parent, data, part) if learns else TrainingCells([], suite.label)
             systems = [*models.get(part.name, ()), *_baselines(training, tree), *peers]
             opened = (_open(study, suite.label, data, tree) for study in chosen)
@@ -181,8 +182,8 @@ def _run_part(
     return records
 
 
-def _tasks_of(suite: Suite, part: SuitePart, only: Sequence[str], study: str | None = None) -> list[Task]:
-    """What is run on a study; on every study of the part without one."""
+def _tasks_of(suite: Suite, part: SuitePart, only: Sequence[str], study: str) -> list[Task]:
+    """What is run on a study."""
     tasks = suite.tasks + (suite.slow_tasks if study in suite.slow_studies else [])
     return [task for task in tasks if (not only or task in only) and (not part.only or task in part.only)]
 
