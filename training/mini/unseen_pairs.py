@@ -92,6 +92,7 @@ def measure(
         profiles.medians,
     )
     means = fit_means(rest, wording, recipe.factors)
+    torch.manual_seed(seed)  # the reader's start
     model = new_decoder(model, without_kinds(means), means.facts, recipe.factors)
     with tempfile.TemporaryDirectory() as folder:
         train_reader(model, processor, recipe, means.facts, wording, Path(folder))
