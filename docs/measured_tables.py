@@ -431,8 +431,8 @@ def _generation_table(report: dict) -> str:
     ]
     if copies := report.get("copies"):
         parts.append(
-            "Distance to the nearest of the cells that taught the decoder, over that of other cells of the same study (means "
-            "over its types; below 1 would be near-copies):"
+            "Distance to the nearest of the cells that taught the decoder, over that of these cells from one another (means over "
+            "types; copies lie at 0):"
         )
         rows = [[one["study"], *(f"{ratio:.2f}" for ratio in one["mean"])] for one in copies]
         parts.append(markdown(["study", *copies[0]["systems"]], rows))

@@ -21,6 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 import typer
 from anndata import AnnData, read_h5ad
+from scipy.spatial.distance import cdist
 
 from scmmgpt.api import generate_cells
 from scmmgpt.errors import UserError
@@ -40,7 +41,6 @@ from scmmgpt.training.evaluation.expression import (
     upper_symbols,
 )
 from scmmgpt.training.evaluation.metrics import meant_types
-from scmmgpt.training.evaluation.metrics_generation import nearest_training_ratio
 from scmmgpt.training.evaluation.results import provenance
 from scmmgpt.training.evaluation.study import open_study
 from scmmgpt.training.evaluation.systems import System
@@ -263,10 +263,10 @@ def counted_training_cells(data: Path) -> TrainingCells:
 
 
 def near_copies(loaded: LoadedModel, data: Path, file: str) -> dict[str, Any]:
-    """How far made cells lie from the nearest cell of a study that taught the decoder, beside other cells of that study.
+    """How far made cells lie from the nearest cell of a study that taught the decoder, beside its cells from one another.
 
-    Of each type a third of the cells is what may have been copied, a third is held out, and on a third the components
-    are fitted. Below one made cells lie nearer to the first third than real cells do that were not in it.
+    All of them taught the decoder, so that each real cell is held against all others; on a third of a type the components
+    are fitted. Below one made cells lie nearer to real ones than these do to each other; copies lie at nothing.
     """
     cells, (words, platform) = read_cells(data / file), TAUGHT[file]
     types, counts, symbols = cells.obs.cell_type.astype(str).to_numpy(), sp.csr_matrix(cells.X), upper_symbols(cells)
@@ -274,16 +274,18 @@ def near_copies(loaded: LoadedModel, data: Path, file: str) -> dict[str, Any]:
     names, numbers = np.unique(types, return_counts=True)
     ratios: dict[str, list[float]] = {}
     for name in names[numbers >= FEWEST_CELLS][:MOST_TYPES]:
-        taught, held, ruler = np.array_split(random.permutation(np.flatnonzero(types == name)), 3)
-        text = made(loaded, words, name, len(held), platform=platform, depth=depth)
+        ruler, *others = np.array_split(random.permutation(np.flatnonzero(types == name)), 3)
+        taught = np.concatenate(others)
+        text = made(loaded, words, name, len(ruler), platform=platform, depth=depth)
         genes = symbols[np.isin(symbols, upper_symbols(text))]
-        floor = NegativeBinomialGenerator(counts[taught], types[taught]).sample(name, len(held), 0)
-        shown = [(counts[rows], symbols) for rows in (ruler, taught, held)]
+        floor = NegativeBinomialGenerator(counts[taught], types[taught]).sample(name, len(ruler), 0)
+        shown = [(counts[rows], symbols) for rows in (ruler, taught)]
         shown += [(linear_expression(text), upper_symbols(text)), (sp.csr_matrix(floor, dtype=np.float32), symbols)]
         logs = [log_normalised(on_genes(values, own, genes)) for values, own in shown]
         project = principal_space(logs[0])
-        _, first, others, *drawn = (project(one) for one in logs)
-        ratios[str(name)] = [round(nearest_training_ratio(one, others, first), 3) for one in drawn]
+        _, real, *drawn = (project(one) for one in logs)
+        from_another = np.median(np.sort(cdist(real, real), axis=1)[:, 1])
+        ratios[str(name)] = [round(float(np.median(cdist(one, real).min(1)) / from_another), 3) for one in drawn]
     mean = np.mean(list(ratios.values()), axis=0).round(3).tolist()
     return {"study": Path(file).stem, "systems": [MODEL, "negative binomial"], "mean": mean, "ratios": ratios}
 
