@@ -11,7 +11,7 @@ from .gene_kernels_scmmgpt import count_expressed, order_genes, write_rows
 from .gene_vocabulary_scmmgpt import CLS_ID
 
 NOTHING = np.empty(0)
-CELLS_AT_ONCE = 128  # their tokens stay in the cache until they are in their rows
+CELLS_AT_ONCE = 256  # their tokens stay in the cache until they are in their rows
 
 
 class CellBlock(NamedTuple):
@@ -80,7 +80,7 @@ def _packed(
     blocks: list[CellBlock], expressed: list[np.ndarray], lengths: list[np.ndarray], layout: Layout
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     bounds = _bounds(np.concatenate(lengths))
-    ids, values = np.zeros(bounds[-1], np.int64), np.zeros(bounds[-1], np.float32)
+    ids, values = np.empty(bounds[-1], np.int64), np.empty(bounds[-1], np.float32)
     totals, first = [], 0
     for block, of_block in zip(blocks, expressed, strict=True):
         here = bounds[first : first + block.num_cells + 1]
@@ -100,13 +100,15 @@ def _padded(
     Pages of a fresh array cost most when they are first touched, so that rows are written where there are tokens alone.
     """
     padded = _empty_rows(np.concatenate(lengths))
+    most = padded["gene_ids"][:CELLS_AT_ONCE].size
+    all_ids, all_values = np.empty(most, np.int64), np.empty(most, np.float32)
     totals, row = [], 0
     for block, of_block, wanted in zip(blocks, expressed, lengths, strict=True):
         chance = _chance(of_block, layout)
         for start in range(0, block.num_cells, CELLS_AT_ONCE):
             part = slice(start, min(start + CELLS_AT_ONCE, block.num_cells))
             bounds = _bounds(wanted[part])
-            ids, values = np.zeros(bounds[-1], np.int64), np.zeros(bounds[-1], np.float32)
+            ids, values = all_ids[: bounds[-1]], all_values[: bounds[-1]]
             totals.append(_write(block.cells(part), of_block[part], bounds, layout, chance, ids, values))
             rows = (array[row + part.start : row + part.stop] for array in padded.values())
             write_rows(ids, values, bounds[:-1], wanted[part], *rows)
@@ -150,11 +152,11 @@ def _write(
     ids: np.ndarray,
     values: np.ndarray,
 ) -> np.ndarray:
-    """Write cells end to end into arrays of zeros; return the sum of each cell's vocabulary genes."""
+    """Write cells end to end, every token; return the sum of each cell's vocabulary genes."""
     begins = bounds[:-1]
     totals = _write_genes(block, expressed, begins + layout.add_cls, layout, chance, ids, values)
     if layout.add_cls:
-        ids[begins] = CLS_ID
+        ids[begins], values[begins] = CLS_ID, 0
     if layout.value_mode == "log1p":
         np.log1p(values, out=values)
     if layout.value_mode == "rank":  # 0 for `<cls>`, 1 for the first gene
@@ -185,19 +187,25 @@ def _write_genes(
             chosen = bounds[cell] + np.sort(chance.permutation(expressed[cell])[:length])
             ids[start : start + length], values[start : start + length] = all_ids[chosen], all_values[chosen]
     if layout.include_zero_genes:
-        _append_zero_genes(block, starts, lengths, layout, ids)
+        _append_zero_genes(block, starts, lengths, layout, ids, values)
     return totals
 
 
 def _append_zero_genes(
-    block: CellBlock, starts: np.ndarray, lengths: np.ndarray, layout: Layout, ids: np.ndarray
+    block: CellBlock,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    layout: Layout,
+    ids: np.ndarray,
+    values: np.ndarray,
 ) -> None:
     measured = np.unique(block.id_of_column[block.id_of_column >= 0])
     room = min(len(measured), layout.max_genes)
     for start, length in zip(starts, lengths, strict=True):
         if length < room:
             zeros = np.setdiff1d(measured, ids[start : start + length], assume_unique=True)
-            ids[start + length : start + room] = zeros[: room - length]
+            rest = slice(start + length, start + room)
+            ids[rest], values[rest] = zeros[: room - length], 0
 
 
 def sum_duplicates(rows: CsrRows, id_of_column: np.ndarray, num_ids: int) -> tuple[CsrRows, np.ndarray]:
