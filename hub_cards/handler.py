@@ -32,14 +32,14 @@ from transformers import (
 
 if TYPE_CHECKING or __package__:
     from scmmgpt.processing.encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
-    from scmmgpt.processing.prompting_scmmgpt import asks_for_shares, generation_text, query_text
+    from scmmgpt.processing.prompting_scmmgpt import asks_for_shares, generation_text
 
     from .request_cells_scmmgpt import names_expressed_genes, on_panel_of_expressed, opened_cells
     from .schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 else:  # in a repository every file lies beside this one
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
-    from prompting_scmmgpt import asks_for_shares, generation_text, query_text
+    from prompting_scmmgpt import asks_for_shares, generation_text
     from request_cells_scmmgpt import names_expressed_genes, on_panel_of_expressed, opened_cells
     from schema_scmmgpt import MAX_CELLS_TO_DESCRIBE, BadRequest, read_body, read_request
 
@@ -114,7 +114,7 @@ class EndpointHandler:
         return {"embeddings": cells["embeds"].tolist()}
 
     def _search(self, request: Any, cells: dict[str, np.ndarray]) -> dict[str, Any]:
-        scores = cells["embeds"] @ self._embed_texts([query_text(request.text)])[0]
+        scores = cells["embeds"] @ self._embed_texts([self.processor.searched_words(request.text)])[0]
         best = np.argsort(-scores, kind="stable")[: request.top]
         return {"hits": [{"cell": int(cell), "score": float(scores[cell])} for cell in best]}
 
@@ -130,7 +130,9 @@ class EndpointHandler:
         self._require_language_model()
         if asks_for_shares(request.text):
             raise BadRequest("text: shares of several texts are one request each; ask for every text by itself.")
-        inputs = self._process(text=[generation_text(request.text)])
+        with _explained():
+            asked = self.processor.asked_cells(request.text)
+        inputs = self._process(text=[generation_text(asked.words)])
         gene_tokenizer = self.processor.gene_tokenizer
         output = self.model.generate_cells(
             inputs["input_ids"],
@@ -143,7 +145,8 @@ class EndpointHandler:
         expressed = counts.any(axis=0)
         matrix = sparse.csr_matrix(counts[:, expressed])
         values = {"indptr": matrix.indptr, "indices": matrix.indices, "data": matrix.data}
-        return {"cells": {"genes": names[expressed].tolist(), **{key: part.tolist() for key, part in values.items()}}}
+        made = {"genes": names[expressed].tolist(), **{key: part.tolist() for key, part in values.items()}}
+        return {"cells": made, "notes": asked.notes}
 
     def stream_description(self, request: Any) -> Iterator[str]:
         """The description of one cell in pieces, as it is written; closing the iterator ends the writing."""

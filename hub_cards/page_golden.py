@@ -19,7 +19,7 @@ from scipy import sparse
 
 import scmmgpt
 from scmmgpt.loading import LoadedModel, load
-from scmmgpt.processing.author_labels_scmmgpt import in_names_of_types
+from scmmgpt.processing.asked_cells_scmmgpt import searched_words
 from scmmgpt.processing.author_words_scmmgpt import author_words
 from scmmgpt.processing.encoding_scmmgpt import similarity_scale
 from scmmgpt.processing.features_scmmgpt import features_of
@@ -115,7 +115,7 @@ def main(folder: Path, cells: Path) -> None:
         "plain_names": [[name, plain_name(name)] for name in NAMES],
         "label_texts": [[label, said, tissue, _label_text(label, said, tissue)] for label, said, tissue in LABELS],
         "label_sets": [_label_set(labels, loaded) for labels in AUTHORS],
-        "queries": [[text, in_names_of_types(text, loaded.ontology)[0]] for text in QUERIES],
+        "queries": [[text, searched_words(text, loaded.ontology)] for text in QUERIES],
         "text_ids": [[text, _ids(loaded, text)] for text in TEXTS],
         "features": _features(),
         "genes": _genes(loaded, adata),

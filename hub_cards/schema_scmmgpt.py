@@ -211,6 +211,7 @@ class GenerateResponse(BaseModel):
     """Pseudo-cells in the form of `CsrCells`; genes that no cell expresses are left out."""
 
     cells: CsrCells
+    notes: list[str] = Field(description="What of the text was not heeded: what was done to cells, say.")
 
 
 class Refusal(BaseModel):

@@ -3,6 +3,7 @@
 # A step of a pipeline takes what its task needs, which transformers' signatures do not foresee.
 # mypy: disable-error-code="override"
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from .encoding_scmmgpt import TextEmbedder, check_vocabularies, similarity_scale
 from .errors_scmmgpt import UserError
 from .labels_scmmgpt import Labels
 from .processing_scmmgpt import ScMMGPTProcessor
-from .prompting_scmmgpt import asks_for_shares, generation_text, query_text
+from .prompting_scmmgpt import asks_for_shares, generation_text
 from .result_keys_scmmgpt import ResultKeys
 
 CELLS_AT_A_TIME = 256
@@ -159,7 +160,7 @@ class CellRetrievalPipeline(CellPipeline):
         if top < 1:
             raise UserError(f"top must be at least 1, got {top}.")
         embeds = torch.cat([output["embeds"] for output in outputs])
-        scores = self.embed_texts([query_text(one) for one in queries]) @ embeds.float().numpy().T
+        scores = self.embed_texts([self.processor.searched_words(one) for one in queries]) @ embeds.float().numpy().T
         names = list(getattr(cells, "obs_names", range(len(embeds))))
         found = [
             [
@@ -211,7 +212,10 @@ class TextToCellPipeline(CellPipeline):
             raise UserError(
                 "Shares of several texts are read by `scmmgpt.generate_cells`; here ask for each text by itself."
             )
-        yield dict(self.processor(text=[generation_text(text) for text in texts], **options))
+        asked = [self.processor.asked_cells(text) for text in texts]
+        for note in dict.fromkeys(note for one in asked for note in one.notes):
+            warnings.warn(note, UserWarning, stacklevel=2)
+        yield dict(self.processor(text=[generation_text(one.words) for one in asked], **options))
 
     def _forward(self, inputs: dict, num_cells: int = 1, **kwargs) -> dict:
         cells = self.model.generate_cells(**inputs, num_cells=num_cells, **kwargs)

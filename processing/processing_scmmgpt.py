@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
+from .asked_cells_scmmgpt import AskedCells, asked_cells, searched_words
 from .calling_scmmgpt import ANNOTATION_FILES, CellAnnotator
 from .errors_scmmgpt import UserError
 from .gene_tokenization_scmmgpt import HUB_ARGUMENTS, hub_file
@@ -223,6 +224,14 @@ class ScMMGPTProcessor(ProcessorMixin):
             if block["type"] == "cell" and block.get("cell") is not None
         ]
         return images, videos, audios, {**others, "cells": cells} if cells else others
+
+    def asked_cells(self, text: str) -> AskedCells:
+        """What a text asks for, of cells to make: in the ontology's words, without what was done to the cells."""
+        return asked_cells(text, self.annotator().ontology)
+
+    def searched_words(self, text: str) -> str:
+        """A text to look for cells by, as it is compared with them."""
+        return searched_words(text, self.annotator().ontology)
 
     # ---- output side
 

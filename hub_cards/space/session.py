@@ -18,7 +18,6 @@ from scmmgpt.errors import UserError
 from scmmgpt.hub_cards.request_cells_scmmgpt import check_h5ad_apart
 from scmmgpt.layout import lay_out
 from scmmgpt.loading import LoadedModel
-from scmmgpt.processing.prompting_scmmgpt import query_text
 from scmmgpt.processing.result_keys_scmmgpt import ResultKeys
 from scmmgpt.report import GroupGenes, find_embedding, points_of
 
@@ -201,7 +200,7 @@ class Session:
     def search(self, text: str) -> list[list[Any]]:
         """Highlight the cells that fit a text best; rows of (cell, type, score)."""
         _check_text(text, "text to search for")
-        scores = self.embeds @ self.model.embed_texts([query_text(text)])[0]
+        scores = self.embeds @ self.model.embed_texts([self.model.processor.searched_words(text)])[0]
         best = np.argsort(-scores, kind="stable")[: max(1, min(NUM_HITS, self.cells.n_obs // 10))]
         self.highlighted = [int(row) for row in best]
         obs = self.cells.obs

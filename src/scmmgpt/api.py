@@ -19,10 +19,9 @@ from .cells import check_column, column_of
 from .embedding import embed_batch
 from .errors import UserError
 from .loading import LoadedModel, ModelSource, load
-from .processing.author_labels_scmmgpt import in_names_of_types
+from .processing.asked_cells_scmmgpt import searched_words
 from .processing.back_off_scmmgpt import check_min_confidence
 from .processing.labels_scmmgpt import Labels
-from .processing.prompting_scmmgpt import query_text
 from .processing.result_keys_scmmgpt import ResultKeys
 from .protein_evidence import StudyProteins, with_proteins
 from .scoring import Asked, call_study, label_set_of
@@ -268,7 +267,7 @@ def search(
 
 
 def _query(loaded: LoadedModel, text: str) -> np.ndarray:
-    return loaded.embed_texts([query_text(in_names_of_types(text, loaded.ontology)[0])])[0]
+    return loaded.embed_texts([searched_words(text, loaded.ontology)])[0]
 
 
 def _hits(obs: pd.DataFrame, number: np.ndarray, score: np.ndarray) -> pd.DataFrame:

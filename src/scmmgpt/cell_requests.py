@@ -12,13 +12,12 @@ import numpy as np
 
 from .claims import SPECIES_WORDS, ClaimReader
 from .errors import UserError
-from .processing.author_labels_scmmgpt import are_kin, in_names_of_types
+from .processing.asked_cells_scmmgpt import LEFT_OUT, asked_cells, with_names_of_ids
+from .processing.author_labels_scmmgpt import are_kin
 from .processing.author_words_scmmgpt import ABBREVIATIONS
 from .processing.ontology_scmmgpt import UNINFORMATIVE_TERMS, Ontology, Term, plain_name
-from .processing.prompting_scmmgpt import with_article
 
 SHARE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*(?:of\s+)?(.+)$", re.DOTALL)
-TERM_ID = re.compile(r"\bCL:\d+\b", re.IGNORECASE)
 # How far shares may be from one, or from a hundred: percentages that were rounded.
 SHARE_TOLERANCE = 0.011
 # Where a text says that cells are from: "in the human lymph node of a donor with ...".
@@ -42,21 +41,6 @@ _SHARE_WITHIN = re.compile(r"\d\s*%\s*(?:of\s+)?[^\W\d]")
 # What stands between several types, what ends the name of one, and what says that it is not meant.
 _BETWEEN = re.compile(r"[,;/&+]|\b(?:and|or|plus|versus|vs|that (?:is|are)|which (?:is|are))\b", re.IGNORECASE)
 _AFTER_A_NAME = re.compile(r"\s(?:from|in|of|with|at|by|near|that|which|for)\s|[\d.]+\s*%|[()]", re.IGNORECASE)
-_DENIED = re.compile(
-    r"\b(?:not|no|non|without|except(?:\s+for)?|anything\s+but|other\s+than)[\s-]+(?:(?:an?|the|any)\s+)?$", re.I
-)
-# What was done to cells: the decoder has seen nothing of the kind, and would take the words for another type.
-_DONE = (
-    r"(?:stimulated|treated|exposed|challenged|primed|perturbed|transfected|transduced|knock(?:ed)?[\s-]?(?:out|down))"
-)
-_DOING = r"(?:stimulation|treatment|exposure|challenge|perturbation|transfection|transduction|knock[\s-]?(?:out|down))"
-_DONE_BEFORE = re.compile(rf"(?<!\S)(?:\S+-)?{_DONE}\s", re.IGNORECASE)
-_DONE_AFTER = re.compile(
-    rf"[\s,]*\b(?:(?:(?:that|which)\s+)?(?:is|are|was|were|has\s+been|have\s+been)\s+)?(?:{_DONE}|overexpressing|"
-    rf"(?:after|upon|under|following)\s+(?:\S+\s+){{0,3}}?{_DOING}|with\s+\S+\s+knocked\s+(?:out|down))\b"
-    r".*?(?=[,;.](?:\s|$)|\s(?:from|in(?!\s+vi[tv]))\s|$)",
-    re.IGNORECASE,
-)
 MADE_SPECIES = ("human", "mouse")
 OTHER_SPECIES = {name: words for name, words in SPECIES_WORDS.items() if name not in MADE_SPECIES} | {
     name: (name,) for name in ("chicken", "cow", "dog", "drosophila", "rabbit", "sheep", "xenopus")
@@ -79,15 +63,7 @@ class CellRequest:
     @classmethod
     def of(cls, text: str, num_cells: int, ontology: Ontology) -> CellRequest:
         """What a text asks for."""
-        words, term = in_names_of_types(text, ontology)
-        if term is None:
-            return cls(text, num_cells, words, term)
-        before, name, after = words.partition(term.label)
-        done = [*_DONE_BEFORE.findall(before), *_DONE_AFTER.findall(after)]
-        if done:
-            before = re.sub(r"\ban? $", with_article(name).removesuffix(name), _DONE_BEFORE.sub("", before))
-            words = before + name + _DONE_AFTER.sub("", after)
-        return cls(text, num_cells, words, term, ", ".join(one.strip(" ,") for one in done))
+        return cls(text, num_cells, *asked_cells(text, ontology))
 
 
 def read_requests(
@@ -108,23 +84,10 @@ def read_requests(
         raise UserError("The text to generate cells from is empty.")
     merged: dict[str, float] = {}
     for one, share in zip(texts, shares, strict=True):
-        named = _with_names(one.strip(), ontology)
+        named = with_names_of_ids(one.strip(), ontology)
         merged[named] = merged.get(named, 0.0) + share
-    requests = [
-        CellRequest.of(one, number, ontology)
-        for one, number in zip(merged, numbers_of(list(merged.values()), num_cells), strict=True)
-    ]
-    for request in requests:
-        _refuse_denial(request, ontology)
-    return requests
-
-
-def _refuse_denial(request: CellRequest, ontology: Ontology) -> None:
-    words, term = request.words, request.term
-    if term is None:
-        words, term = in_names_of_types(re.sub(r"\b(non)-", r"\1 ", words, flags=re.IGNORECASE), ontology)
-    if term is not None and _DENIED.search(words[: words.index(term.label)]):
-        raise UserError(f"{request.text!r} says which cells are not meant: name the type that is to be made.")
+    numbers = numbers_of(list(merged.values()), num_cells)
+    return [CellRequest.of(one, number, ontology) for one, number in zip(merged, numbers, strict=True)]
 
 
 def _texts_and_shares(text: Texts, proportions: Sequence[float] | None) -> tuple[list[str], list[float]]:
@@ -183,16 +146,6 @@ def numbers_of(shares: Sequence[float], total: int) -> list[int]:
     return numbers.tolist()
 
 
-def _with_names(text: str, ontology: Ontology) -> str:
-    def name_of(found: re.Match) -> str:
-        term = ontology.find(found[0].upper())
-        if term is None:
-            raise UserError(f"{found[0]} is no term of the Cell Ontology {ontology.version}.".replace("  ", " "))
-        return term.label
-
-    return TERM_ID.sub(name_of, text)
-
-
 @dataclass(frozen=True)
 class SeenInTraining:
     """What a cell decoder has seen, as its model's config says."""
@@ -223,9 +176,7 @@ def concerns(request: CellRequest, seen: SeenInTraining, ontology: Ontology) -> 
     strange = unknown_place(request.words, seen.tissues)
     found = [*_other_types(request, ontology), *_other_species(request)]
     if request.left_out:
-        found.append(
-            f"Nothing was learnt of what is done to cells: {request.left_out!r} is left out, and the cells are as without it."
-        )
+        found.append(LEFT_OUT.format(request.left_out))
     if strange:
         found.append(
             f"The tissue {strange!r} was not seen in training: it changes the cells in ways that mean nothing."
