@@ -12,8 +12,9 @@ from scmmgpt.cell_requests import (
 )
 from scmmgpt.errors import UserError
 from scmmgpt.hub_cards import EMBEDDED_MODEL
+from scmmgpt.processing.asked_cells_scmmgpt import asked_cells
 from scmmgpt.processing.author_labels_scmmgpt import in_names_of_types
-from scmmgpt.processing.ontology_scmmgpt import FILE_NAME, Ontology
+from scmmgpt.processing.ontology_scmmgpt import EMPTY, FILE_NAME, Ontology
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,10 @@ def test_a_text_is_read_in_the_words_of_the_training(ontology):
 
     assert request.text == "fetal AT2 cells, from a human lung"
     assert request.words == "fetal pulmonary alveolar type 2 cell, from a human lung"
+
+
+def test_a_model_without_an_ontology_reads_a_text_as_it_stands():
+    assert asked_cells("CL:0000236 treated with a drug", EMPTY) == ("CL:0000236 treated with a drug", None, "")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ def searched_words(text: str, ontology: Ontology) -> str:
 
 
 def with_names_of_ids(text: str, ontology: Ontology) -> str:
-    """The text with the names of types in place of their ids."""
+    """The text with the names of types in place of their ids; without an ontology they stay as they are."""
+    if not ontology.terms:
+        return text
 
     def name_of(found: re.Match) -> str:
         term = ontology.find(found[0].upper())
