@@ -200,6 +200,8 @@ async def while_there(http: Any, work: Awaitable[Any]) -> Any:
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
+            working.cancel()
+            await asyncio.wait({working})  # until its place in the queue is given up
             raise ClientLeft
         return working.result()
     finally:
