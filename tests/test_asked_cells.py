@@ -1,9 +1,9 @@
 """One text asks for the same cells wherever it is read: package, pipelines, endpoint."""
 
-import anndata
 import numpy as np
 import pytest
 from scipy import sparse
+from tiny_models import as_csr
 from transformers import pipeline
 
 import scmmgpt
@@ -32,11 +32,6 @@ def pipe(task):
 
 def ask(endpoint, task, **inputs):
     return endpoint({"inputs": {"task": task, **inputs}})
-
-
-def as_csr(cells: anndata.AnnData) -> dict:
-    parts = {"indptr": cells.X.indptr, "indices": cells.X.indices, "data": cells.X.data}
-    return {"genes": list(cells.var_names), **{name: part.tolist() for name, part in parts.items()}}
 
 
 @pytest.mark.parametrize("text", ["NK cells", "CL:0000623", " Tregs of a human "])

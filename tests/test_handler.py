@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from scipy import sparse
-from tiny_models import GENES, as_dicts, make_repository, tiny_cells
+from tiny_models import GENES, as_csr, as_dicts, make_repository, tiny_cells
 from transformers import AutoModelForMultimodalLM
 
 import scmmgpt
@@ -32,11 +32,6 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope="module")
 def handler(repository):
     return EndpointHandler(str(repository), device="cpu")
-
-
-def as_csr(cells: anndata.AnnData) -> dict:
-    parts = {"indptr": cells.X.indptr, "indices": cells.X.indices, "data": cells.X.data}
-    return {"genes": list(cells.var_names), **{name: part.tolist() for name, part in parts.items()}}
 
 
 def as_h5ad(cells: anndata.AnnData, tmp_path: Path) -> dict:

@@ -131,3 +131,9 @@ def tiny_cells(num_cells: int = 60, seed: int = 0) -> AnnData:
 def as_dicts(cells: AnnData) -> list[dict[str, float]]:
     """Cells as a request in JSON gives them."""
     return [{GENES[column]: float(row[0, column]) for column in row.indices} for row in cells.X]
+
+
+def as_csr(cells: AnnData) -> dict:
+    """The same in the other form of JSON that a request may have."""
+    parts = {"indptr": cells.X.indptr, "indices": cells.X.indices, "data": cells.X.data}
+    return {"genes": list(cells.var_names), **{name: part.tolist() for name, part in parts.items()}}
