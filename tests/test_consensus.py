@@ -2,6 +2,7 @@
 
 import tracemalloc
 import warnings
+import weakref
 from pathlib import Path
 
 import anndata
@@ -11,7 +12,7 @@ from scipy import sparse
 
 import scmmgpt
 from scmmgpt.cells import CellsInMemory
-from scmmgpt.consensus import divided, over_neighbours
+from scmmgpt.consensus import _neighbourhoods, divided, over_neighbours
 from scmmgpt.errors import UserError
 from scmmgpt.evidence import CalledGenes, numbered, support_of_genes
 from scmmgpt.loading import load
@@ -89,6 +90,23 @@ def test_neighbours_are_looked_for_in_blocks_of_like_cells(monkeypatch):
     in_blocks, _ = together(blobs())
 
     np.testing.assert_allclose(in_blocks, whole, atol=1e-6)
+
+
+def test_the_places_of_one_part_are_let_go_before_the_next_are_read(monkeypatch):
+    held = list[weakref.ref]()
+
+    def watched(array, rows):
+        assert not any(places() is not None for places in held)
+        places = np.array(array[rows])
+        held.append(weakref.ref(places))
+        return places
+
+    monkeypatch.setattr("scmmgpt.consensus._CELLS_HELD", 50)
+    monkeypatch.setattr("scmmgpt.consensus.scattered_rows", watched)
+    rows = [rows for rows, _, _ in _neighbourhoods(blobs(), plain_cells(100), 4)]
+
+    assert len(held) > 1
+    assert sorted(np.concatenate(rows)) == list(range(100))
 
 
 def test_a_hundred_cells_of_one_kind_are_one_community():

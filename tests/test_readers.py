@@ -2,6 +2,7 @@
 
 import base64
 import os
+import tracemalloc
 from pathlib import Path
 
 import anndata as ad
@@ -112,6 +113,34 @@ def test_cells_of_a_file_are_read_row_by_row(cells, tmp_path, write, monkeypatch
     assert isinstance(opened, cell_access.CellsInFile)
     assert chosen.obs_names.tolist() == [cells.obs_names[row] for row in (5, 2, 7)]
     assert (chosen.X[:, :100] != cells[[5, 2, 7]].X[:, :100]).nnz == 0
+
+
+@pytest.mark.parametrize("names", [["a", "ü" * 30, ""], [7, 8, 9]], ids=["texts", "numbers"])
+def test_obs_of_a_file_is_what_was_written(tmp_path, names):
+    obs = pd.DataFrame({"kind": pd.Categorical(["x", "y", "x"])}, index=pd.Index(names, name="barcode"))
+    path = tmp_path / "cells.h5ad"
+    with h5py.File(path, "w") as file:
+        ad.io.write_elem(file, "obs", obs)
+        ad.io.write_elem(file, "var", pd.DataFrame(index=["CD3D"]))
+
+    opened = cell_access.open_cells(path)
+
+    with h5py.File(path) as file:
+        pd.testing.assert_frame_equal(opened.obs, ad.io.read_elem(file["obs"]))
+
+
+def test_names_of_the_cells_of_a_file_take_little_memory(tmp_path):
+    num_cells = 50_000
+    obs = pd.DataFrame(index=[f"AAACCTGAGAAGGCCT-{number}" for number in range(num_cells)])
+    ad.AnnData(sparse.csr_matrix((num_cells, 1), dtype=np.float32), obs=obs).write_h5ad(tmp_path / "cells.h5ad")
+
+    tracemalloc.start()
+    opened = cell_access.open_cells(tmp_path / "cells.h5ad")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < 50 * num_cells  # 79 as texts
+    assert opened.obs.index[-1] == obs.index[-1]
 
 
 def test_doctor_says_what_it_found(cells, tmp_path):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+_Packed = np.dtypes.StringDType
 GRAPH = "connectivities"  # where scanpy keeps the graph of neighbours, in obsp
 
 
@@ -87,7 +88,8 @@ class CellsInMemory:
 class CellsInFile:
     """Cells of an .h5ad, .zarr, .h5mu or 10x .h5 file. `obs` and `var` are in memory, matrices are read row by row.
 
-    The file is open only while it is read, so that nobody has to close it.
+    The file is open only while it is read, so that nobody has to close it. Names are texts only when somebody asks for
+    `obs`: those of millions of cells take four times the memory as objects.
     """
 
     def __init__(self, path: Path):
@@ -97,7 +99,7 @@ class CellsInFile:
         try:
             with open_store(path) as store:
                 is_tenx = isinstance(store, dict)
-                self.obs: pd.DataFrame = store["obs"] if is_tenx else read_elem(store["obs"])
+                obs: pd.DataFrame = store["obs"] if is_tenx else read_elem(store["obs"])
                 self.var: pd.DataFrame = store["var"] if is_tenx else read_elem(store["var"])
                 obsm = set(store["obsm"]) if "obsm" in store else set()
                 self.has_graph: bool = "obsp" in store and GRAPH in store["obsp"]
@@ -105,12 +107,23 @@ class CellsInFile:
             raise UserError(f"{path}: {error}") from error
         except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
             raise unreadable(path, error) from error
-        self.num_cells: int = len(self.obs)
-        self.present: dict[str, set[str]] = {"obs": set(self.obs), "obsm": obsm}
+        self.num_cells: int = len(obs)
+        self.present: dict[str, set[str]] = {"obs": set(obs), "obsm": obsm}
+        self._names, self._title, self._columns = _packed(obs.index), obs.index.name, obs.reset_index(drop=True)
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """What the file says of each cell."""
+        return self._obs(slice(None))
+
+    def _obs(self, rows: slice | np.ndarray) -> pd.DataFrame:
+        obs, names = self._columns.iloc[rows].copy(), self._names[rows]
+        obs.index = names.astype(object) if isinstance(names.dtype, _Packed) else names
+        return obs.rename_axis(index=self._title)
 
     def rows(self, rows: slice | np.ndarray) -> AnnData:
         with open_store(self.path) as store:
-            tables = {"obs": self.obs.iloc[rows].copy(), "var": self.var.copy()}
+            tables = {"obs": self._obs(rows), "var": self.var.copy()}
             return anndata_of(store, lambda matrix: _read_rows(matrix, rows), tables)
 
     def embedding(self, key: str) -> np.ndarray:
@@ -123,6 +136,11 @@ class CellsInFile:
         """Some rows of the graph of neighbours that the file brings, see `has_graph`."""
         with open_store(self.path) as store:
             return _read_rows(store["obsp"][GRAPH], rows)
+
+
+def _packed(names: pd.Index) -> np.ndarray:
+    is_text = all(isinstance(name, str) for name in names)
+    return names.to_numpy(_Packed()) if is_text else names.to_numpy()
 
 
 def column_of(obs: pd.DataFrame, name: str) -> pd.Series:

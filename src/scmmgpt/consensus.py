@@ -106,6 +106,7 @@ def _neighbourhoods(embeds: np.ndarray, source: CellsInMemory | CellsInFile, num
         places = np.asarray(scattered_rows(embeds, rows), dtype=np.float32)
         for block in _in_parts(divided(places, 1, CELLS_PER_BLOCK), CELLS_PER_BLOCK):
             yield rows[block], nearest_neighbours(places[block], num_neighbours), rows[block]
+        del places  # before the next ones are read
 
 
 def _in_parts(groups: list[np.ndarray], size: int) -> Iterator[np.ndarray]:
