@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import anndata
+import pandas as pd
 import pytest
 import torch
 from tiny_models import tiny_cells, write_tiny_model
@@ -17,6 +18,7 @@ import scmmgpt
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing.labels_scmmgpt import read_labels
+from scmmgpt.storage import write_cells
 
 LABELS = ["T cell", "B cell", "monocyte"]
 GIBIBYTE = 1024**3
@@ -185,6 +187,55 @@ def test_half_written_files_of_killed_processes_are_cleared_and_those_of_others_
         ".out.2024.h5ad",
         "out.h5ad",
     ]
+
+
+def test_what_others_write_under_a_longer_name_is_kept(model, tmp_path):
+    others = tmp_path / f".out.annotated.{2**22 + 1}.half-written.h5ad"
+    others.write_bytes(b"half")
+
+    scmmgpt.embed(tiny_cells(5), model=model, output=tmp_path / "out.h5ad", progress=False)
+
+    assert others.exists()
+
+
+def test_the_copy_of_a_zarr_that_nobody_may_write_to_can_be_written_and_removed(model, tmp_path):
+    write_cells(tiny_cells(5), tmp_path / "cells.zarr")
+    for path in (tmp_path / "cells.zarr").rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    scmmgpt.embed(tmp_path / "cells.zarr", model=model, output=tmp_path / "out.zarr", progress=False)
+
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "out.zarr").rglob("*"))
+
+
+def test_an_output_through_a_link_to_a_zarr_is_written_again_and_again(model, tmp_path):
+    write_cells(tiny_cells(5), tmp_path / "old.zarr")
+    (tmp_path / "out.zarr").symlink_to(tmp_path / "old.zarr")
+
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="existed and was replaced"):
+            scmmgpt.embed(tiny_cells(5), model=model, output=tmp_path / "out.zarr", progress=False)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.zarr", "out.zarr"]
+    assert "X_scmmgpt" in anndata.read_zarr(tmp_path / "out.zarr").obsm
+
+
+def test_columns_that_no_file_holds_are_said_before_any_work(model, tmp_path, monkeypatch):
+    cells = tiny_cells(5)
+    cells.obs["taken"] = pd.Timestamp("2026-01-01")
+    monkeypatch.setattr("scmmgpt.verb.load", lambda *_, **__: pytest.fail("a model is loaded"))
+
+    with pytest.raises(UserError, match="cannot be written to a file.*taken"):
+        scmmgpt.embed(cells, model=model, output=tmp_path / "out.h5ad", progress=False)
+
+
+def test_an_output_within_the_input_or_with_too_long_a_name_is_refused(model, tmp_path):
+    write_cells(tiny_cells(5), tmp_path / "cells.zarr")
+
+    with pytest.raises(UserError, match="lies in the input"):
+        scmmgpt.embed(tmp_path / "cells.zarr", model=model, output=tmp_path / "cells.zarr" / "out.zarr")
+    with pytest.raises(UserError, match="too long"):
+        scmmgpt.embed(tmp_path / "cells.zarr", model=model, output=tmp_path / f"{'o' * 235}.zarr")
 
 
 @pytest.mark.slow

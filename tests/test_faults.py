@@ -16,10 +16,11 @@ from tiny_chat import write_llm, write_repository
 from tiny_models import tiny_cells, write_tiny_model
 
 import scmmgpt
-from scmmgpt import base_llm, chat_model, embedding, text_cache
+from scmmgpt import atomic_files, base_llm, chat_model, embedding, text_cache
 from scmmgpt.errors import UserError
 from scmmgpt.index import Index, build_index
 from scmmgpt.loading import load
+from scmmgpt.storage import write_cells
 from scmmgpt.text_cache import MIN_TEXTS, remembered
 
 TEXTS = [f"text {number}" for number in range(MIN_TEXTS)]
@@ -198,31 +199,49 @@ def test_a_damaged_index_is_refused_by_its_folder(name, damage, whole_index, mod
     assert "\n" not in str(refusal.value)
 
 
+def test_a_folder_that_may_not_be_written_to_is_removed_by_its_owner_all_the_same(shared):
+    copy = shared / "copy"
+    (copy / "obs").mkdir(parents=True)
+    (copy / "obs" / "index").write_bytes(b"x")
+    (copy / "obs").chmod(0o555)
+    for path in (shared, copy, copy / "obs", copy / "obs" / "index"):
+        os.chown(path, NOBODY, NOBODY)
+
+    assert as_nobody(lambda: atomic_files.remove(copy)) == []
+
+    assert not copy.exists()
+
+
 # ---- a run that was interrupted
 
 
 @pytest.fixture
 def interrupted(tmp_path, model, monkeypatch):
     """The folder beside an output in which half of a run is kept."""
-    monkeypatch.setattr(embedding, "CELLS_PER_CHUNK", 16)
     tiny_cells(64).write_h5ad(tmp_path / "cells.h5ad")
-    finish, count = embedding.Workspace.finish, []
+    interrupt_after_half(monkeypatch, lambda: embed(tmp_path, model))
+    return tmp_path / ".out.h5ad.unfinished"
+
+
+def interrupt_after_half(monkeypatch, run) -> None:
+    """Of a run over 64 cells."""
+    monkeypatch.setattr(embedding, "CELLS_PER_CHUNK", 16)
+    finish = embedding.Workspace.finish
 
     def interrupt(self, name, num_rows):
         finish(self, name, num_rows)
-        count.append(num_rows)
         if num_rows == 32:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as once:
         once.setattr(embedding.Workspace, "finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            embed(tmp_path, model)
-    return tmp_path / ".out.h5ad.unfinished"
+            run()
 
 
-def embed(folder: Path, model):
-    return scmmgpt.embed(folder / "cells.h5ad", model=model, output=folder / "out.h5ad", progress=False)
+def embed(folder: Path, model, name: str = "cells.h5ad"):
+    output = folder / f"out{Path(name).suffix}"
+    return scmmgpt.embed(folder / name, model=model, output=output, progress=False)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"run": 1}', '{"run": "x", "done": [], "notes": {}}'])
@@ -252,6 +271,19 @@ def test_finished_arrays_that_were_damaged_are_said(damage, interrupted, model):
     assert "\n" not in str(refusal.value)
     shutil.rmtree(interrupted)
     embed(interrupted.parent, model)
+
+
+def test_a_run_begun_on_one_zarr_is_not_taken_up_on_another(tmp_path, model, monkeypatch):
+    first, second = tiny_cells(64), tiny_cells(64, seed=1)
+    write_cells(first, tmp_path / "cells.zarr")
+    interrupt_after_half(monkeypatch, lambda: embed(tmp_path, model, "cells.zarr"))
+    shutil.rmtree(tmp_path / "cells.zarr")
+    write_cells(second, tmp_path / "cells.zarr")
+
+    embedded = embed(tmp_path, model, "cells.zarr")
+
+    expected = scmmgpt.embed(second, model=model, progress=False).obsm["X_scmmgpt"]
+    np.testing.assert_allclose(embedded.obsm["X_scmmgpt"], expected, atol=1e-6)
 
 
 # ---- clocks

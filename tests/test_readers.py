@@ -115,6 +115,18 @@ def test_cells_of_a_file_are_read_row_by_row(cells, tmp_path, write, monkeypatch
     assert (chosen.X[:, :100] != cells[[5, 2, 7]].X[:, :100]).nnz == 0
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
+def test_mudata_in_a_zarr_becomes_cells_in_another_format(cells, loaded, tmp_path):
+    with input_variants.without_pulling():
+        as_mudata(cells).write_zarr(tmp_path / "cells.zarr")
+
+    scmmgpt.embed(tmp_path / "cells.zarr", output=tmp_path / "out.h5ad", model=loaded, progress=False)
+
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert written.obs_names.tolist() == cells.obs_names.tolist()
+    assert "X_scmmgpt" in written.obsm
+
+
 @pytest.mark.parametrize("names", [["a", "ü" * 30, ""], [7, 8, 9]], ids=["texts", "numbers"])
 def test_obs_of_a_file_is_what_was_written(tmp_path, names):
     obs = pd.DataFrame({"kind": pd.Categorical(["x", "y", "x"])}, index=pd.Index(names, name="barcode"))

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError, first_line
 
@@ -69,10 +70,23 @@ def rename(temporary: Path, path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=_try_again)
     else:
         path.unlink(missing_ok=True)
+
+
+def _try_again(function: Any, name: str, _: Any) -> None:
+    """What lies in a folder that nobody may write to can be removed by its owner all the same."""
+    with suppress(OSError):
+        Path(name).parent.chmod(0o700)
+        function(name)
+
+
+def make_writable(path: Path) -> None:
+    """Let the owner write to a file or to all that a folder holds."""
+    for file in [path, *path.rglob("*")]:
+        file.chmod(file.stat().st_mode | (0o700 if file.is_dir() else 0o200))
 
 
 def _sync(path: Path) -> None:

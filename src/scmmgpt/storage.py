@@ -61,7 +61,9 @@ def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: 
     if not path.parent.is_dir():
         raise UserError(f"The folder {str(path.parent)!r} does not exist; create it first.")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.stem}.", suffix=f"{_HALF_WRITTEN}{path.suffix}"
+        ):
             pass
     except OSError as error:
         raise UserError(f"Nothing can be written to {str(path.parent)!r}: {error.strerror}.") from error
@@ -69,9 +71,13 @@ def check_output(path: str | os.PathLike, source: Path | None = None, suffixes: 
 
 
 def check_not_input(path: Path, source: Path) -> None:
-    """Refuse an output that is one of the files that are read."""
+    """Refuse an output that is one of the files that are read, or lies in one that is a folder."""
     if path.exists() and path.samefile(source):
         raise UserError(f"The output is the input ({path}): choose another name, the input is never overwritten.")
+    if source.is_dir() and source.suffix == ".zarr" and source.resolve() in path.resolve().parents:
+        raise UserError(
+            f"The output {str(path)!r} lies in the input: choose another folder, the input is never changed."
+        )
 
 
 @contextmanager
@@ -99,6 +105,8 @@ def temporary_beside(path: Path) -> Path:
     before, after = f".{path.stem}.", f"{_HALF_WRITTEN}{path.suffix}"
     for left in path.parent.glob(f"{glob.escape(before)}*{after}"):
         process = left.name.removeprefix(before).removesuffix(after)
+        if not process.isdigit():  # of an output with a longer name
+            continue
         if process == str(os.getpid()) or not _is_running(process):
             atomic_files.remove(left)
     return path.with_name(f"{before}{os.getpid()}{after}")
@@ -153,7 +161,6 @@ def write_with_additions(source: Path, output: Path, additions: Additions) -> No
     with written_by_rename(output) as temporary:
         if _can_be_copied(source, output):
             _copy(source, temporary)
-            temporary.chmod(temporary.stat().st_mode | 0o200)  # a read-only input gives a read-only copy
             with _unwritable_said(), open_store(temporary, "r+") as store:
                 _add_to_store(store, additions)
         else:
@@ -168,8 +175,12 @@ def _can_be_copied(source: Path, output: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if source.is_dir() and source.suffix == target.suffix:
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+        atomic_files.make_writable(target)  # folders have the rights of those that were read
+        return
     if source.suffix == target.suffix:
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+        shutil.copyfile(source, target)
         return
     with open_store(source) as rna, hdf5_to_write(target) as copy:
         for name in rna:
@@ -186,14 +197,24 @@ def write_cells(adata: AnnData, path: Path) -> None:
             _write_h5ad(adata, path)
 
 
+def check_tables(adata: AnnData) -> None:
+    """Refuse columns that no file of cells can hold, by the first rows: found out before any work is done."""
+    import h5py
+    from anndata.io import write_elem
+
+    with _unwritable_said(), h5py.File("tables", "w", driver="core", backing_store=False) as store:
+        for name, table in (("obs", adata.obs), ("var", adata.var)):
+            write_elem(store, name, table.iloc[:1])
+
+
 @contextmanager
 def _unwritable_said() -> Iterator[None]:
     """Cells may hold what no file can, such as a name with a zero byte: say what and where."""
     try:
         yield
-    except UserError:
+    except (UserError, OSError, MemoryError):
         raise
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # anndata's own kinds among them
         if atomic_files.is_no_room(error):
             raise
         where = [note for note in getattr(error, "__notes__", ()) if "key" in note]
@@ -251,7 +272,7 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
     try:
         if is_tenx_folder(path):
             return _whole(_tenx_store(read_tenx_folder(path)))
-        if path.suffix in (".h5mu", ".h5"):
+        if path.suffix in (".h5mu", ".h5") or _has_modalities(path):
             with open_store(path) as store:
                 return _whole(store) if isinstance(store, dict) else read_elem(store)
         if path.suffix == ".zarr":
@@ -262,6 +283,11 @@ def read_cells(path: Path, backed: bool = False) -> AnnData:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
     except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
         raise unreadable(path, error) from error
+
+
+def _has_modalities(path: Path) -> bool:
+    """Whether a zarr is MuData's."""
+    return path.suffix == ".zarr" and (path / "mod").is_dir()
 
 
 def _read_zarr_but_matrices(path: Path) -> AnnData:

@@ -21,12 +21,13 @@ from .cells import CellsInFile, CellsInMemory, open_cells
 from .device import Batches
 from .embedding import CellRun
 from .errors import UserError
+from .hashes import stamp_of
 from .input_warnings import input_warnings, organism_warnings
 from .loading import LoadedModel, ModelSource, load
 from .progress import Workspace
 from .ray_engine import RayEngine, import_ray
 from .spatialdata_tables import table_of
-from .storage import Additions, check_output, read_cells, read_summary, save_cells, write_with_additions
+from .storage import Additions, check_output, check_tables, read_cells, read_summary, save_cells, write_with_additions
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,8 @@ class Verb:
         engine = _engine(execution, cells)
         source = cells.path.resolve() if cells.path is not None else None
         output = check_output(destination.output, source) if destination.output is not None else None
+        if output is not None and isinstance(cells, CellsInMemory):
+            check_tables(cells.adata)
         if keys is not None:
             keys.refuse_existing(cells.present, destination.overwrite)
         loaded = load(model, device=execution.device, generative=generative)
@@ -132,9 +135,8 @@ class Verb:
             "cells": self.cells.num_cells,
             **settings,
         }
-        if self.cells.path is not None and self.cells.path.is_file():
-            file = self.cells.path.stat()
-            fingerprint |= {"path": str(self.cells.path.resolve()), "size": file.st_size, "time": file.st_mtime_ns}
+        if self.cells.path is not None:
+            fingerprint["input"] = stamp_of(self.cells.path)
         resumable = self.output if self.cells.path is not None else None
         digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True, default=str).encode()).hexdigest()
         self.workspace = Workspace(resumable, digest)
