@@ -65,12 +65,13 @@ class Busy(Exception):
 
 @dataclass
 class Batcher:
-    """One thread that answers whatever has gathered in its queue.
+    """One thread that answers whatever has gathered in its queue, at most so many together.
 
     `answer` gives each request its answer, or the exception that explains its absence.
     """
 
     answer: Callable[[list[Any]], list[Any]]
+    most: int = MAX_REQUESTS
     waiting: queue.Queue = field(default_factory=lambda: queue.Queue(MAX_WAITING))
 
     def start(self) -> None:
@@ -110,7 +111,7 @@ class Batcher:
         """Requests that arrive within a few milliseconds of the first."""
         gathered: list[Any] = []
         end = monotonic() + SECONDS_TO_GATHER
-        while len(gathered) + 1 < MAX_REQUESTS and None not in gathered:
+        while len(gathered) + 1 < self.most and None not in gathered:
             try:
                 gathered.append(self.waiting.get(timeout=max(0.0, end - monotonic())))
             except queue.Empty:
@@ -138,7 +139,8 @@ class Service:
     name: str
 
     def __post_init__(self) -> None:
-        self.fast, self.slow = Batcher(self.handler.answer), Batcher(self.handler.answer)
+        # Texts are written one after the other: whoever waits longest has the answer first, not with the last of a batch.
+        self.fast, self.slow = Batcher(self.handler.answer), Batcher(self.handler.answer, most=1)
         self.streams = threading.BoundedSemaphore(MAX_STREAMS)
 
     @asynccontextmanager
@@ -176,7 +178,13 @@ class Service:
     async def answer_body(self, body: dict[str, Any]) -> Any:
         """A body in the form of an inference endpoint: {"inputs": one request or several, "parameters": ...}."""
         requests, is_list = read_body(body)
-        answers = await asyncio.gather(*(self.answer(request) for request in requests))
+        working = [asyncio.ensure_future(self.answer(request)) for request in requests]
+        try:
+            answers = await asyncio.gather(*working)
+        finally:  # if one was refused, nobody waits for the others
+            for answer in working:
+                answer.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
         return answers if is_list else answers[0]
 
     def health(self) -> dict[str, Any]:

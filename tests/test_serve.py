@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -275,6 +276,57 @@ def test_nobody_works_for_a_client_that_left():
     asyncio.run(visits())
 
     assert answered == ["of who stays"]
+
+
+def as_service(answer) -> Service:
+    return Service(SimpleNamespace(answer=answer), "stub")
+
+
+def test_parts_of_a_body_that_was_refused_give_up_their_places():
+    go_on = threading.Event()
+
+    def answer(requests):
+        if requests[0].task == "annotate":
+            return [BadRequest("no")]
+        go_on.wait(5)
+        return [{} for _ in requests]
+
+    service, cells = as_service(answer), as_dicts(tiny_cells(1))
+    parts = [{"task": "describe", "cells": cells}] * 8 + [{"task": "annotate", "cells": cells, "labels": LABELS}]
+
+    async def ask() -> int:
+        async with service.lifespan(None):
+            with pytest.raises(BadRequest):
+                await service.answer_body({"inputs": parts})
+            waiting = service.slow.waiting.qsize()
+            go_on.set()
+        return waiting
+
+    assert asyncio.run(ask()) == 0
+
+
+def test_a_text_goes_out_when_it_is_written_and_waits_for_no_other():
+    together = []
+    service = as_service(lambda requests: together.append(len(requests)) or [{} for _ in requests])
+    request = DescribeRequest(cells=as_dicts(tiny_cells(1)))
+
+    async def ask() -> None:
+        async with service.lifespan(None):
+            await asyncio.gather(*(service.answer(request) for _ in range(6)))
+
+    asyncio.run(ask())
+
+    assert together == [1] * 6
+
+
+def test_the_example_of_the_openapi_page_is_answered(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    example = schemas["AnnotateRequest"]["properties"]["cells"]["examples"][0]
+
+    with TestClient(create_app(EndpointHandler(str(scmmgpt.EMBEDDED_MODEL), device="cpu"))) as client:
+        calls = client.post("/annotate", json={"cells": example, "labels": LABELS}).json()["calls"]
+
+    assert [call["cell_type"] for call in calls] == LABELS
 
 
 def test_more_streams_than_allowed_are_turned_away_and_each_gives_its_place_back(repository):

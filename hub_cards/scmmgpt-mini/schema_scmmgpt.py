@@ -96,7 +96,9 @@ Cells = Annotated[
     | Annotated[H5adCells, Tag("H5adCells")],
     Discriminator(_kind_of_cells),
 ]
-_TWO_CELLS = [{"CD79A": 4, "MS4A1": 3, "CD74": 21}, {"LYZ": 40, "S100A9": 32, "CD14": 2}]
+_B_CELL = ("CD74", "CD79A", "MS4A1", "CD79B", "CD37", "BANK1", "TCL1A", "LTB", "CD19", "FCER2", "IGHM", "IGHD")
+_MONOCYTE = ("LYZ", "S100A9", "S100A8", "FCN1", "VCAN", "CST3", "TYROBP", "CTSS", "MNDA", "AIF1", "LGALS1", "CD14")
+_TWO_CELLS = [{gene: len(genes) - place for place, gene in enumerate(genes)} for genes in (_B_CELL, _MONOCYTE)]
 
 
 class AnnotateRequest(_Strict):
