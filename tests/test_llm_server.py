@@ -1,6 +1,7 @@
 """`describe` and `chat` by a server of one's own: it is told a dossier, checked, and never trusted."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -144,11 +145,38 @@ def test_a_refusal_or_a_redirection_is_passed_on_in_one_sentence(status, reason,
         ("file:///etc/passwd", "no address of a server"),
         ("ftp://localhost/", "no address of a server"),
         ("http://", "no address of a server"),
+        ("http://[::1", "no address of a server"),
+        ("http://localhost:abc", "no address of a server"),
+        ("http://localhost/a b", "does not answer"),
     ],
 )
 def test_a_server_that_is_down_or_elsewhere_is_refused(url, reason):
     with pytest.raises(UserError, match=reason):
         LlmServer(url, "tiny").answer([])
+
+
+def test_a_server_of_another_kind_is_said_to_be_none():
+    def greet() -> None:
+        with other.accept()[0] as client:
+            client.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+            client.recv(10_000)
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=greet, daemon=True).start()
+
+        with pytest.raises(UserError, match="does not answer"):
+            LlmServer(f"http://127.0.0.1:{other.getsockname()[1]}", "tiny").answer([])
+
+
+def test_a_key_is_never_printed(monkeypatch, server):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
+    assert LlmServer(server.url).key == "sk-secret"
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\nsecret")
+
+    with pytest.raises(UserError, match="OPENAI_API_KEY") as refused:
+        LlmServer(server.url)
+
+    assert "secret" not in str(refused.value)
 
 
 def test_the_command_describes_by_a_server(server, tmp_path, capsys):

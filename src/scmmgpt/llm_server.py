@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -58,7 +59,14 @@ class LlmServer:
     key: str = field(default_factory=lambda: os.environ.get("OPENAI_API_KEY", ""), repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url if "//" in self.url else f"http://{self.url}")
+        self.key = self.key.strip()
+        if not self.key.isprintable():
+            raise UserError("OPENAI_API_KEY holds characters that no key has, such as an end of a line.")
+        try:
+            parts = urlsplit(self.url if "//" in self.url else f"http://{self.url}")
+            parts.port  # noqa: B018 - a ValueError where it is no number
+        except ValueError as error:
+            raise UserError(f"{self.url[:100]!r} is no address of a server: {error}.") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"{self.url[:100]!r} is no address of a server, such as http://localhost:8080.")
         if not _is_near(parts.hostname):
@@ -109,7 +117,7 @@ class LlmServer:
                 content = response.read(MOST_BYTES + 1)
         except urllib.error.HTTPError as error:
             raise UserError(f"The server at {self.url} refused: {error.code} {error.reason}.") from error
-        except (OSError, ValueError) as error:  # also a server that stops in the middle
+        except (OSError, ValueError, HTTPException) as error:  # also a server that stops in the middle
             reason = getattr(error, "reason", error)
             raise UserError(f"The server at {self.url} does not answer ({reason}): is it running?") from error
         if len(content) > MOST_BYTES:
