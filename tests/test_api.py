@@ -16,6 +16,7 @@ from tiny_models import GENES, tiny_cells, write_tiny_model
 
 import scmmgpt
 from scmmgpt import embedding, storage, text_cache
+from scmmgpt.console import named_rows
 from scmmgpt.device import Batches, choose_device
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
@@ -175,6 +176,19 @@ def test_search_lists_the_best_cells_with_their_metadata(cells, model):
 
     assert list(hits.columns) == ["score", "leiden"]
     assert list(hits["score"]) == sorted(all_scores, reverse=True)[:5]
+
+
+def test_search_gives_its_own_scores_and_names_whatever_columns_there_are(cells, model):
+    strange = cells.copy()
+    strange.obs["score"], strange.obs["cell"] = np.nan, "mine"
+
+    hits = scmmgpt.search(strange, "a T cell", top=3, model=model)
+    rows = named_rows(hits)
+
+    expected = scmmgpt.search(cells, "a T cell", top=3, model=model)
+    assert hits["score"].tolist() == expected["score"].tolist()
+    assert hits["obs_score"].isna().all()
+    assert [(row["cell"], row["obs_cell"]) for row in rows] == [(name, "mine") for name in expected.index]
 
 
 def test_search_looks_only_where_it_is_told(cells, model):

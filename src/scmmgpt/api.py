@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .arguments import shared_arguments
-from .cells import check_column, column_of
+from .cells import check_column, column_of, hits
 from .embedding import embed_batch
 from .errors import UserError
 from .loading import LoadedModel, ModelSource, load
@@ -247,7 +247,7 @@ def search(
         rows = rows_where(obs, where) if where else None
         if beside is None or (space := index.space()) is None:
             number, score = index.nearest(_query(loaded, text), top or index.num_cells, rows, exact=top is None)
-            return _hits(obs, number, score)
+            return hits(obs, number, score)
         embeds = index.vectors
     else:
         verb = Verb.begin("search", cells, model, Execution(device, batch_size, progress))
@@ -260,20 +260,14 @@ def search(
             verb.warn(f"There are no coordinates (obsm[{COORDINATES!r}]): {text!r} is looked for as a whole.")
     if beside is None or space is None:
         number, score = best_rows(embeds, _query(loaded, text), top or len(embeds), rows)
-        return _hits(obs, number, score)
+        return hits(obs, number, score)
     found = scores_with_neighbours(np.asarray(embeds), _query(loaded, own), _query(loaded, beside), space)
     number, score = best_rows(found[:, None], np.ones(1), top or len(embeds), rows)
-    return _hits(obs, number, score)
+    return hits(obs, number, score)
 
 
 def _query(loaded: LoadedModel, text: str) -> np.ndarray:
     return loaded.embed_texts([searched_words(text, loaded.ontology)])[0]
-
-
-def _hits(obs: pd.DataFrame, number: np.ndarray, score: np.ndarray) -> pd.DataFrame:
-    hits = obs.iloc[number].copy()
-    hits.insert(0, "score", score.astype(float), allow_duplicates=True)
-    return hits
 
 
 @shared_arguments

@@ -143,6 +143,13 @@ def _packed(names: pd.Index) -> np.ndarray:
     return names.to_numpy(_Packed()) if is_text else names.to_numpy()
 
 
+def hits(obs: pd.DataFrame, rows: np.ndarray, score: np.ndarray) -> pd.DataFrame:
+    """Some cells with their `score` before what `obs` says of them; a column of that name follows as `obs_score`."""
+    found = obs.iloc[rows].rename(columns={"score": "obs_score"})
+    found.insert(0, "score", score.astype(float))
+    return found
+
+
 def column_of(obs: pd.DataFrame, name: str) -> pd.Series:
     """A column of `obs`, as text."""
     if name not in obs:

@@ -35,7 +35,7 @@ from .cli_options import (
     Workers,
 )
 from .cli_tools import add_tools
-from .console import pairs, run_to_exit_code, say, say_outcome, say_table
+from .console import named_rows, pairs, run_to_exit_code, say, say_outcome, say_table
 
 app = typer.Typer(
     help="Single cells and language: annotate, embed, describe, search, chat about and generate single cells.",
@@ -205,7 +205,7 @@ def search(
     from . import api
 
     table = api.search(cells, text, top=top, where=where, model=model, device=device, batch_size=batch_size)
-    say_table(table.reset_index(names="cell").to_dict("records"), as_json=json)
+    say_table(named_rows(table), as_json=json)
 
 
 @index_app.command("build", epilog="Example: scmmgpt index build atlas.h5ad --output atlas-index")

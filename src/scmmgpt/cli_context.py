@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .cli_options import AsJson, BatchSize, Cells, Device, KeyAdded, LibraryKey, Model, Overwrite, Seed
-from .console import say, say_table
+from .console import named_rows, say, say_table
 
 
 def compare(
@@ -52,17 +52,17 @@ def compare(
         write_comparison_page(page, found)
     hits = None
     if search is not None:
-        hits = found.search(search, group=group[0] if group else None, top=top).reset_index(names="cell")
+        hits = named_rows(found.search(search, group=group[0] if group else None, top=top))
     rows = found.table.astype(object)
     responses = rows.where(rows.notna(), None).to_dict("records")  # JSON knows no NaN
     if json:
         content = {"groupby": groupby, "control": control, "responses": responses, "text": found.text}
-        say(content | ({} if hits is None else {"hits": hits.to_dict("records")}), as_json=True)
+        say(content | ({} if hits is None else {"hits": hits}), as_json=True)
         return
     say_table(responses, as_json=False)
     say({}, as_json=False, lines=found.text.splitlines())
     if hits is not None:
-        say_table(hits.to_dict("records"), as_json=False)
+        say_table(hits, as_json=False)
 
 
 def niches(

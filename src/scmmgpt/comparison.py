@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from .arguments import shared_arguments
-from .cells import column_of
+from .cells import column_of, hits
 from .embedding import CELLS_PER_CHUNK, embed_batch, run_chunk
 from .errors import UserError
 from .loading import ModelSource
@@ -100,9 +100,7 @@ class Comparison:
         embeds = verb.start_run().compute("search", embed_batch)["embeds"]
         scores = self.scores(np.asarray(embeds), group)
         best = np.argsort(-scores, kind="stable")[:top]
-        hits = verb.cells.obs.iloc[best].copy()
-        hits.insert(0, "score", scores[best], allow_duplicates=True)
-        return hits
+        return hits(verb.cells.obs, best, scores[best])
 
     def _of_group(self, group: str | None) -> list[Direction]:
         groups = sorted({name for name, _ in self.directions})

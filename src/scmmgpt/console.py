@@ -10,7 +10,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FINE, OUR_FAULT, USERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 _MAX_LINES, _MAX_WIDTH = 6, 400
@@ -86,7 +89,7 @@ def _print_warnings(caught: Iterable[warnings.WarningMessage]) -> None:
 def say(result: dict[str, Any], *, as_json: bool, lines: Iterable[str] = ()) -> None:
     """The result of a verb: as one JSON object, or as the lines written for people."""
     if as_json:
-        print(json.dumps(result, default=str))  # noqa: T201
+        print(_json(result))  # noqa: T201
         return
     from rich.console import Console
 
@@ -97,7 +100,7 @@ def say(result: dict[str, Any], *, as_json: bool, lines: Iterable[str] = ()) -> 
 def say_table(rows: list[dict[str, Any]], *, as_json: bool, most: int | None = None) -> None:
     """Rows as a table, of which people are shown `most` and told how many more there are, or as a JSON list."""
     if as_json:
-        print(json.dumps(rows, default=str))  # noqa: T201
+        print(_json(rows))  # noqa: T201
         return
     from rich.console import Console
     from rich.table import Table
@@ -115,6 +118,16 @@ def say_table(rows: list[dict[str, Any]], *, as_json: bool, most: int | None = N
     if texts and len(shown) < len(texts[0]):
         left_out = ", ".join(name for name in texts[0] if name not in shown)
         console.print(f"Not shown here, but with --json: {left_out}", markup=False)
+
+
+def named_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table of cells with their names as `cell`, whatever columns of that name the table has."""
+    return table.rename(columns={"cell": "obs_cell"}).reset_index(names="cell").to_dict("records")
+
+
+def _json(value: Any) -> str:
+    """JSON knows no NaN."""
+    return json.dumps(json.loads(json.dumps(value, default=str), parse_constant=lambda _: None))
 
 
 def _short(value: Any) -> str:

@@ -28,6 +28,7 @@ from mcp_types import CallToolResult, InputRequiredResult, ResourceLink, TextCon
 from pydantic import ValidationError
 
 from . import progress
+from .console import named_rows
 from .errors import UserError
 from .mcp_folders import Folders
 from .version import __version__
@@ -262,7 +263,7 @@ class Tools:
         words = plain_text(text, "text")
         with _warnings() as caught:
             table = api.search(self.cells(path), words, top=top, model=self.model())
-        rows = table.iloc[:, :20].reset_index(names="cell").to_dict("records")
+        rows = named_rows(table.iloc[:, :20])
         return self.result({"cells": rows}, caught)
 
     def generate(self, text: str, output: str, num_cells: int = 100, seed: int = 0) -> dict[str, Any]:
