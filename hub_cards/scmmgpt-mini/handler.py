@@ -97,7 +97,10 @@ class EndpointHandler:
     # The tasks
 
     def _annotate(self, request: Any, cells: dict[str, Any]) -> dict[str, Any]:
-        """Each cell by itself: what is said about a cell never depends on the other cells of a request."""
+        """Each cell by itself: what is said about a cell never depends on the types of the others of a request.
+
+        Whether the values are counts is recognised once for all of them.
+        """
         with _explained():
             label_set = self.annotator.label_set(request.labels)
         candidates = self.annotator.candidates(

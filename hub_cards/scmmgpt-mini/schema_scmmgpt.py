@@ -51,7 +51,7 @@ def _not_too_many_values(cells: list[dict[str, float]]) -> list[dict[str, float]
 
 SparseCells = Annotated[
     list[Annotated[dict[GeneName, Count], Field(max_length=MAX_GENES)]],
-    Field(min_length=1, max_length=MAX_CELLS, description="Cells as {gene: count}."),
+    Field(min_length=1, max_length=MAX_CELLS, description="Cells as {gene: count}; all counts, or all scaled alike."),
     AfterValidator(_not_too_many_values),
 ]
 
