@@ -141,6 +141,16 @@ def test_obs_of_a_file_is_what_was_written(tmp_path, names):
         pd.testing.assert_frame_equal(opened.obs, ad.io.read_elem(file["obs"]))
 
 
+def test_obs_that_is_no_table_is_refused_by_the_name_of_the_file(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    with h5py.File(path, "w") as file:
+        ad.io.write_elem(file, "obs", np.zeros(3))
+        ad.io.write_elem(file, "var", pd.DataFrame(index=["CD3D"]))
+
+    with pytest.raises(UserError, match="cells.h5ad.*cannot be read as AnnData"):
+        cell_access.open_cells(path)
+
+
 def test_names_of_the_cells_of_a_file_take_little_memory(tmp_path):
     num_cells = 50_000
     obs = pd.DataFrame(index=[f"AAACCTGAGAAGGCCT-{number}" for number in range(num_cells)])

@@ -103,13 +103,13 @@ class CellsInFile:
                 self.var: pd.DataFrame = store["var"] if is_tenx else read_elem(store["var"])
                 obsm = set(store["obsm"]) if "obsm" in store else set()
                 self.has_graph: bool = "obsp" in store and GRAPH in store["obsp"]
+            self._names, self._title, self._columns = _packed(obs.index), obs.index.name, obs.reset_index(drop=True)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         except Exception as error:  # h5py, zarr and anndata each have their own ways to say "not AnnData"
             raise unreadable(path, error) from error
         self.num_cells: int = len(obs)
         self.present: dict[str, set[str]] = {"obs": set(obs), "obsm": obsm}
-        self._names, self._title, self._columns = _packed(obs.index), obs.index.name, obs.reset_index(drop=True)
 
     @property
     def obs(self) -> pd.DataFrame:
