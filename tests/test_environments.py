@@ -18,7 +18,7 @@ import scmmgpt
 from scmmgpt.errors import UserError
 from scmmgpt.loading import load
 from scmmgpt.processing.labels_scmmgpt import read_labels
-from scmmgpt.storage import write_cells
+from scmmgpt.storage import check_tables, write_cells
 
 LABELS = ["T cell", "B cell", "monocyte"]
 GIBIBYTE = 1024**3
@@ -198,7 +198,7 @@ def test_what_others_write_under_a_longer_name_is_kept(model, tmp_path):
     assert others.exists()
 
 
-def test_the_copy_of_a_zarr_that_nobody_may_write_to_can_be_written_and_removed(model, tmp_path):
+def test_the_copy_of_a_zarr_that_nobody_may_write_to_can_be_written(model, tmp_path):
     write_cells(tiny_cells(5), tmp_path / "cells.zarr")
     for path in (tmp_path / "cells.zarr").rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -227,6 +227,22 @@ def test_columns_that_no_file_holds_are_said_before_any_work(model, tmp_path, mo
 
     with pytest.raises(UserError, match="cannot be written to a file.*taken"):
         scmmgpt.embed(cells, model=model, output=tmp_path / "out.h5ad", progress=False)
+
+
+def test_columns_are_looked_at_by_two_threads_at_once(monkeypatch):
+    write, inner = anndata.io.write_elem, []
+
+    def write_while_another_looks(store, name, table):
+        if not inner:
+            inner.append(name)
+            check_tables(tiny_cells(5))
+        write(store, name, table)
+
+    monkeypatch.setattr("anndata.io.write_elem", write_while_another_looks)
+
+    check_tables(tiny_cells(5))
+
+    assert inner == ["obs"]
 
 
 def test_an_output_within_the_input_or_with_too_long_a_name_is_refused(model, tmp_path):

@@ -83,10 +83,10 @@ def _try_again(function: Any, name: str, _: Any) -> None:
         function(name)
 
 
-def make_writable(path: Path) -> None:
-    """Let the owner write to a file or to all that a folder holds."""
-    for file in [path, *path.rglob("*")]:
-        file.chmod(file.stat().st_mode | (0o700 if file.is_dir() else 0o200))
+def make_writable(folder: Path) -> None:
+    """Let the owner write to a folder and those below, which `copytree` gives the rights of those that it read."""
+    for one in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        one.chmod(one.stat().st_mode | 0o700)
 
 
 def _sync(path: Path) -> None:
