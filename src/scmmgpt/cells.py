@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-_Packed = np.dtypes.StringDType
+_TEXT = np.dtypes.StringDType()
 GRAPH = "connectivities"  # where scanpy keeps the graph of neighbours, in obsp
 
 
@@ -118,7 +118,7 @@ class CellsInFile:
 
     def _obs(self, rows: slice | np.ndarray) -> pd.DataFrame:
         obs, names = self._columns.iloc[rows].copy(), self._names[rows]
-        obs.index = names.astype(object) if isinstance(names.dtype, _Packed) else names
+        obs.index = names.astype(object) if names.dtype == _TEXT else names
         return obs.rename_axis(index=self._title)
 
     def rows(self, rows: slice | np.ndarray) -> AnnData:
@@ -140,14 +140,7 @@ class CellsInFile:
 
 def _packed(names: pd.Index) -> np.ndarray:
     is_text = all(isinstance(name, str) for name in names)
-    return names.to_numpy(_Packed()) if is_text else names.to_numpy()
-
-
-def hits(obs: pd.DataFrame, rows: np.ndarray, score: np.ndarray) -> pd.DataFrame:
-    """Some cells with their `score` before what `obs` says of them; a column of that name follows as `obs_score`."""
-    found = obs.iloc[rows].rename(columns={"score": "obs_score"})
-    found.insert(0, "score", score.astype(float))
-    return found
+    return names.to_numpy(_TEXT) if is_text else names.to_numpy()
 
 
 def column_of(obs: pd.DataFrame, name: str) -> pd.Series:

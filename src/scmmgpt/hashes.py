@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,6 @@ def stamp_of(path: Path) -> str:
     digest = hashlib.sha256(os.fsencode(path.resolve()))
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         state = file.stat()
-        if not file.is_dir():
+        if not stat.S_ISDIR(state.st_mode):
             digest.update(os.fsencode(file.relative_to(path)) + f" {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
