@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .arguments import shared_arguments
-from .cells import check_column, column_of, hits
+from .cells import check_column, column_of
 from .embedding import embed_batch
 from .errors import UserError
 from .loading import LoadedModel, ModelSource, load
@@ -235,7 +235,7 @@ def search(
     where
         Conditions "COLUMN=VALUE" on `obs`, all of which a cell must meet.
     """
-    from .index import Index, best_rows, is_index, rows_where
+    from .index import Index, best_rows, hits, is_index, rows_where
 
     if not text.strip():
         raise UserError("The text to search for is empty.")

@@ -13,9 +13,10 @@ import numpy as np
 from scipy import sparse
 
 from .arguments import shared_arguments
-from .cells import column_of, hits
+from .cells import column_of
 from .embedding import CELLS_PER_CHUNK, embed_batch, run_chunk
 from .errors import UserError
+from .index import hits
 from .loading import ModelSource
 from .processing.cell_matrix_scmmgpt import parts
 from .processing.labels_scmmgpt import UNKNOWN

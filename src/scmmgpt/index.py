@@ -158,6 +158,13 @@ def _damaged(folder: str | os.PathLike, error: Exception) -> UserError:
     return UserError(f"The index {str(folder)!r} is damaged ({first_line(error)}); build it again.")
 
 
+def hits(obs: pd.DataFrame, rows: np.ndarray, score: np.ndarray) -> pd.DataFrame:
+    """Some cells with their `score` before what `obs` says of them; a column of that name follows as `obs_score`."""
+    found = obs.iloc[rows].rename(columns={"score": "obs_score"})
+    found.insert(0, "score", score.astype(float))
+    return found
+
+
 def best_rows(
     vectors: np.ndarray, query: np.ndarray, top: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
